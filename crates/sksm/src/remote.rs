@@ -1,0 +1,96 @@
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use crate::merge::last_error;
+use crate::{Error, MADV_MERGE};
+
+/// How many ranges the kernel takes in one call (`UIO_MAXIOV`).
+const RANGES_PER_CALL: usize = 1024;
+
+/// Merges ranges, given as address and length, of the process that `pidfd` refers to, and tells how many bytes were advised.
+///
+/// Nothing is rounded. It needs the permissions of `process_madvise(2)`. At the first range that is refused it stops: if any
+/// range was done before, it says so by a count below the sum of the lengths, else by the error.
+pub fn merge_remote(pidfd: BorrowedFd<'_>, ranges: &[(usize, usize)]) -> Result<usize, Error> {
+    let mut advised = 0;
+    for chunk in ranges.chunks(RANGES_PER_CALL) {
+        let wanted: usize = chunk
+            .iter()
+            .fold(0, |sum, (_, len)| sum.saturating_add(*len));
+        let done = match merge_chunk(pidfd, chunk) {
+            Err(error) if advised == 0 => return Err(error),
+            result => result.unwrap_or(0),
+        };
+        advised += done;
+        if done < wanted {
+            break;
+        }
+    }
+    Ok(advised)
+}
+
+fn merge_chunk(pidfd: BorrowedFd<'_>, ranges: &[(usize, usize)]) -> Result<usize, Error> {
+    let vectors: Vec<libc::iovec> = ranges
+        .iter()
+        .map(|&(addr, len)| libc::iovec {
+            iov_base: addr as *mut libc::c_void,
+            iov_len: len,
+        })
+        .collect();
+    // SAFETY: the vectors live over the call, and merging changes no content, here or in the other process.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_process_madvise,
+            pidfd.as_raw_fd(),
+            vectors.as_ptr(),
+            vectors.len(),
+            MADV_MERGE,
+            0,
+        )
+    };
+    usize::try_from(done).map_err(|_| last_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+
+    use super::*;
+    use crate::{Support, page_size, support};
+
+    fn own_pidfd() -> OwnedFd {
+        // SAFETY: opens a new descriptor, or fails.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::getpid(), 0) };
+        assert!(fd >= 0, "pidfd_open: {}", std::io::Error::last_os_error());
+        // SAFETY: a new descriptor that nothing else owns.
+        unsafe { OwnedFd::from_raw_fd(fd as i32) }
+    }
+
+    #[test]
+    fn merges_more_ranges_than_one_call_takes() {
+        let page = page_size();
+        let data = vec![3u8; 4 * page];
+        let start = (data.as_ptr() as usize).next_multiple_of(page);
+        let ranges = vec![(start, page); RANGES_PER_CALL + 10];
+        let result = merge_remote(own_pidfd().as_fd(), &ranges);
+        match support() {
+            Support::Merge => assert_eq!(result, Ok(ranges.len() * page)),
+            _ => assert_eq!(
+                result.map_err(|error| error.raw_os_error()),
+                Err(Some(libc::EINVAL))
+            ),
+        }
+        assert!(data.iter().all(|byte| *byte == 3));
+    }
+
+    #[test]
+    fn no_ranges_is_no_work() {
+        assert_eq!(merge_remote(own_pidfd().as_fd(), &[]), Ok(0));
+    }
+
+    #[test]
+    fn a_descriptor_of_no_process_is_an_error() {
+        let file = std::fs::File::open("/dev/null").unwrap();
+        let error = merge_remote(file.as_fd(), &[(0, 0)]).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EBADF));
+    }
+}
