@@ -1,0 +1,9 @@
+//! What the programs that run inside the test kernel share.
+
+pub mod memory;
+pub mod pagemap;
+pub mod process;
+pub mod report;
+pub mod settings;
+pub mod swap;
+pub mod sysfs;

@@ -1,0 +1,127 @@
+//! Which physical page stands behind an address: `/proc/PID/pagemap`, `/proc/kpageflags`, `/proc/kpagecount`.
+//! Needs root: others read zeros for page frame numbers.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::memory::PAGE;
+
+/// What the page table says about one page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Entry(u64);
+
+impl Entry {
+    pub fn present(self) -> bool {
+        self.0 >> 63 & 1 != 0
+    }
+    pub fn swapped(self) -> bool {
+        self.0 >> 62 & 1 != 0
+    }
+    /// The page belongs to a file or to shared memory, not to this mapping alone.
+    pub fn file_or_shared(self) -> bool {
+        self.0 >> 61 & 1 != 0
+    }
+    pub fn soft_dirty(self) -> bool {
+        self.0 >> 55 & 1 != 0
+    }
+    /// The page frame number, if a page is present.
+    pub fn pfn(self) -> Option<u64> {
+        self.present().then_some(self.0 & ((1 << 55) - 1))
+    }
+}
+
+/// The page table of one process.
+pub struct Pagemap(File);
+
+impl Pagemap {
+    pub fn own() -> Result<Self> {
+        Self::open("/proc/self/pagemap".into())
+    }
+
+    pub fn of(pid: i32) -> Result<Self> {
+        Self::open(format!("/proc/{pid}/pagemap"))
+    }
+
+    fn open(path: String) -> Result<Self> {
+        Ok(Self(
+            File::open(&path).with_context(|| format!("cannot open {path}"))?,
+        ))
+    }
+
+    /// The entries of `pages` pages from `addr`.
+    pub fn entries(&self, addr: usize, pages: usize) -> Result<Vec<Entry>> {
+        let words = words(&self.0, (addr / PAGE) as u64, pages).context("pagemap")?;
+        Ok(words.into_iter().map(Entry).collect())
+    }
+
+    pub fn entry(&self, addr: usize) -> Result<Entry> {
+        Ok(self.entries(addr, 1)?[0])
+    }
+
+    /// The page frame number behind `addr`; an error if no page is present there.
+    pub fn pfn(&self, addr: usize) -> Result<u64> {
+        Ok(self.pfns(addr, 1)?[0])
+    }
+
+    /// The page frame numbers of `pages` pages from `addr`, all of which must be present.
+    pub fn pfns(&self, addr: usize, pages: usize) -> Result<Vec<u64>> {
+        let mut pfns = Vec::with_capacity(pages);
+        for (index, entry) in self.entries(addr, pages)?.into_iter().enumerate() {
+            match entry.pfn() {
+                Some(0) => bail!("pagemap hides page frame numbers: run as root"),
+                Some(pfn) => pfns.push(pfn),
+                None => bail!("no page present at {:#x}", addr + index * PAGE),
+            }
+        }
+        Ok(pfns)
+    }
+}
+
+/// Flags of a physical page, as in the kernel's `kernel-page-flags.h`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Flags(u64);
+
+impl Flags {
+    pub fn of(pfn: u64) -> Result<Self> {
+        let file = File::open("/proc/kpageflags").context("cannot open /proc/kpageflags")?;
+        Ok(Self(words(&file, pfn, 1).context("kpageflags")?[0]))
+    }
+    pub fn anon(self) -> bool {
+        self.0 >> 12 & 1 != 0
+    }
+    pub fn poisoned(self) -> bool {
+        self.0 >> 19 & 1 != 0
+    }
+    pub fn ksm(self) -> bool {
+        self.0 >> 21 & 1 != 0
+    }
+    pub fn huge(self) -> bool {
+        self.0 >> 22 & 1 != 0
+    }
+    pub fn zero_page(self) -> bool {
+        self.0 >> 24 & 1 != 0
+    }
+}
+
+/// How many page table entries map this physical page.
+pub fn map_count(pfn: u64) -> Result<u64> {
+    let file = File::open("/proc/kpagecount").context("cannot open /proc/kpagecount")?;
+    Ok(words(&file, pfn, 1).context("kpagecount")?[0])
+}
+
+/// Reads `count` 64-bit words from word `first` of one of proc's arrays of words.
+fn words(file: &File, first: u64, count: usize) -> Result<Vec<u64>> {
+    let mut bytes = vec![0; count * 8];
+    let mut done = 0;
+    while done < bytes.len() {
+        let read = file.read_at(&mut bytes[done..], first * 8 + done as u64)?;
+        ensure!(read > 0, "ends before word {}", first + done as u64 / 8);
+        done += read;
+    }
+    let words = bytes.chunks_exact(8);
+    Ok(words
+        .map(|word| u64::from_ne_bytes(word.try_into().expect("chunks of eight")))
+        .collect())
+}

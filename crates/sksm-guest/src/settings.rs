@@ -1,0 +1,53 @@
+//! Settings of the whole system that tests change, and how they come back, also after a test that crashed.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::swap;
+
+const FILES: &[&str] = &[
+    "/sys/kernel/mm/sksm/domain",
+    "/sys/kernel/mm/sksm/max_page_sharing",
+    "/sys/kernel/mm/ksm/run",
+    "/sys/kernel/mm/ksm/pages_to_scan",
+    "/sys/kernel/mm/ksm/sleep_millisecs",
+    "/sys/kernel/mm/ksm/use_zero_pages",
+    "/sys/kernel/mm/ksm/smart_scan",
+    "/proc/sys/vm/nr_hugepages",
+];
+
+/// The settings at one moment.
+pub struct Settings(Vec<(&'static str, String)>);
+
+impl Settings {
+    pub fn save() -> Result<Self> {
+        let there = FILES.iter().filter(|path| Path::new(path).exists());
+        Ok(Self(
+            there
+                .map(|path| Ok((*path, read(path)?)))
+                .collect::<Result<_>>()?,
+        ))
+    }
+
+    /// Puts back what differs, and takes all swap space away.
+    pub fn restore(&self) -> Result<()> {
+        swap::off_all()?;
+        for (path, value) in &self.0 {
+            if read(path)? != *value {
+                fs::write(path, value).with_context(|| format!("cannot restore {path}"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The value in effect; of a list of choices, the one in brackets.
+fn read(path: &str) -> Result<String> {
+    let text = fs::read_to_string(path).with_context(|| format!("cannot read {path}"))?;
+    let chosen = text
+        .split_once('[')
+        .and_then(|(_, rest)| rest.split_once(']'));
+    Ok(chosen.map_or(text.trim(), |(value, _)| value).to_owned())
+}
