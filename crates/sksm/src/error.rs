@@ -37,7 +37,7 @@ pub enum Error {
         errno: i32,
     },
     /// Any other error, for instance a missing permission over the other process.
-    #[error("merging failed: {}", std::io::Error::from_raw_os_error(*.errno))]
+    #[error("merging failed: {}", reason(*.errno))]
     Os {
         /// The error number.
         errno: i32,
@@ -73,6 +73,23 @@ impl Error {
     }
 }
 
+#[cfg(feature = "std")]
+fn reason(errno: i32) -> std::io::Error {
+    std::io::Error::from_raw_os_error(errno)
+}
+
+#[cfg(not(feature = "std"))]
+fn reason(errno: i32) -> impl core::fmt::Display {
+    struct Errno(i32);
+    impl core::fmt::Display for Errno {
+        fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+            write!(f, "error number {}", self.0)
+        }
+    }
+    Errno(errno)
+}
+
+#[cfg(feature = "std")]
 impl From<Error> for std::io::Error {
     fn from(error: Error) -> Self {
         match error.raw_os_error() {

@@ -17,16 +17,21 @@
 //!
 //! Do not merge secrets: the time that a merge or a write takes tells whether some other process of the merge domain holds the
 //! same content.
+//!
+//! Without the feature `std` the crate needs only `core` and libc; [`merge_remote`] is then left out.
 
+#![cfg_attr(not(feature = "std"), no_std)]
 #![deny(missing_docs)]
 
 mod error;
 mod merge;
+#[cfg(feature = "std")]
 mod remote;
 mod support;
 
 pub use error::Error;
 pub use merge::{merge, merge_exact, merge_range, page_size};
+#[cfg(feature = "std")]
 pub use remote::merge_remote;
 pub use support::{Support, support};
 

@@ -64,7 +64,7 @@ mod tests {
             // SAFETY: a new mapping, placed by the kernel.
             let start = unsafe {
                 libc::mmap(
-                    std::ptr::null_mut(),
+                    core::ptr::null_mut(),
                     len,
                     libc::PROT_READ | libc::PROT_WRITE,
                     libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
@@ -74,7 +74,7 @@ mod tests {
             };
             assert_ne!(start, libc::MAP_FAILED);
             // SAFETY: just mapped, readable, writable, zeroed, and owned by this value alone.
-            let pages = unsafe { std::slice::from_raw_parts_mut(start.cast::<u8>(), len) };
+            let pages = unsafe { core::slice::from_raw_parts_mut(start.cast::<u8>(), len) };
             for (number, page) in pages.chunks_mut(page_size()).enumerate() {
                 page.fill(fill(number));
             }

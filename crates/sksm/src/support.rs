@@ -1,4 +1,4 @@
-use std::sync::atomic::{AtomicU8, Ordering};
+use core::sync::atomic::{AtomicU8, Ordering};
 
 use crate::MADV_MERGE;
 
@@ -49,7 +49,7 @@ fn accepts(advice: i32) -> bool {
     let errno = unsafe { &mut *libc::__errno_location() };
     let kept = *errno;
     // SAFETY: the range is empty, so no advice can touch memory.
-    let answer = unsafe { libc::madvise(std::ptr::null_mut(), 0, advice) };
+    let answer = unsafe { libc::madvise(core::ptr::null_mut(), 0, advice) };
     *errno = kept;
     answer == 0
 }
