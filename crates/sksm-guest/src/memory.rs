@@ -149,7 +149,12 @@ impl Map {
 
     /// The page must hold exactly this content.
     pub fn expect(&self, page: usize, id: u64) -> Result<()> {
-        for word in 0..WORDS {
+        self.expect_after(page, 0, id)
+    }
+
+    /// The page must hold exactly this content from the given word on.
+    pub fn expect_after(&self, page: usize, first: usize, id: u64) -> Result<()> {
+        for word in first..WORDS {
             let (found, right) = (self.get(page, word), content(id, word));
             ensure!(
                 found == right,
