@@ -1,1 +1,103 @@
-fn main() {}
+//! `cargo xtask`: builds the kernels, boots them, and tests in them.
+
+mod agent;
+mod build;
+mod cache;
+mod config;
+mod console;
+mod guest;
+mod initramfs;
+mod interrupt;
+mod kernel;
+mod lock;
+mod progress;
+mod project;
+mod protocol;
+mod run;
+mod setup;
+mod source;
+mod step;
+mod terminal;
+mod toolchain;
+mod tree;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use kernel::Arch;
+use project::Project;
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    about = "Builds, boots and tests kernels with SKSM"
+)]
+struct Cli {
+    /// An unpacked Linux 6.12.y tree to use instead of Debian's package; it is only read
+    #[arg(long, global = true, env = "SKSM_LINUX_SRC", value_name = "DIR")]
+    linux_src: Option<PathBuf>,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Install what is missing
+    Setup {
+        /// Only list it, with the apt-get line
+        #[arg(long)]
+        check: bool,
+    },
+    /// Build a kernel; the last line of stdout is the image's path
+    Kernel { arch: Arch },
+    /// Boot a kernel on this machine's root file system and run a command in it
+    Run(run::Args),
+    /// Remove the cached trees and objects
+    Clean,
+    /// Serve the tool from inside a guest
+    #[command(hide = true)]
+    GuestAgent { channel: PathBuf },
+}
+
+fn main() -> ExitCode {
+    match dispatch(Cli::parse()) {
+        Ok(code) => code,
+        Err(error) => {
+            if let Some(signal) = interrupt::signal() {
+                eprintln!("interrupted");
+                return ExitCode::from(u8::try_from(128 + signal).unwrap_or(255));
+            }
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<ExitCode> {
+    if let Verb::GuestAgent { channel } = cli.verb {
+        agent::serve(&channel)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    interrupt::install()?;
+    let linux_src = cli.linux_src.as_deref();
+    match cli.verb {
+        Verb::Setup { check: true } => {
+            return Ok(if setup::check()? {
+                ExitCode::SUCCESS
+            } else {
+                ExitCode::FAILURE
+            });
+        }
+        Verb::Setup { check: false } => setup::ensure(linux_src.is_some())?,
+        Verb::Kernel { arch } => {
+            let kernel = kernel::build(&Project::find()?, arch, linux_src)?;
+            println!("{}", kernel.image.display());
+        }
+        Verb::Run(args) => return run::run(&Project::find()?, args, linux_src),
+        Verb::Clean => cache::clean(&Project::find()?)?,
+        Verb::GuestAgent { .. } => unreachable!("handled above"),
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,95 @@
+//! Files of the cache that are whole or absent.
+
+use std::{
+    fs,
+    hash::{DefaultHasher, Hash, Hasher},
+    path::Path,
+};
+
+use anyhow::{Context, Result};
+
+use crate::project::Project;
+
+/// Writes through a temporary file, so that an interruption leaves the old content.
+pub fn write(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
+    let attempt = || -> Result<()> {
+        let dir = path.parent().context("the path has no directory")?;
+        fs::create_dir_all(dir)?;
+        let mut name = path.file_name().context("the path has no name")?.to_owned();
+        name.push(".new");
+        let new = dir.join(name);
+        fs::write(&new, content.as_ref())?;
+        fs::rename(&new, path)?;
+        Ok(())
+    };
+    attempt().with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// As `write`, but leaves a file alone that has that content already, and with it its time.
+pub fn update(path: &Path, content: &[u8]) -> Result<bool> {
+    if fs::read(path).is_ok_and(|old| old == content) {
+        return Ok(false);
+    }
+    write(path, content)?;
+    Ok(true)
+}
+
+/// Removes a file or directory that may be absent.
+pub fn remove(path: &Path) -> Result<()> {
+    let removed = match fs::symlink_metadata(path) {
+        Err(error) => Err(error),
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+    };
+    match removed {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Names things by their content; another hash in another Rust only means doing a step again.
+pub fn fingerprint(of: impl Hash) -> String {
+    let mut hasher = DefaultHasher::new();
+    of.hash(&mut hasher);
+    format!("{:016x}", hasher.finish())
+}
+
+/// The verb `clean`.
+pub fn clean(project: &Project) -> Result<()> {
+    let lock = project.lock_cache()?;
+    let step = crate::progress::Step::begin("removing cached trees and objects");
+    for entry in fs::read_dir(&project.cache)? {
+        let path = entry?.path();
+        // The lock file stays: another invocation may be waiting for it.
+        if path.file_name().is_some_and(|name| name != "lock") {
+            step.detail(&path.display().to_string());
+            remove(&path)?;
+        }
+    }
+    remove(&project.target.join("sksm"))?;
+    step.done();
+    drop(lock);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unchanged_content_keeps_its_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a/b");
+        assert!(update(&path, b"1").unwrap());
+        let time = fs::metadata(&path).unwrap().modified().unwrap();
+        assert!(!update(&path, b"1").unwrap());
+        assert_eq!(fs::metadata(&path).unwrap().modified().unwrap(), time);
+        assert!(update(&path, b"2").unwrap());
+        assert_eq!(fs::read(&path).unwrap(), b"2");
+        remove(&path).unwrap();
+        remove(&path).unwrap();
+        remove(dir.path().join("a").as_path()).unwrap();
+    }
+}

@@ -1,0 +1,696 @@
+//! Boots a kernel on the host's root file system and runs commands in it.
+
+use std::{
+    env,
+    ffi::OsStr,
+    fs::{self, File},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+    net::{AddressFamily, SocketFlags, SocketType, socketpair},
+    stdio::stdin,
+};
+
+use crate::{
+    console,
+    initramfs::{self, Contents},
+    interrupt::{self, Group},
+    kernel::{Arch, Kernel},
+    progress::Step,
+    project::Project,
+    protocol::{Decoder, Exec, Frame, WINDOW},
+    terminal::{self, Raw},
+};
+
+/// How long a kernel may take to start its first program, with a loaded host in mind.
+const BOOT: Duration = Duration::from_secs(600);
+/// How long it may take to kill everything, and to power off.
+const WIND_DOWN: Duration = Duration::from_secs(60);
+/// Complaints of the kernel that a report shows.
+const SPLATS_SHOWN: usize = 10;
+/// Console logs that are kept.
+const LOGS_KEPT: usize = 40;
+
+/// What the host's environment lends to the guest.
+const LENT: &[&str] = &[
+    "COLORTERM",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "LC_CTYPE",
+    "LC_MESSAGES",
+    "PATH",
+    "SHELL",
+    "TERM",
+];
+
+/// A kernel about to be booted.
+pub struct Boot<'a> {
+    project: &'a Project,
+    kernel: &'a Kernel,
+    mem: String,
+    smp: u32,
+    timeout: Option<Duration>,
+}
+
+/// Where standard input comes from.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Stdin {
+    Null,
+    /// The tool's own; with a terminal at both ends the command gets a terminal too.
+    Inherit,
+}
+
+/// Where an output goes.
+pub enum Output<'a> {
+    Inherit,
+    Capture,
+    Lines(Box<dyn FnMut(&str) + 'a>),
+    Discard,
+}
+
+/// A command for the guest.
+pub struct Cmd<'a> {
+    argv: Vec<String>,
+    env: Vec<(String, String)>,
+    cwd: Option<PathBuf>,
+    stdin: Stdin,
+    stdout: Output<'a>,
+    stderr: Output<'a>,
+}
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum End {
+    /// With this status, as a shell shows it.
+    Exited(i32),
+    TimedOut,
+    /// The kernel panicked.
+    Panicked,
+    /// The kernel went away without a word.
+    Died,
+}
+
+pub struct Outcome {
+    pub end: End,
+    /// What was captured.
+    pub stdout: Vec<u8>,
+    pub stderr: Vec<u8>,
+    /// The kernel's complaints.
+    pub splats: Vec<String>,
+    /// The console log.
+    pub console: PathBuf,
+}
+
+impl<'a> Cmd<'a> {
+    pub fn new<S: AsRef<OsStr>>(argv: impl IntoIterator<Item = S>) -> Self {
+        Self {
+            argv: argv
+                .into_iter()
+                .map(|word| word.as_ref().to_string_lossy().into_owned())
+                .collect(),
+            env: Vec::new(),
+            cwd: None,
+            stdin: Stdin::Null,
+            stdout: Output::Inherit,
+            stderr: Output::Inherit,
+        }
+    }
+
+    pub fn env(mut self, key: &str, value: &str) -> Self {
+        self.env.push((key.into(), value.into()));
+        self
+    }
+
+    pub fn cwd(mut self, dir: &Path) -> Self {
+        self.cwd = Some(dir.into());
+        self
+    }
+
+    pub fn stdin(mut self, stdin: Stdin) -> Self {
+        self.stdin = stdin;
+        self
+    }
+
+    pub fn stdout(mut self, output: Output<'a>) -> Self {
+        self.stdout = output;
+        self
+    }
+
+    pub fn stderr(mut self, output: Output<'a>) -> Self {
+        self.stderr = output;
+        self
+    }
+}
+
+impl Outcome {
+    pub fn success(&self) -> bool {
+        self.end == End::Exited(0) && self.splats.is_empty()
+    }
+
+    /// An error that names everything that went wrong, if anything did.
+    pub fn check(&self) -> Result<()> {
+        if self.success() {
+            return Ok(());
+        }
+        bail!("{}", self.describe());
+    }
+
+    /// What happened, in words.
+    pub fn describe(&self) -> String {
+        let mut text = match self.end {
+            End::Exited(status) => format!("the command in the guest ended with status {status}"),
+            End::TimedOut => "the command in the guest took too long".into(),
+            End::Panicked => "the guest's kernel panicked".into(),
+            End::Died => "the guest's kernel went away before the command had ended".into(),
+        };
+        if !self.splats.is_empty() {
+            text += "\nthe kernel complained:";
+            for splat in &self.splats {
+                text += &format!("\n  {splat}");
+            }
+        }
+        text + &format!("\nconsole log: {}", self.console.display())
+    }
+}
+
+impl<'a> Boot<'a> {
+    pub fn new(project: &'a Project, kernel: &'a Kernel) -> Self {
+        let (mem, smp) = match kernel.arch {
+            Arch::Um => ("2G", 1),
+            Arch::X86_64 => ("2G", 2),
+            Arch::Debug => ("3G", 2),
+        };
+        Self {
+            project,
+            kernel,
+            mem: mem.into(),
+            smp,
+            timeout: None,
+        }
+    }
+
+    /// As in `512M` or `4G`.
+    pub fn mem(mut self, mem: &str) -> Self {
+        self.mem = mem.into();
+        self
+    }
+
+    /// UML has one CPU whatever is asked for.
+    pub fn smp(mut self, cpus: u32) -> Self {
+        self.smp = cpus;
+        self
+    }
+
+    /// For the command, not counting the boot. Without one it may take for ever.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Boots, runs one command, powers off.
+    pub fn run(self, cmd: Cmd) -> Result<Outcome> {
+        let timeout = self.timeout;
+        let mut guest = self.start()?;
+        let (end, stdout, stderr) = guest.exec(cmd, timeout)?;
+        let (splats, console) = guest.finish()?;
+        Ok(Outcome {
+            end,
+            stdout,
+            stderr,
+            splats,
+            console,
+        })
+    }
+
+    /// Boots, and waits until the guest takes commands.
+    pub fn start(self) -> Result<Guest> {
+        let arch = self.kernel.arch;
+        let scratch = tempfile::Builder::new()
+            .prefix("sksm-")
+            .tempdir()
+            .context("cannot create a temporary directory")?;
+        let agent = env::current_exe().context("cannot find this program")?;
+        let initrd = scratch.path().join("initrd");
+        fs::write(
+            &initrd,
+            initramfs::build(&Contents {
+                arch,
+                agent: &agent,
+                visible: visible(self.project)?,
+            })?,
+        )?;
+        let console = console_log(self.project, arch)?;
+        let log = File::create(&console)?;
+        let (ours, theirs) = socketpair(
+            AddressFamily::UNIX,
+            SocketType::STREAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .context("cannot create a socket pair")?;
+        let step = Step::begin(format!("booting the {arch} kernel"));
+        let mut command = match arch {
+            Arch::Um => self.uml(&initrd, scratch.path()),
+            Arch::X86_64 | Arch::Debug => self.qemu(&initrd, &console),
+        };
+        command
+            .stdin(theirs.try_clone()?)
+            .stdout(theirs)
+            .stderr(log.try_clone()?);
+        let group = Group::spawn(&mut command)?;
+        // The guest alone holds its end, so that its death is seen.
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let mut guest = Guest {
+            group,
+            channel: File::from(ours),
+            decoder: Decoder::after_greeting(),
+            console,
+            gone: false,
+            _scratch: scratch,
+        };
+        let deadline = Instant::now() + BOOT;
+        while !guest.decoder.greeted() {
+            if guest.readable(Some(deadline))? && guest.fill()? {
+                continue;
+            }
+            if guest.gone || Instant::now() >= deadline {
+                bail!(
+                    "the {arch} kernel did not boot\n{}\nconsole log: {}",
+                    crate::step::tail(&guest.console)?,
+                    guest.console.display()
+                );
+            }
+            step.tick();
+        }
+        Ok(guest)
+    }
+
+    fn uml(&self, initrd: &Path, scratch: &Path) -> Command {
+        let mut command = Command::new(&self.kernel.image);
+        command
+            .arg(format!("mem={}", self.mem))
+            .arg(format!("initrd={}", initrd.display()))
+            .arg(format!("uml_dir={}", scratch.display()))
+            // The console goes to stderr, the first serial line is the channel.
+            .args(["con=null", "con0=null,fd:2", "ssl=null", "ssl0=fd:0,fd:1"])
+            .args(["panic=-1", "rdinit=/init"])
+            .env("TMPDIR", memory_dir(&self.mem, &self.project.cache));
+        command
+    }
+
+    fn qemu(&self, initrd: &Path, console: &Path) -> Command {
+        let mut command = Command::new("qemu-system-x86_64");
+        command
+            .args(["-nodefaults", "-no-user-config", "-display", "none"])
+            .args(["-machine", "q35", "-cpu", "max", "-no-reboot"]);
+        if kvm() {
+            command.args(["-accel", "kvm"]);
+        }
+        command
+            .args(["-accel", "tcg,thread=multi"])
+            .args(["-m", &self.mem])
+            .args(["-smp", &self.smp.to_string()])
+            .arg("-kernel")
+            .arg(&self.kernel.image)
+            .arg("-initrd")
+            .arg(initrd)
+            .arg("-serial")
+            .arg(format!(
+                "file:{}",
+                console.display().to_string().replace(',', ",,")
+            ))
+            .args(["-chardev", "stdio,id=channel,signal=off"])
+            .args(["-device", "virtio-serial-pci"])
+            .args(["-device", "virtserialport,chardev=channel,name=sksm"])
+            .args([
+                "-fsdev",
+                "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",
+            ])
+            .args(["-device", "virtio-9p-pci,fsdev=root,mount_tag=hostroot"])
+            // Emulation on a busy host is slow, which is no lockup.
+            .args([
+                "-append",
+                "console=ttyS0 panic=-1 rdinit=/init rcupdate.rcu_cpu_stall_timeout=120 \
+                 watchdog_thresh=60",
+            ]);
+        command
+    }
+}
+
+/// A kernel that runs and takes commands. Killed when dropped.
+pub struct Guest {
+    group: Group,
+    channel: File,
+    decoder: Decoder,
+    console: PathBuf,
+    gone: bool,
+    _scratch: tempfile::TempDir,
+}
+
+impl Guest {
+    pub fn console(&self) -> &Path {
+        &self.console
+    }
+
+    /// Whether the kernel still answers.
+    pub fn alive(&self) -> bool {
+        !self.gone
+    }
+
+    /// Runs a command to its end; returns what was captured too.
+    pub fn exec(&mut self, cmd: Cmd, timeout: Option<Duration>) -> Result<(End, Vec<u8>, Vec<u8>)> {
+        if cmd.argv.is_empty() {
+            bail!("no command given");
+        }
+        let interactive = cmd.stdin == Stdin::Inherit && terminal::interactive();
+        let cwd = match &cmd.cwd {
+            Some(dir) => dir.clone(),
+            None => env::current_dir().context("the current directory is gone")?,
+        };
+        self.send(&Frame::Exec(Exec {
+            argv: cmd.argv,
+            env: environment(cmd.env),
+            cwd: cwd.to_string_lossy().into_owned(),
+            tty: interactive.then(terminal::size),
+        }));
+        let raw = if interactive {
+            Some(Raw::enter()?)
+        } else {
+            None
+        };
+        let mut size = terminal::size();
+        let mut input = match cmd.stdin {
+            Stdin::Inherit => Input::Open,
+            Stdin::Null => {
+                self.send(&Frame::StdinEnd);
+                Input::Ended
+            }
+        };
+        let mut window = WINDOW;
+        let mut stdout = Sink::new(cmd.stdout, false);
+        let mut stderr = Sink::new(cmd.stderr, true);
+        let mut deadline = timeout.map(|timeout| Instant::now() + timeout);
+        let mut timed_out = false;
+        let mut end = None;
+        while end.is_none() && !self.gone {
+            let (from_guest, from_user) =
+                self.wait(input == Input::Open && window > 0, deadline)?;
+            if interactive && size != terminal::size() {
+                size = terminal::size();
+                self.send(&Frame::Resize(size.0, size.1));
+            }
+            if from_user {
+                let mut chunk = vec![0; window.min(4096)];
+                let count = rustix::io::read(stdin(), &mut chunk).unwrap_or(0);
+                chunk.truncate(count);
+                if count == 0 {
+                    input = Input::Ended;
+                    self.send(&Frame::StdinEnd);
+                } else {
+                    window -= count;
+                    self.send(&Frame::Stdin(chunk));
+                }
+            }
+            if from_guest {
+                self.fill()?;
+                while let Some(frame) = self.decoder.next()? {
+                    match frame {
+                        Frame::Stdout(data) => stdout.write(&data)?,
+                        Frame::Stderr(data) => stderr.write(&data)?,
+                        Frame::Taken(count) => window += count as usize,
+                        Frame::Exit(status) => end = Some(End::Exited(status)),
+                        _ => {}
+                    }
+                }
+            }
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                if timed_out {
+                    // Not even killing works any more.
+                    self.give_up();
+                } else {
+                    timed_out = true;
+                    self.send(&Frame::Kill);
+                    deadline = Some(Instant::now() + WIND_DOWN);
+                }
+            }
+        }
+        drop(raw);
+        let end = if timed_out {
+            End::TimedOut
+        } else if let Some(end) = end {
+            end
+        } else if console::panicked(&self.log()?) {
+            End::Panicked
+        } else {
+            End::Died
+        };
+        Ok((end, stdout.finish(), stderr.finish()))
+    }
+
+    /// Powers off; returns the kernel's complaints and the console log.
+    pub fn finish(mut self) -> Result<(Vec<String>, PathBuf)> {
+        self.send(&Frame::PowerOff);
+        let deadline = Instant::now() + WIND_DOWN;
+        while !self.gone && Instant::now() < deadline {
+            if self.readable(Some(deadline))? {
+                self.fill()?;
+            }
+        }
+        let mut splats = console::splats(&self.log()?, SPLATS_SHOWN);
+        if !self.gone {
+            splats.push("the kernel did not power off".into());
+        }
+        Ok((splats, self.console.clone()))
+    }
+
+    fn log(&self) -> Result<String> {
+        let log = fs::read(&self.console)
+            .with_context(|| format!("cannot read {}", self.console.display()))?;
+        Ok(String::from_utf8_lossy(&log).into_owned())
+    }
+
+    /// The guest's death shows when reading.
+    fn send(&mut self, frame: &Frame) {
+        let _ = frame.write(&mut self.channel);
+    }
+
+    fn give_up(&mut self) {
+        self.group.kill();
+        self.gone = true;
+    }
+
+    /// Reads what there is; false when the guest is gone.
+    fn fill(&mut self) -> Result<bool> {
+        match self.decoder.fill(&mut self.channel) {
+            Ok(count) => {
+                self.gone = count == 0;
+                Ok(!self.gone)
+            }
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                self.gone = true;
+                Ok(false)
+            }
+            Err(error) => Err(error).context("cannot read from the guest"),
+        }
+    }
+
+    fn readable(&mut self, deadline: Option<Instant>) -> Result<bool> {
+        Ok(self.wait(false, deadline)?.0)
+    }
+
+    /// Whether the guest and the user have something to say, after a second at most.
+    fn wait(&mut self, user: bool, deadline: Option<Instant>) -> Result<(bool, bool)> {
+        interrupt::check()?;
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let patience = left
+            .unwrap_or(Duration::MAX)
+            .min(Duration::from_millis(500));
+        let mut fds = vec![PollFd::new(&self.channel, PollFlags::IN)];
+        let stdin = stdin();
+        if user {
+            fds.push(PollFd::new(&stdin, PollFlags::IN));
+        }
+        match poll(&mut fds, Some(&patience.try_into()?)) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let ready = |index: usize| {
+            fds.get(index)
+                .is_some_and(|fd: &PollFd| !fd.revents().is_empty())
+        };
+        let ready = (ready(0), ready(1));
+        interrupt::check()?;
+        Ok(ready)
+    }
+}
+
+#[derive(PartialEq)]
+enum Input {
+    Open,
+    Ended,
+}
+
+/// Receives an output.
+struct Sink<'a> {
+    output: Output<'a>,
+    stderr: bool,
+    kept: Vec<u8>,
+}
+
+impl<'a> Sink<'a> {
+    fn new(output: Output<'a>, stderr: bool) -> Self {
+        Self {
+            output,
+            stderr,
+            kept: Vec::new(),
+        }
+    }
+
+    fn write(&mut self, data: &[u8]) -> Result<()> {
+        match &mut self.output {
+            Output::Discard => {}
+            Output::Capture => self.kept.extend(data),
+            Output::Inherit => {
+                let written = if self.stderr {
+                    io::stderr().write_all(data)
+                } else {
+                    let mut stdout = io::stdout().lock();
+                    stdout.write_all(data).and_then(|()| stdout.flush())
+                };
+                written.context("cannot pass the guest's output on")?;
+            }
+            Output::Lines(on_line) => {
+                self.kept.extend(data);
+                while let Some(end) = self.kept.iter().position(|&byte| byte == b'\n') {
+                    let line: Vec<u8> = self.kept.drain(..=end).collect();
+                    on_line(String::from_utf8_lossy(&line).trim_end());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What was captured; a last line without an end is passed on.
+    fn finish(mut self) -> Vec<u8> {
+        if let Output::Lines(on_line) = &mut self.output {
+            if !self.kept.is_empty() {
+                on_line(String::from_utf8_lossy(&self.kept).trim_end());
+            }
+            return Vec::new();
+        }
+        self.kept
+    }
+}
+
+fn environment(extra: Vec<(String, String)>) -> Vec<(String, String)> {
+    let mut variables: Vec<(String, String)> = LENT
+        .iter()
+        .filter_map(|&name| Some((name.to_owned(), env::var(name).ok()?)))
+        .collect();
+    variables.push(("USER".into(), "root".into()));
+    variables.push(("LOGNAME".into(), "root".into()));
+    variables.extend(extra);
+    variables
+}
+
+/// Host directories that must be seen in the guest even where they lie under /tmp.
+fn visible(project: &Project) -> Result<Vec<PathBuf>> {
+    let cwd = env::current_dir().context("the current directory is gone")?;
+    let home = env::var_os("HOME").map(PathBuf::from);
+    Ok([cwd, project.root.clone(), project.target.clone()]
+        .into_iter()
+        .chain(home)
+        .filter(|dir| dir.is_dir())
+        .filter_map(|dir| dir.canonicalize().ok())
+        .collect())
+}
+
+/// A new console log; old ones are removed.
+fn console_log(project: &Project, arch: Arch) -> Result<PathBuf> {
+    static BOOTS: AtomicU32 = AtomicU32::new(0);
+    let dir = project.logs()?;
+    let mut logs: Vec<(std::time::SystemTime, PathBuf)> = fs::read_dir(&dir)?
+        .filter_map(|entry| {
+            let entry = entry.ok()?;
+            let name = entry.file_name();
+            name.to_str()?.starts_with("console-").then_some(())?;
+            Some((entry.metadata().ok()?.modified().ok()?, entry.path()))
+        })
+        .collect();
+    logs.sort();
+    for (_, old) in logs.iter().rev().skip(LOGS_KEPT) {
+        let _ = fs::remove_file(old);
+    }
+    let boot = BOOTS.fetch_add(1, Ordering::Relaxed);
+    Ok(dir.join(format!("console-{arch}-{}-{boot}.log", std::process::id())))
+}
+
+/// Where UML's memory file goes: in memory if it fits and may be executed from, else on disk.
+fn memory_dir(mem: &str, cache: &Path) -> PathBuf {
+    let shm = Path::new("/dev/shm");
+    let fits = rustix::fs::statvfs(shm).is_ok_and(|fs| {
+        let free = fs.f_bavail * fs.f_frsize;
+        !fs.f_flag.contains(rustix::fs::StatVfsMountFlags::NOEXEC)
+            && bytes(mem).is_some_and(|mem| free > mem)
+    });
+    if fits { shm.into() } else { cache.into() }
+}
+
+/// `512M` as a number.
+pub fn bytes(size: &str) -> Option<u64> {
+    let (digits, shift) = match size.as_bytes().last()? {
+        b'K' | b'k' => (&size[..size.len() - 1], 10),
+        b'M' | b'm' => (&size[..size.len() - 1], 20),
+        b'G' | b'g' => (&size[..size.len() - 1], 30),
+        _ => (size, 0),
+    };
+    digits.parse::<u64>().ok()?.checked_shl(shift)
+}
+
+/// Whether hardware virtualisation can be used by this user.
+pub fn kvm() -> bool {
+    env::var_os("SKSM_NO_KVM").is_none()
+        && File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/kvm")
+            .is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(bytes("512M"), Some(512 << 20));
+        assert_eq!(bytes("4G"), Some(4 << 30));
+        assert_eq!(bytes("4096"), Some(4096));
+        assert_eq!(bytes("G"), None);
+        assert_eq!(bytes(""), None);
+        assert_eq!(bytes("2T"), None);
+    }
+
+    #[test]
+    fn lines_are_cut_wherever_the_pieces_end() {
+        let mut lines = Vec::new();
+        let mut sink = Sink::new(
+            Output::Lines(Box::new(|line| lines.push(line.to_owned()))),
+            false,
+        );
+        for piece in ["o", "k a\nok", " b\nlast"] {
+            sink.write(piece.as_bytes()).unwrap();
+        }
+        sink.finish();
+        assert_eq!(lines, ["ok a", "ok b", "last"]);
+    }
+}

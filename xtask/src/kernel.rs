@@ -1,0 +1,222 @@
+//! Builds the kernels.
+
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    cache, config, progress::Step, project::Project, setup, source, step, toolchain::Toolchain,
+    tree,
+};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Arch {
+    /// User-Mode Linux
+    Um,
+    /// x86_64 under QEMU
+    #[value(name = "x86_64")]
+    X86_64,
+    /// x86_64 with every checker switched on
+    Debug,
+}
+
+impl Arch {
+    /// As the kernel's Makefile calls it.
+    pub fn make(self) -> &'static str {
+        match self {
+            Arch::Um => "um",
+            Arch::X86_64 | Arch::Debug => "x86_64",
+        }
+    }
+
+    fn target(self) -> (&'static str, &'static str) {
+        match self {
+            Arch::Um => ("linux", "linux"),
+            Arch::X86_64 | Arch::Debug => ("bzImage", "arch/x86/boot/bzImage"),
+        }
+    }
+
+    /// Build steps of a first build, nearly: only for the percentage shown.
+    fn typical_steps(self) -> u64 {
+        match self {
+            Arch::Um => 1350,
+            Arch::X86_64 => 2300,
+            Arch::Debug => 2500,
+        }
+    }
+}
+
+impl fmt::Display for Arch {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Arch::Um => "um",
+            Arch::X86_64 => "x86_64",
+            Arch::Debug => "debug",
+        })
+    }
+}
+
+pub struct Kernel {
+    pub arch: Arch,
+    /// This clone's own copy, which later builds replace but never change.
+    pub image: PathBuf,
+    /// The patched source.
+    pub tree: PathBuf,
+}
+
+/// Builds whatever is not up to date, from the packages on.
+pub fn build(project: &Project, arch: Arch, linux_src: Option<&Path>) -> Result<Kernel> {
+    setup::ensure(linux_src.is_some())?;
+    let _lock = project.lock_cache()?;
+    let toolchain = Toolchain::prepare(project)?;
+    let source = source::fetch(project, linux_src)?;
+    let differences = tree::sync(project, &source)?;
+    let objects = source.dir.join(format!(
+        "{arch}-{}",
+        &cache::fingerprint(&toolchain.version)[..8]
+    ));
+    // The source as it came, and what was changed in it.
+    let unpacked = fs::read_to_string(source.dir.join("unpacked"))?;
+    let inputs = format!("{}\n{unpacked}\n{differences}", toolchain.version);
+    let log = project.logs()?.join(format!("build-{arch}.log"));
+    let stamp = objects.join(".sksm-built");
+    config::configure(project, &toolchain, &source, &objects, arch, &inputs)?;
+    let configured = fs::read_to_string(objects.join(".sksm-config"))?;
+    let (target, image) = arch.target();
+    let built = objects.join(image);
+    if !(built.is_file() && fs::read_to_string(&stamp).is_ok_and(|made| made == configured)) {
+        cache::remove(&stamp)?;
+        let step = Step::begin(format!("building the {arch} kernel"));
+        let mut make = toolchain.make(&source.tree, &objects, arch.make());
+        let mut steps = Steps::resume(project, arch, &objects);
+        let result = step::run(make.arg(target), &log, &step, |line| {
+            if let Some(file) = compiled(line) {
+                steps.count += 1;
+                if let Some(percent) = steps.percent() {
+                    step.percent(percent);
+                }
+                step.detail(file);
+            }
+        });
+        steps.save(result.is_ok())?;
+        result?;
+        cache::write(&stamp, configured)?;
+        step.done();
+    }
+    let image = project
+        .target
+        .join("sksm/kernels")
+        .join(arch.to_string())
+        .join(target);
+    publish(&built, &image)?;
+    Ok(Kernel {
+        arch,
+        image,
+        tree: source.tree,
+    })
+}
+
+/// Copies the image to where other builds in the same cache leave it alone.
+fn publish(built: &Path, image: &Path) -> Result<()> {
+    let content = fs::read(built).with_context(|| format!("cannot read {}", built.display()))?;
+    if cache::update(image, &content)? {
+        let permissions = fs::metadata(built)?.permissions();
+        fs::set_permissions(image, permissions)?;
+    }
+    Ok(())
+}
+
+/// The file that a line of the build's output is about.
+fn compiled(line: &str) -> Option<&str> {
+    let line = line.strip_prefix("  ")?;
+    let (tool, file) = line.split_once(' ')?;
+    let is_tool = tool
+        .chars()
+        .all(|c| c.is_ascii_uppercase() || c.is_ascii_digit());
+    (is_tool && !tool.is_empty()).then(|| file.trim())
+}
+
+/// Counts build steps, for the percentage of a first build; later builds have none to show.
+struct Steps {
+    /// What the last first build needed.
+    total_file: PathBuf,
+    /// How far an interrupted first build came; gone once it is complete.
+    count_file: PathBuf,
+    count: u64,
+    total: u64,
+    first: bool,
+}
+
+impl Steps {
+    fn resume(project: &Project, arch: Arch, objects: &Path) -> Self {
+        let number = |path: &Path| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+        let total_file = project.cache.join(format!("steps-{arch}"));
+        let count_file = objects.join(".sksm-steps");
+        Self {
+            count: number(&count_file).unwrap_or(0),
+            total: number(&total_file).unwrap_or(arch.typical_steps()),
+            first: !objects.join(arch.target().1).exists(),
+            total_file,
+            count_file,
+        }
+    }
+
+    fn percent(&self) -> Option<u64> {
+        (self.first && self.total > 0).then(|| (self.count * 100 / self.total).min(99))
+    }
+
+    fn save(&self, complete: bool) -> Result<()> {
+        if !self.first {
+            return Ok(());
+        }
+        if complete {
+            cache::write(&self.total_file, self.count.to_string())?;
+            cache::remove(&self.count_file)
+        } else {
+            cache::write(&self.count_file, self.count.to_string())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn build_lines_are_recognised() {
+        assert_eq!(compiled("  CC      mm/ksm.o"), Some("mm/ksm.o"));
+        assert_eq!(compiled("  RUSTC L rust/core.o"), Some("L rust/core.o"));
+        assert_eq!(compiled("  LD      vmlinux.o"), Some("vmlinux.o"));
+        assert_eq!(compiled("make[1]: Leaving directory"), None);
+        assert_eq!(compiled("  int x = 0;"), None);
+        assert_eq!(compiled("mm/ksm.c:1:1: warning: CC"), None);
+    }
+
+    #[test]
+    fn an_interrupted_first_build_goes_on_counting() {
+        let dir = tempfile::tempdir().unwrap();
+        let project = Project {
+            root: dir.path().into(),
+            target: dir.path().into(),
+            cache: dir.path().into(),
+        };
+        let objects = dir.path().join("um");
+        let mut steps = Steps::resume(&project, Arch::Um, &objects);
+        steps.count += steps.total / 2;
+        assert_eq!(steps.percent(), Some(50));
+        steps.save(false).unwrap();
+        let mut steps = Steps::resume(&project, Arch::Um, &objects);
+        assert_eq!(steps.percent(), Some(50));
+        steps.count = 10;
+        steps.save(true).unwrap();
+        let mut steps = Steps::resume(&project, Arch::Um, &objects);
+        assert_eq!((steps.count, steps.total), (0, 10));
+        steps.count = 11;
+        assert_eq!(steps.percent(), Some(99));
+        cache::write(&objects.join("linux"), "").unwrap();
+        assert_eq!(Steps::resume(&project, Arch::Um, &objects).percent(), None);
+    }
+}

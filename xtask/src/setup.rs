@@ -1,0 +1,237 @@
+//! Debian packages that the tool needs.
+
+use std::{
+    fmt,
+    io::IsTerminal,
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{interrupt, progress::Step};
+
+/// What is needed, each with the packages that offer it, the preferred first. Debian 12 has the
+/// Rust that the kernel wants under other names than Debian 13.
+const NEEDED: &[&[&[&str]]] = &[
+    &[&["rustc-web", "rust-web-src"], &["rustc", "rust-src"]],
+    &[&["linux-source-6.12"]],
+    &[&["clang-19"]],
+    &[&["llvm-19"]],
+    &[&["lld-19"]],
+    &[&["libclang-19-dev"]],
+    &[&["make"]],
+    &[&["gcc"]],
+    &[&["libc6-dev"]],
+    &[&["flex"]],
+    &[&["bison"]],
+    &[&["libelf-dev"]],
+    &[&["libssl-dev"]],
+    &[&["bc"]],
+    &[&["cpio"]],
+    &[&["kmod"]],
+    &[&["perl"]],
+    &[&["python3"]],
+    &[&["rsync"]],
+    &[&["git"]],
+    &[&["xz-utils"]],
+    &[&["qemu-system-x86"]],
+    &[&["busybox-static"]],
+];
+
+/// Only needed without `--linux-src`.
+const SOURCE: &str = "linux-source-6.12";
+
+/// The packages that are missing.
+pub struct Missing(Vec<&'static str>);
+
+impl Missing {
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl fmt::Display for Missing {
+    /// The line that installs them.
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(
+            f,
+            "apt-get install --yes --no-install-recommends {}",
+            self.0.join(" ")
+        )
+    }
+}
+
+/// The verb `setup --check`: true when nothing is missing.
+pub fn check() -> Result<bool> {
+    let missing = missing(false)?;
+    if missing.is_empty() {
+        println!("nothing is missing");
+        return Ok(true);
+    }
+    println!("missing packages:");
+    for package in &missing.0 {
+        println!("  {package}");
+    }
+    println!("install them with:\n  {missing}");
+    Ok(false)
+}
+
+/// Installs what is missing; `own_source` says that Debian's kernel source is not needed.
+pub fn ensure(own_source: bool) -> Result<()> {
+    let mut missing = missing(own_source)?;
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let root = rustix::process::geteuid().is_root();
+    let sudo: &[&str] = if root {
+        &[]
+    } else if succeeds("sudo", &["-n", "true"]) {
+        &["sudo", "-n"]
+    } else if succeeds("sudo", &["--version"]) && std::io::stdin().is_terminal() {
+        &["sudo"]
+    } else {
+        bail!("packages are missing, and only root may install them:\n  sudo {missing}");
+    };
+    if missing.0.iter().any(|package| !available(package)) {
+        apt(sudo, &["update"])?;
+        // With the lists at hand the choice may be another one.
+        missing = self::missing(own_source)?;
+    }
+    eprintln!("installing: {}", missing.0.join(" "));
+    let mut install = vec!["install", "--yes", "--no-install-recommends"];
+    install.extend(&missing.0);
+    apt(sudo, &install)
+}
+
+fn missing(own_source: bool) -> Result<Missing> {
+    let installed = installed()?;
+    Ok(Missing(choose(
+        |package| installed.iter().any(|name| name == package),
+        available,
+        own_source,
+    )))
+}
+
+/// Of each need that no installed alternative meets, the first alternative that apt knows.
+fn choose(
+    installed: impl Fn(&str) -> bool,
+    available: impl Fn(&str) -> bool,
+    own_source: bool,
+) -> Vec<&'static str> {
+    let mut chosen = Vec::new();
+    for alternatives in NEEDED {
+        if own_source && alternatives[0] == [SOURCE] {
+            continue;
+        }
+        let met = |packages: &&[&str]| packages.iter().all(|&package| installed(package));
+        if alternatives.iter().any(|packages| met(&packages)) {
+            continue;
+        }
+        let choice = alternatives
+            .iter()
+            .find(|packages| packages.iter().all(|&package| available(package)))
+            .unwrap_or(&alternatives[0]);
+        chosen.extend(choice.iter().filter(|&&package| !installed(package)));
+    }
+    chosen
+}
+
+fn installed() -> Result<Vec<String>> {
+    let output = Command::new("dpkg-query")
+        .args(["-W", "-f", "${db:Status-Abbrev} ${Package}\n"])
+        .output()
+        .context("cannot run dpkg-query; the tool needs Debian 12 or 13")?;
+    Ok(String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .filter_map(|line| line.strip_prefix("ii "))
+        .map(|name| name.trim().to_owned())
+        .collect())
+}
+
+/// Whether apt has the package in its lists.
+fn available(package: &str) -> bool {
+    Command::new("apt-cache")
+        .args(["policy", package])
+        .env("LC_ALL", "C")
+        .output()
+        .is_ok_and(|output| {
+            String::from_utf8_lossy(&output.stdout)
+                .lines()
+                .filter_map(|line| line.trim().strip_prefix("Candidate:"))
+                .any(|candidate| candidate.trim() != "(none)")
+        })
+}
+
+fn succeeds(program: &str, args: &[&str]) -> bool {
+    Command::new(program)
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .is_ok_and(|status| status.success())
+}
+
+/// apt shows its own progress; it stays in the foreground so that sudo can ask for a password.
+fn apt(sudo: &[&str], args: &[&str]) -> Result<()> {
+    let mut words: Vec<&str> = sudo.to_vec();
+    words.extend(["env", "DEBIAN_FRONTEND=noninteractive", "apt-get"]);
+    // Another apt may be running on a fresh machine.
+    words.extend(["-o", "DPkg::Lock::Timeout=600"]);
+    words.extend(args);
+    let step = Step::begin(format!("apt-get {}", args[0]));
+    let status = Command::new(words[0])
+        .args(&words[1..])
+        .stdout(Stdio::from(rustix::io::dup(std::io::stderr())?))
+        .status()
+        .with_context(|| format!("cannot run {}", words[0]))?;
+    interrupt::check()?;
+    if !status.success() {
+        bail!("`{}` failed ({status})", words.join(" "));
+    }
+    step.done();
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn all() -> Vec<&'static str> {
+        NEEDED.iter().flat_map(|need| need[0]).copied().collect()
+    }
+
+    #[test]
+    fn a_complete_machine_lacks_nothing() {
+        let all = all();
+        assert!(choose(|package| all.contains(&package), |_| true, false).is_empty());
+    }
+
+    #[test]
+    fn debian_13_gets_its_own_rust() {
+        let chosen = choose(|_| false, |package| !package.contains("-web"), false);
+        assert_eq!(chosen[..2], ["rustc", "rust-src"]);
+        // Half installed is completed.
+        let chosen = choose(|package| package == "rustc", |p| !p.contains("-web"), false);
+        assert_eq!(chosen[0], "rust-src");
+    }
+
+    #[test]
+    fn debian_12_gets_the_newer_rust() {
+        assert_eq!(
+            choose(|_| false, |_| true, false)[..2],
+            ["rustc-web", "rust-web-src"]
+        );
+    }
+
+    #[test]
+    fn the_users_own_source_replaces_the_package() {
+        assert!(choose(|_| false, |_| true, false).contains(&SOURCE));
+        assert!(!choose(|_| false, |_| true, true).contains(&SOURCE));
+    }
+
+    #[test]
+    fn unknown_lists_name_the_preferred_package() {
+        assert_eq!(choose(|_| false, |_| false, false), all());
+    }
+}

@@ -1,0 +1,129 @@
+//! Runs a command with its output in a log and its progress on the screen.
+
+use std::{
+    collections::VecDeque,
+    fs::File,
+    io::{BufRead, BufReader, Read, Write},
+    path::Path,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+};
+
+use crate::{
+    interrupt::{self, Group},
+    progress::Step,
+};
+
+/// Lines of the log that a failure shows.
+const TAIL: usize = 30;
+
+/// Runs `command`; `on_line` sees each line of its output. A failure shows the end of the log.
+pub fn run(
+    command: &mut Command,
+    log: &Path,
+    step: &Step,
+    mut on_line: impl FnMut(&str),
+) -> Result<()> {
+    let mut log_file =
+        File::create(log).with_context(|| format!("cannot create {}", log.display()))?;
+    writeln!(log_file, "$ {}", describe(command))?;
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .context("cannot create a pipe")?;
+    command
+        .stdin(Stdio::null())
+        .stdout(writer.try_clone()?)
+        .stderr(writer);
+    let mut group = Group::spawn(command)?;
+    // The command holds the pipe's write ends; the reader would never see the end otherwise.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+    let mut reader = BufReader::new(File::from(reader));
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        while reader.buffer().is_empty() && !readable(&reader, Duration::from_secs(1))? {
+            step.tick();
+        }
+        if reader.read_until(b'\n', &mut line)? == 0 {
+            break;
+        }
+        log_file.write_all(&line)?;
+        on_line(String::from_utf8_lossy(&line).trim_end());
+        step.tick();
+    }
+    let status = group.child.wait()?;
+    interrupt::check()?;
+    if !status.success() {
+        bail!(
+            "{} failed ({status})\n{}\nlog: {}",
+            command.get_program().to_string_lossy(),
+            tail(log)?,
+            log.display()
+        );
+    }
+    Ok(())
+}
+
+fn readable(reader: &BufReader<File>, patience: Duration) -> Result<bool> {
+    let mut fds = [PollFd::new(reader.get_ref(), PollFlags::IN)];
+    match poll(&mut fds, Some(&patience.try_into()?)) {
+        Ok(ready) => Ok(ready > 0),
+        Err(Errno::INTR) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The command line, as a person would type it.
+pub fn describe(command: &Command) -> String {
+    std::iter::once(command.get_program())
+        .chain(command.get_args())
+        .map(|word| word.to_string_lossy())
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+/// The last lines of a log.
+pub fn tail(log: &Path) -> Result<String> {
+    let mut text = Vec::new();
+    File::open(log)?.read_to_end(&mut text)?;
+    let text = String::from_utf8_lossy(&text);
+    let mut lines = VecDeque::new();
+    for line in text.lines() {
+        if lines.len() == TAIL {
+            lines.pop_front();
+        }
+        lines.push_back(line);
+    }
+    Ok(lines.into_iter().collect::<Vec<_>>().join("\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn failure_shows_the_end_of_the_log() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let mut seen = 0;
+        let error = run(
+            Command::new("sh").args(["-c", "seq 100; echo broken >&2; exit 3"]),
+            &log,
+            &Step::begin("test"),
+            |_| seen += 1,
+        )
+        .unwrap_err()
+        .to_string();
+        assert_eq!(seen, 101);
+        assert!(error.contains("exit status: 3"), "{error}");
+        assert!(error.contains("\nbroken\n"), "{error}");
+        assert!(error.contains(&log.display().to_string()), "{error}");
+        assert!(!error.contains("\n71\n"), "{error}");
+        assert!(error.contains("\n72\n"), "{error}");
+    }
+}

@@ -1,0 +1,139 @@
+//! The compilers that the kernel is built with.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{cache, progress::Step, project, project::Project, step};
+
+/// Debian's, whatever rustup has put on the path.
+const RUSTC: &str = "/usr/bin/rustc";
+const LLVM: &str = "19";
+const BINDGEN: &str = "0.71.1";
+const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+pub struct Toolchain {
+    bindgen: PathBuf,
+    library: PathBuf,
+    /// What objects depend on.
+    pub version: String,
+}
+
+impl Toolchain {
+    /// Finds the compilers, and builds bindgen when the cache has none. Needs the cache's lock.
+    pub fn prepare(project: &Project) -> Result<Self> {
+        let rustc = version(RUSTC)?;
+        let clang = version(&format!("clang-{LLVM}"))?;
+        let sysroot = output(Command::new(RUSTC).args(["--print", "sysroot"]))?;
+        let library = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library");
+        if !library.join("core/src/lib.rs").is_file() {
+            bail!(
+                "no source of Rust's library in {}; run `cargo xtask setup`",
+                library.display()
+            );
+        }
+        Ok(Self {
+            bindgen: bindgen(project)?,
+            library,
+            version: format!("{}\n{}\nbindgen {BINDGEN}", rustc.trim(), clang.trim()),
+        })
+    }
+
+    /// `make` in a kernel tree, untouched by the environment that cargo and rustup set up.
+    pub fn make(&self, tree: &Path, objects: &Path, arch: &str) -> Command {
+        let jobs = std::thread::available_parallelism().map_or(1, usize::from);
+        let mut make = self.command("make");
+        make.arg("-C")
+            .arg(tree)
+            .arg(format!("O={}", objects.display()))
+            .arg(format!("ARCH={arch}"))
+            .arg(format!("LLVM=-{LLVM}"))
+            .arg(format!("RUSTC={RUSTC}"))
+            .arg(format!("HOSTRUSTC={RUSTC}"))
+            .arg(format!("RUST_LIB_SRC={}", self.library.display()))
+            .arg(format!("BINDGEN={}", self.bindgen.display()))
+            .arg(format!("-j{jobs}"));
+        make
+    }
+
+    /// A program with a plain environment, system directories first.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command.env_clear().env("LC_ALL", "C");
+        command.env("LIBCLANG_PATH", libclang());
+        let path = env::var("PATH").unwrap_or_default();
+        command.env("PATH", format!("{SYSTEM_PATH}:{path}"));
+        for name in ["HOME", "TMPDIR"] {
+            if let Some(value) = env::var_os(name) {
+                command.env(name, value);
+            }
+        }
+        command
+    }
+}
+
+fn libclang() -> String {
+    format!("/usr/lib/llvm-{LLVM}/lib")
+}
+
+/// The bindgen that the kernel asks for, in the cache.
+fn bindgen(project: &Project) -> Result<PathBuf> {
+    let root = project.cache.join(format!("bindgen-{BINDGEN}"));
+    let program = root.join("bin/bindgen");
+    // `cargo install` puts the program in place last and whole.
+    if program.is_file() {
+        return Ok(program);
+    }
+    let step = Step::begin("building bindgen");
+    let objects = root.join("objects");
+    let mut install = project::cargo();
+    install
+        .args([
+            "install",
+            "bindgen-cli",
+            "--version",
+            BINDGEN,
+            "--locked",
+            "--force",
+        ])
+        .arg("--root")
+        .arg(&root)
+        .arg("--target-dir")
+        .arg(&objects)
+        // Outside the repository, so that its settings do not apply.
+        .current_dir(&project.cache)
+        .env("LIBCLANG_PATH", libclang());
+    for name in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_TARGET"] {
+        install.env_remove(name);
+    }
+    step::run(
+        &mut install,
+        &project.logs()?.join("bindgen.log"),
+        &step,
+        |line| step.detail(line),
+    )?;
+    cache::remove(&objects)?;
+    step.done();
+    Ok(program)
+}
+
+fn version(program: &str) -> Result<String> {
+    output(Command::new(program).arg("--version"))
+        .with_context(|| format!("{program} does not work; run `cargo xtask setup`"))
+}
+
+fn output(command: &mut Command) -> Result<String> {
+    let output = command.output()?;
+    if !output.status.success() {
+        bail!(
+            "{} failed: {}",
+            step::describe(command),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    Ok(String::from_utf8(output.stdout)?)
+}

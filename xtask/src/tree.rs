@@ -1,0 +1,367 @@
+//! Keeps the cached kernel tree equal to: pristine source + hook patches + the files of `kernel/`.
+//!
+//! Beside the tree: `pristine/` and `absent/` remember each file that was ever touched as it was,
+//! `patched/` holds the patches' result and `applied/` the patches that made it. A file of the
+//! tree is written only when its content differs, so that `make` rebuilds no more than it must.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{cache, interrupt, project::Project, source::Source};
+
+/// Parts of `kernel/` that are not laid over the tree.
+const NOT_OVERLAID: [&str; 2] = ["configs", "patches"];
+
+type Files = BTreeMap<PathBuf, Vec<u8>>;
+
+/// Brings the tree up to date; returns a fingerprint of everything that differs from pristine.
+pub fn sync(project: &Project, source: &Source) -> Result<String> {
+    let patches = files_below(&project.kernel().join("patches/6.12"))?
+        .into_iter()
+        .filter(|(name, _)| name.extension().is_some_and(|ext| ext == "patch"))
+        .collect();
+    let mut wanted = patch(source, &patches)?;
+    for entry in fs::read_dir(project.kernel())? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if !entry.path().is_dir() || NOT_OVERLAID.iter().any(|&not| name == not) {
+            continue;
+        }
+        for (path, content) in files_below(&entry.path())? {
+            let path = Path::new(&name).join(path);
+            if wanted.contains_key(&path) {
+                bail!("kernel/{} is also made by a patch", path.display());
+            }
+            wanted.insert(path, content);
+        }
+    }
+    for path in wanted.keys() {
+        remember(source, path)?;
+    }
+    for path in managed(source)? {
+        interrupt::check()?;
+        let in_tree = source.tree.join(&path);
+        match wanted.get(&path) {
+            Some(content) => {
+                cache::update(&in_tree, content)?;
+            }
+            None => match fs::read(source.dir.join("pristine").join(&path)) {
+                Ok(content) => {
+                    cache::update(&in_tree, &content)?;
+                }
+                Err(_) => cache::remove(&in_tree)?,
+            },
+        }
+    }
+    Ok(cache::fingerprint(&wanted))
+}
+
+/// Every file that was ever touched.
+pub fn managed(source: &Source) -> Result<BTreeSet<PathBuf>> {
+    let mut paths = BTreeSet::new();
+    for kind in ["pristine", "absent"] {
+        let dir = source.dir.join(kind);
+        if dir.is_dir() {
+            paths.extend(files_below(&dir)?.into_keys());
+        }
+    }
+    Ok(paths)
+}
+
+/// Takes over what the user's own tree says about managed files; true if anything changed.
+pub fn refresh(source: &Source, from: &Path, managed: &BTreeSet<PathBuf>) -> Result<bool> {
+    let mut changed = false;
+    for path in managed {
+        let (pristine, absent) = memory(source, path);
+        match fs::read(from.join(path)) {
+            Ok(content) => {
+                changed |= cache::update(&pristine, &content)?;
+                cache::remove(&absent)?;
+            }
+            Err(_) if pristine.exists() => {
+                changed = true;
+                cache::write(&absent, "")?;
+                cache::remove(&pristine)?;
+            }
+            Err(_) => {}
+        }
+    }
+    if changed {
+        cache::remove(&source.dir.join("applied"))?;
+    }
+    Ok(changed)
+}
+
+fn memory(source: &Source, path: &Path) -> (PathBuf, PathBuf) {
+    (
+        source.dir.join("pristine").join(path),
+        source.dir.join("absent").join(path),
+    )
+}
+
+/// Keeps the file as it is before it is first touched.
+fn remember(source: &Source, path: &Path) -> Result<()> {
+    let (pristine, absent) = memory(source, path);
+    if pristine.exists() || absent.exists() {
+        return Ok(());
+    }
+    match fs::read(source.tree.join(path)) {
+        Ok(content) => cache::write(&pristine, content),
+        Err(_) => cache::write(&absent, ""),
+    }
+}
+
+/// The files that the patches change, as they leave them.
+fn patch(source: &Source, patches: &Files) -> Result<Files> {
+    let applied = source.dir.join("applied");
+    let patched = source.dir.join("patched");
+    if applied.is_dir() && files_below(&applied)? == *patches {
+        return files_below(&patched);
+    }
+    cache::remove(&applied)?;
+    cache::remove(&patched)?;
+    fs::create_dir_all(&patched)?;
+    let mut touched = BTreeSet::new();
+    for content in patches.values() {
+        touched.extend(touched_by(&String::from_utf8_lossy(content)));
+    }
+    for path in &touched {
+        remember(source, path)?;
+        if let Ok(content) = fs::read(source.dir.join("pristine").join(path)) {
+            cache::write(&patched.join(path), content)?;
+        }
+    }
+    let new = source.dir.join("applied.new");
+    cache::remove(&new)?;
+    fs::create_dir_all(&new)?;
+    for (name, content) in patches {
+        let file = new.join(name);
+        cache::write(&file, content)?;
+        let output = Command::new("git")
+            .args(["apply", "-p1", "--whitespace=nowarn"])
+            .arg(&file)
+            .current_dir(&patched)
+            // The cache may lie inside some repository, which is none of git's business here.
+            .env("GIT_CEILING_DIRECTORIES", &source.dir)
+            .env_remove("GIT_DIR")
+            .env_remove("GIT_WORK_TREE")
+            .output()
+            .context("cannot run git")?;
+        if !output.status.success() {
+            bail!(
+                "kernel/patches/6.12/{} does not apply to {}\n{}",
+                name.display(),
+                source.tree.display(),
+                String::from_utf8_lossy(&output.stderr).trim()
+            );
+        }
+    }
+    fs::rename(&new, &applied)?;
+    files_below(&patched)
+}
+
+/// The paths that a patch names, new and removed files included.
+fn touched_by(patch: &str) -> BTreeSet<PathBuf> {
+    patch
+        .lines()
+        .filter_map(|line| {
+            let name = line
+                .strip_prefix("--- a/")
+                .or_else(|| line.strip_prefix("+++ b/"))
+                .or_else(|| line.strip_prefix("rename from "))
+                .or_else(|| line.strip_prefix("rename to "))?;
+            // Some tools add a tab and a date.
+            Some(PathBuf::from(name.split('\t').next()?))
+        })
+        .collect()
+}
+
+/// Every file below a directory, by its path from there.
+fn files_below(dir: &Path) -> Result<Files> {
+    let mut files = Files::new();
+    let mut pending = vec![PathBuf::new()];
+    while let Some(below) = pending.pop() {
+        let here = dir.join(&below);
+        let entries =
+            fs::read_dir(&here).with_context(|| format!("cannot read {}", here.display()))?;
+        for entry in entries {
+            let entry = entry?;
+            let path = below.join(entry.file_name());
+            if entry.file_type()?.is_dir() {
+                pending.push(path);
+            } else {
+                let content = fs::read(entry.path())
+                    .with_context(|| format!("cannot read {}", entry.path().display()))?;
+                files.insert(path, content);
+            }
+        }
+    }
+    Ok(files)
+}
+
+/// Checks the state that an interrupted run may leave; used by tests.
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Setting {
+        _dir: tempfile::TempDir,
+        project: Project,
+        source: Source,
+    }
+
+    const HOOK: &str = "\
+--- a/mm/old.c
++++ b/mm/old.c
+@@ -1,3 +1,4 @@
+ one
++hook
+ two
+ three
+--- /dev/null
++++ b/include/new.h
+@@ -0,0 +1 @@
++new
+";
+
+    fn setting() -> Setting {
+        let dir = tempfile::tempdir().unwrap();
+        let root = dir.path().join("repo");
+        let source = Source {
+            dir: dir.path().join("cache"),
+            tree: dir.path().join("cache/tree"),
+        };
+        let put = |path: &str, text: &str| cache::write(&dir.path().join(path), text).unwrap();
+        put("cache/tree/mm/old.c", "one\ntwo\nthree\n");
+        put("cache/tree/mm/other.c", "other\n");
+        put("repo/kernel/patches/6.12/0001-hook.patch", HOOK);
+        put("repo/kernel/mm/sksm/sksm.rs", "rust\n");
+        put("repo/kernel/configs/um.config", "CONFIG_X=y\n");
+        put("repo/kernel/DESIGN.md", "design\n");
+        let project = Project {
+            target: root.join("target"),
+            cache: dir.path().into(),
+            root,
+        };
+        Setting {
+            _dir: dir,
+            project,
+            source,
+        }
+    }
+
+    impl Setting {
+        fn sync(&self) -> String {
+            sync(&self.project, &self.source).unwrap()
+        }
+
+        fn tree(&self) -> Vec<(String, String)> {
+            files_below(&self.source.tree)
+                .unwrap()
+                .into_iter()
+                .map(|(path, content)| {
+                    (
+                        path.display().to_string(),
+                        String::from_utf8(content).unwrap(),
+                    )
+                })
+                .collect()
+        }
+    }
+
+    fn owned(files: &[(&str, &str)]) -> Vec<(String, String)> {
+        files
+            .iter()
+            .map(|&(path, text)| (path.to_owned(), text.to_owned()))
+            .collect()
+    }
+
+    #[test]
+    fn patches_and_overlay_come_and_go() {
+        let setting = setting();
+        let first = setting.sync();
+        let full = owned(&[
+            ("include/new.h", "new\n"),
+            ("mm/old.c", "one\nhook\ntwo\nthree\n"),
+            ("mm/other.c", "other\n"),
+            ("mm/sksm/sksm.rs", "rust\n"),
+        ]);
+        assert_eq!(setting.tree(), full);
+        assert_eq!(setting.sync(), first);
+
+        let kernel = setting.project.kernel();
+        fs::remove_file(kernel.join("patches/6.12/0001-hook.patch")).unwrap();
+        fs::rename(
+            kernel.join("mm/sksm/sksm.rs"),
+            kernel.join("mm/sksm/node.rs"),
+        )
+        .unwrap();
+        assert_ne!(setting.sync(), first);
+        assert_eq!(
+            setting.tree(),
+            owned(&[
+                ("mm/old.c", "one\ntwo\nthree\n"),
+                ("mm/other.c", "other\n"),
+                ("mm/sksm/node.rs", "rust\n"),
+            ])
+        );
+    }
+
+    #[test]
+    fn unchanged_files_keep_their_time_when_a_patch_changes() {
+        let setting = setting();
+        setting.sync();
+        let header = setting.source.tree.join("include/new.h");
+        let time = fs::metadata(&header).unwrap().modified().unwrap();
+        let patch = setting
+            .project
+            .kernel()
+            .join("patches/6.12/0001-hook.patch");
+        fs::write(&patch, HOOK.replace("+hook", "+better")).unwrap();
+        setting.sync();
+        assert_eq!(
+            fs::read_to_string(setting.source.tree.join("mm/old.c")).unwrap(),
+            "one\nbetter\ntwo\nthree\n"
+        );
+        assert_eq!(fs::metadata(&header).unwrap().modified().unwrap(), time);
+    }
+
+    #[test]
+    fn an_interruption_anywhere_is_repaired() {
+        let setting = setting();
+        setting.sync();
+        let full = setting.tree();
+        cache::remove(&setting.source.dir.join("applied")).unwrap();
+        fs::write(setting.source.dir.join("patched/mm/old.c"), "half").unwrap();
+        fs::write(setting.source.tree.join("mm/old.c"), "half").unwrap();
+        fs::remove_file(setting.source.tree.join("mm/sksm/sksm.rs")).unwrap();
+        setting.sync();
+        assert_eq!(setting.tree(), full);
+    }
+
+    #[test]
+    fn a_patch_that_does_not_apply_is_named() {
+        let setting = setting();
+        fs::write(setting.source.tree.join("mm/old.c"), "different\n").unwrap();
+        let error = sync(&setting.project, &setting.source)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("0001-hook.patch"), "{error}");
+        assert!(error.contains("mm/old.c"), "{error}");
+    }
+
+    #[test]
+    fn renames_and_dates_are_understood() {
+        let touched = touched_by(
+            "--- a/x.c\t2024-01-01\n+++ b/x.c\t2024-01-02\nrename from p\nrename to q\n--- /dev/null\n",
+        );
+        let expected: BTreeSet<PathBuf> = ["x.c", "p", "q"].iter().map(PathBuf::from).collect();
+        assert_eq!(touched, expected);
+    }
+}
