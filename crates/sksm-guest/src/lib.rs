@@ -1,5 +1,7 @@
 //! What the programs that run inside the test kernel share.
 
+pub mod cgroup;
+pub mod demo;
 pub mod memory;
 pub mod pagemap;
 pub mod process;

@@ -1,6 +1,7 @@
 //! Mappings filled with known content.
 
 use std::fs::File;
+use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::{io, ptr};
@@ -97,6 +98,14 @@ impl Map {
     pub fn no_huge(&self) {
         // A kernel without huge pages refuses, and is right.
         self.advise(libc::MADV_NOHUGEPAGE).ok();
+    }
+
+    /// A part of it, which must not be dropped: it does not own its pages.
+    pub fn part(&self, pages: Range<usize>) -> ManuallyDrop<Self> {
+        ManuallyDrop::new(Self {
+            addr: self.page(pages.start),
+            pages: pages.len(),
+        })
     }
 
     pub fn addr(&self) -> usize {

@@ -95,6 +95,22 @@ pub fn kill_group(leader: i32) {
     unsafe { libc::kill(-leader, libc::SIGKILL) };
 }
 
+/// Makes this process one of an ordinary user, for good.
+pub fn become_user(uid: u32) -> Result<()> {
+    if uid != 0 {
+        // SAFETY: takes numbers only.
+        check(unsafe { libc::setgroups(0, std::ptr::null()) }).context("setgroups")?;
+        // SAFETY: as above.
+        check(unsafe { libc::setgid(uid) }).context("setgid")?;
+        // SAFETY: as above.
+        check(unsafe { libc::setuid(uid) }).context("setuid")?;
+        // As open to its own user as a process that this user has started.
+        // SAFETY: as above.
+        check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) }).context("dumpable")?;
+    }
+    Ok(())
+}
+
 /// A handle on a process.
 pub struct Pidfd(OwnedFd);
 

@@ -30,9 +30,14 @@ const RELEASE: Duration = Duration::from_secs(5);
 const DEATH: Duration = Duration::from_secs(60);
 
 /// A named test.
+#[derive(Clone, Copy)]
 pub struct Test {
-    pub name: &'static str,
-    pub run: fn() -> Result<()>,
+    name: &'static str,
+    run: fn() -> Result<()>,
+}
+
+pub const fn test(name: &'static str, run: fn() -> Result<()>) -> Test {
+    Test { name, run }
 }
 
 /// What every test program can be asked.

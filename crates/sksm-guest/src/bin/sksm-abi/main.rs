@@ -1,0 +1,57 @@
+//! Every promise of MADV_MERGE, each as a named test. What memory would hold without merging is what it must hold.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use sksm_guest::report::{self, Options};
+
+mod advice;
+mod content;
+mod domain;
+mod expect;
+mod file;
+mod fork;
+mod huge;
+mod ksm;
+mod life;
+mod moving;
+mod pins;
+mod poison;
+mod remote;
+mod seen;
+mod sharing;
+mod swapping;
+mod vma;
+mod writers;
+
+/// Checks every promise of MADV_MERGE, one line a test; needs root
+#[derive(Parser)]
+struct Arguments {
+    #[command(flatten)]
+    options: Options,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let tests = [
+        advice::TESTS,
+        content::TESTS,
+        sharing::TESTS,
+        vma::TESTS,
+        file::TESTS,
+        life::TESTS,
+        fork::TESTS,
+        writers::TESTS,
+        pins::TESTS,
+        remote::TESTS,
+        domain::TESTS,
+        seen::TESTS,
+        ksm::TESTS,
+        huge::TESTS,
+        swapping::TESTS,
+        moving::TESTS,
+        // Last: it takes pages away from the system for good.
+        poison::TESTS,
+    ];
+    report::run(&tests.concat(), &arguments.options)
+}

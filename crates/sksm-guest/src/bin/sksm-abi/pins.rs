@@ -1,0 +1,283 @@
+//! Pages that someone else holds: O_DIRECT, vmsplice, io_uring. They are left exactly as they are.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use io_uring::{IoUring, opcode, types};
+use sksm_guest::memory::{Map, PAGE};
+use sksm_guest::process::check;
+use sksm_guest::report::{Test, skip, test};
+use sksm_guest::sysfs::Counters;
+
+use crate::expect::{apart, copies, merged, one_page};
+use crate::file;
+use crate::writers::beside;
+
+pub const TESTS: &[Test] = &[
+    test("pins/vmsplice", vmsplice),
+    test("pins/vmsplice-of-merged", vmsplice_of_merged),
+    test("pins/io_uring-buffer", io_uring_buffer),
+    test("pins/o_direct-reads", direct_reads),
+    test("pins/o_direct-read-into-merged", direct_read_into_merged),
+    test("pins/o_direct-writes", direct_writes),
+];
+
+/// How long reads and merges run beside each other; thousands of reads.
+const TIME: Duration = Duration::from_secs(3);
+
+fn pipe() -> Result<(File, File)> {
+    let mut ends = [0; 2];
+    // SAFETY: room for two descriptors.
+    check(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) })?;
+    // SAFETY: two new descriptors that nothing else owns.
+    Ok(unsafe { (File::from_raw_fd(ends[0]), File::from_raw_fd(ends[1])) })
+}
+
+/// Puts a reference to pages into a pipe.
+fn splice(map: &Map, pages: usize, into: &File) -> Result<()> {
+    let part = libc::iovec {
+        iov_base: map.addr() as *mut _,
+        iov_len: pages * PAGE,
+    };
+    // SAFETY: one valid part, which stays mapped.
+    let len = check(unsafe { libc::vmsplice(into.as_raw_fd(), &part, 1, 0) })?;
+    ensure!(
+        len as usize == pages * PAGE,
+        "{len} bytes went into the pipe"
+    );
+    Ok(())
+}
+
+fn vmsplice() -> Result<()> {
+    let (mut out, into) = pipe()?;
+    let map = Map::filled(&[5; 6])?;
+    let before = map.pfns()?;
+    splice(&map, 2, &into)?;
+    let start = Counters::now()?;
+    map.merge()?;
+    let after = map.pfns()?;
+    ensure!(before[..2] == after[..2], "pages in the pipe were replaced");
+    one_page(&after[2..])?;
+    ensure!(copies(&after) == 3, "{} copies", copies(&after));
+    ensure!(start.change()?.pages_busy == 2, "{:?}", start.change()?);
+    // The pages are the pipe's still, so it shows what is written now.
+    map.fill(0, 6);
+    let mut bytes = vec![0; 2 * PAGE];
+    out.read_exact(&mut bytes)?;
+    ensure!(
+        bytes[..PAGE] == map.bytes()[..PAGE],
+        "the pipe has lost its page"
+    );
+    ensure!(
+        bytes[PAGE..] == map.bytes()[PAGE..2 * PAGE],
+        "the pipe has lost its page"
+    );
+    map.expect_all(|page| if page == 0 { 6 } else { 5 })?;
+    // Once the pipe is empty they merge.
+    map.fill(0, 5);
+    map.merge()?;
+    one_page(&map.pfns()?)
+}
+
+/// What a pipe holds of a merged page stays good when the owners write.
+fn vmsplice_of_merged() -> Result<()> {
+    for owners in [1, 3] {
+        let (mut out, into) = pipe()?;
+        let map = merged(owners, 5)?;
+        let right = map.bytes()[..PAGE].to_vec();
+        splice(&map, 1, &into)?;
+        (0..owners).for_each(|page| map.fill(page, 6 + page as u64));
+        map.expect_all(|page| 6 + page as u64)?;
+        let mut bytes = vec![0; PAGE];
+        out.read_exact(&mut bytes)?;
+        ensure!(
+            bytes == right || bytes == map.bytes()[..PAGE],
+            "the pipe holds neither what was put in nor what was written"
+        );
+        map.merge()?;
+        map.expect_all(|page| 6 + page as u64)?;
+    }
+    Ok(())
+}
+
+/// A registered buffer is pinned for long; a read that is under way arrives in it.
+fn io_uring_buffer() -> Result<()> {
+    let mut ring = match IoUring::new(8) {
+        Ok(ring) => ring,
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
+            return skip("no io_uring in this kernel (CONFIG_IO_URING)");
+        }
+        Err(error) => return Err(error).context("io_uring"),
+    };
+    let map = Map::filled(&[5; 4])?;
+    let buffer = libc::iovec {
+        iov_base: map.addr() as *mut _,
+        iov_len: 2 * PAGE,
+    };
+    // SAFETY: the buffer stays mapped until after it is unregistered.
+    unsafe { ring.submitter().register_buffers(&[buffer]) }.context("register")?;
+    let (out, mut into) = pipe()?;
+    let read = opcode::ReadFixed::new(
+        types::Fd(out.as_raw_fd()),
+        map.addr() as *mut u8,
+        PAGE as u32,
+        0,
+    );
+    // SAFETY: into the registered buffer.
+    unsafe { ring.submission().push(&read.build()) }?;
+    ring.submit()?;
+    let before = map.pfns()?;
+    let start = Counters::now()?;
+    map.merge()?;
+    let after = map.pfns()?;
+    ensure!(before[..2] == after[..2], "registered pages were replaced");
+    one_page(&after[2..])?;
+    ensure!(start.change()?.pages_busy == 2, "{:?}", start.change()?);
+    into.write_all(&Map::filled(&[8])?.bytes())?;
+    ring.submit_and_wait(1)?;
+    let done = ring.completion().next().context("no completion")?;
+    ensure!(done.result() == PAGE as i32, "read: {}", done.result());
+    map.expect_all(|page| if page == 0 { 8 } else { 5 })?;
+    ring.submitter().unregister_buffers()?;
+    map.fill(0, 5);
+    // The kernel gives registered pages back when it gets to it.
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        map.merge()?;
+        if copies(&map.pfns()?) == 1 {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "pages that were unregistered do not merge"
+        );
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// A block device with a page of content `FIRST + n` in its page n: reads from it really go through pinned pages.
+struct Disk(File);
+
+const FIRST: u64 = 1000;
+const DISK_PAGES: usize = 64;
+
+impl Disk {
+    fn open() -> Result<Self> {
+        if !Path::new("/dev/loop-control").exists() {
+            return skip("no loop devices in this kernel (CONFIG_BLK_DEV_LOOP)");
+        }
+        const GET_FREE: u64 = 0x4c82;
+        const CONFIGURE: u64 = 0x4c0a;
+        const AUTOCLEAR: u32 = 4;
+        let control = File::open("/dev/loop-control")?;
+        // SAFETY: takes no argument.
+        let number = check(unsafe { libc::ioctl(control.as_raw_fd(), GET_FREE as _) })?;
+        let contents: Vec<u64> = (0..DISK_PAGES as u64).map(|page| FIRST + page).collect();
+        let backing = file::with_contents(&contents)?;
+        // struct loop_config: descriptor, block size, struct loop_info64 with its flags, reserved.
+        let mut config = [0u32; 76];
+        config[0] = backing.as_raw_fd() as u32;
+        config[1] = PAGE as u32;
+        config[15] = AUTOCLEAR;
+        let device = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_DIRECT)
+            .open(format!("/dev/loop{number}"))?;
+        // SAFETY: a configuration of the size that the kernel reads.
+        check(unsafe { libc::ioctl(device.as_raw_fd(), CONFIGURE as _, config.as_ptr()) })
+            .context("cannot set up a loop device")?;
+        Ok(Self(device))
+    }
+
+    /// Reads pages of the disk straight into pages of the mapping.
+    fn read(&self, from: usize, map: &Map, page: usize, pages: usize) -> Result<()> {
+        // SAFETY: whole pages of the mapping; other threads only merge them.
+        let buffer =
+            unsafe { std::slice::from_raw_parts_mut(map.page(page) as *mut u8, pages * PAGE) };
+        Ok(self.0.read_exact_at(buffer, (from * PAGE) as u64)?)
+    }
+}
+
+fn direct_reads() -> Result<()> {
+    let disk = Disk::open()?;
+    const PAGES: usize = 32;
+    const AT_ONCE: usize = 4;
+    let map = Map::filled(&[5; PAGES])?;
+    let start = Counters::now()?;
+    beside(
+        1,
+        || map.merge(),
+        || {
+            let end = Instant::now() + TIME;
+            let mut round = 0;
+            while Instant::now() < end {
+                let page = round * AT_ONCE % PAGES;
+                let from = round * 3 % (DISK_PAGES - AT_ONCE);
+                // Equal pages, so that the merge wants them.
+                (page..page + AT_ONCE).for_each(|page| map.fill(page, 5));
+                disk.read(from, &map, page, AT_ONCE)?;
+                for read in 0..AT_ONCE {
+                    map.expect(page + read, FIRST + (from + read) as u64)
+                        .with_context(|| format!("read {round} was lost"))?;
+                }
+                round += 1;
+            }
+            ensure!(round > 20, "only {round} reads in {TIME:?}");
+            Ok(())
+        },
+    )?;
+    ensure!(
+        start.change()?.pages_merged > 0,
+        "nothing was merged meanwhile"
+    );
+    Ok(())
+}
+
+fn direct_read_into_merged() -> Result<()> {
+    let disk = Disk::open()?;
+    let map = merged(6, 5)?;
+    disk.read(10, &map, 2, 2)?;
+    let right = |page: usize| match page {
+        2 | 3 => FIRST + 8 + page as u64,
+        _ => 5,
+    };
+    map.expect_all(right)?;
+    map.merge()?;
+    map.expect_all(right)?;
+    let pfns = map.pfns()?;
+    apart(&pfns[1..4])?;
+    one_page(&[pfns[0], pfns[1], pfns[4], pfns[5]])
+}
+
+/// Pages that are being written to a disk while they merge arrive there as they are.
+fn direct_writes() -> Result<()> {
+    let disk = Disk::open()?;
+    let map = Map::filled(&[5; 8])?;
+    beside(
+        1,
+        || map.merge(),
+        || {
+            let end = Instant::now() + TIME;
+            let mut round = 0;
+            while Instant::now() < end {
+                map.fill_all(|page| round + (page as u64 / 3));
+                let whole =
+                // SAFETY: all of the mapping, which nobody writes meanwhile.
+                unsafe { std::slice::from_raw_parts(map.addr() as *const u8, map.len()) };
+                disk.0.write_all_at(whole, 0)?;
+                let back = Map::anon(8)?;
+                disk.read(0, &back, 0, 8)?;
+                back.expect_all(|page| round + (page as u64 / 3))
+                    .with_context(|| format!("write {round}"))?;
+                round += 1;
+            }
+            Ok(())
+        },
+    )
+}

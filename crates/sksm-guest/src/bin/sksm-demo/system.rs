@@ -1,0 +1,41 @@
+//! What the kernel says of itself and its memory.
+
+use anyhow::{Context, Result};
+use procfs::{Current, Meminfo};
+
+const MIB: u64 = 1 << 20;
+
+pub fn kernel() -> Result<String> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/osrelease").context("osrelease")?;
+    Ok(text.trim().to_owned())
+}
+
+/// Anonymous pages that are mapped, in the whole system.
+pub fn nr_anon_pages() -> Result<u64> {
+    // Each CPU counts for itself; this makes them add it up. A kernel with one CPU has no need, and no such file.
+    std::fs::write("/proc/sys/vm/stat_refresh", "1").ok();
+    let counters = procfs::vmstat().context("cannot read /proc/vmstat")?;
+    let pages = counters
+        .get("nr_anon_pages")
+        .context("/proc/vmstat has no nr_anon_pages")?;
+    Ok(u64::try_from(*pages)?)
+}
+
+pub fn memory_mib() -> Result<u64> {
+    Ok(Meminfo::current()
+        .context("cannot read /proc/meminfo")?
+        .mem_total
+        / MIB)
+}
+
+pub fn memory_available_mib() -> Result<u64> {
+    let memory = Meminfo::current().context("cannot read /proc/meminfo")?;
+    Ok(memory.mem_available.unwrap_or(memory.mem_free) / MIB)
+}
+
+/// Makes this program's own memory the same before and after its measurements: whatever is large is mapped for itself, and
+/// unmapped when it is freed.
+pub fn give_freed_memory_back() {
+    // SAFETY: sets a number in the allocator.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 64 << 10) };
+}

@@ -1,0 +1,59 @@
+//! Control groups with the memory controller.
+
+use std::fs;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+
+use crate::report::skip;
+
+const ROOT: &str = "/sys/fs/cgroup";
+
+/// A control group, removed when dropped.
+pub struct Cgroup(PathBuf);
+
+impl Cgroup {
+    /// Skips the test where there is no memory controller.
+    pub fn new(name: &str) -> Result<Self> {
+        let enabled = fs::read_to_string(format!("{ROOT}/cgroup.subtree_control"));
+        if !enabled.is_ok_and(|list| list.contains("memory")) {
+            return skip("no memory controller in /sys/fs/cgroup/cgroup.subtree_control");
+        }
+        let path = PathBuf::from(format!("{ROOT}/sksm-{}-{name}", std::process::id()));
+        fs::create_dir(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(Self(path))
+    }
+
+    pub fn write(&self, file: &str, value: &str) -> std::io::Result<()> {
+        fs::write(self.0.join(file), value)
+    }
+
+    /// Moves this process in.
+    pub fn enter(&self) -> Result<()> {
+        self.write("cgroup.procs", "0")
+            .context("cannot enter the control group")
+    }
+
+    /// Takes up to this much memory from its processes, and tells whether all of it was found.
+    pub fn reclaim(&self, bytes: usize) -> Result<bool> {
+        match self.write("memory.reclaim", &bytes.to_string()) {
+            Ok(()) => Ok(true),
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => Ok(false),
+            Err(error) => Err(error).context("memory.reclaim"),
+        }
+    }
+}
+
+impl Drop for Cgroup {
+    fn drop(&mut self) {
+        // Processes of the test itself may still be inside: they go back to the root first.
+        let inside = fs::read_to_string(self.0.join("cgroup.procs")).unwrap_or_default();
+        for pid in inside.lines() {
+            // One may have exited meanwhile.
+            fs::write(format!("{ROOT}/cgroup.procs"), pid).ok();
+        }
+        if let Err(error) = fs::remove_dir(&self.0) {
+            eprintln!("cannot remove {}: {error}", self.0.display());
+        }
+    }
+}
