@@ -5,6 +5,7 @@ mod build;
 mod cache;
 mod config;
 mod console;
+mod demo;
 mod guest;
 mod initramfs;
 mod interrupt;
@@ -52,6 +53,8 @@ enum Verb {
     },
     /// Build a kernel; the last line of stdout is the image's path
     Kernel { arch: Arch },
+    /// Run the experiment: the table, demo.json and demo.svg
+    Demo(demo::Args),
     /// Boot a kernel on this machine's root file system and run a command in it
     Run(run::Args),
     /// Remove the cached trees and objects
@@ -95,6 +98,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             let kernel = kernel::build(&Project::find()?, arch, linux_src)?;
             println!("{}", kernel.image.display());
         }
+        Verb::Demo(args) => return demo::run(&Project::find()?, args, linux_src),
         Verb::Run(args) => return run::run(&Project::find()?, args, linux_src),
         Verb::Clean => cache::clean(&Project::find()?)?,
         Verb::GuestAgent { .. } => unreachable!("handled above"),
