@@ -9,8 +9,8 @@ use super::format::{mib, seconds, thousands};
 const WIDTH: f64 = 960.0;
 const MARGIN: f64 = 40.0;
 /// Where the bars start and how long the longest is.
-const BARS_X: f64 = 230.0;
-const BARS_WIDTH: f64 = 400.0;
+const BARS_X: f64 = 250.0;
+const BARS_WIDTH: f64 = 380.0;
 const BAR_HEIGHT: f64 = 30.0;
 const BAR_STEP: f64 = 46.0;
 
@@ -38,8 +38,10 @@ pub fn draw(report: &Report) -> String {
         .filter_map(|phase| memory_bar(report, phase))
         .collect();
     let times: Vec<Bar> = report.phases.iter().filter_map(time_bar).collect();
-    let mut svg = Svg::default();
-    svg.y = 58.0;
+    let mut svg = Svg {
+        body: String::new(),
+        y: 58.0,
+    };
     let processes = thousands(report.processes as i64);
     svg.text(
         MARGIN,
@@ -56,7 +58,7 @@ pub fn draw(report: &Report) -> String {
     );
     svg.text(MARGIN, 15, FAINT, "normal", &setting);
     svg.y += 48.0;
-    svg.group("Anonymous memory in the whole system, MiB", &memory);
+    svg.group("Anonymous memory in the whole system", &memory);
     if !times.is_empty() {
         svg.y += 34.0;
         svg.group("Time until that memory is shared", &times);
@@ -75,8 +77,9 @@ fn memory_bar(report: &Report, phase: &Phase) -> Option<Bar> {
         Kind::KsmUnthrottled => ("patched, KSM at full speed", KSM),
     };
     let remark = match phase.copies {
-        0 => "no copies of libc's text".to_owned(),
-        copies => format!("{} copies of its pages", thousands(copies as i64)),
+        0 => "libc's pages are the file's".to_owned(),
+        copies if copies == report.text_contents => "one copy of each of libc's pages".to_owned(),
+        copies => format!("{} copies of libc's pages", thousands(copies as i64)),
     };
     Some(Bar {
         label: label.to_owned(),
@@ -126,7 +129,6 @@ fn time_bar(phase: &Phase) -> Option<Bar> {
 }
 
 /// What has been drawn so far, and how far down.
-#[derive(Default)]
 struct Svg {
     body: String,
     y: f64,
@@ -213,7 +215,7 @@ mod tests {
         for text in [
             "1,435 MiB",
             "101 MiB",
-            "342,000 copies of its pages",
+            "342,000 copies of libc's pages",
             "5 min 08 s",
             "gave up after 60.0 s",
         ] {
