@@ -1,0 +1,218 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! Merged pages by content: a resizable hash table keyed by domain, NUMA node and checksum.
+
+use core::cell::UnsafeCell;
+use core::mem::MaybeUninit;
+use core::pin::Pin;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use kernel::bindings;
+use kernel::error::to_result;
+use kernel::init::pin_init_array_from_fn;
+use kernel::new_mutex;
+use kernel::prelude::*;
+use kernel::sync::lock::{mutex::MutexBackend, Guard};
+use kernel::sync::Mutex;
+
+use super::folio::{Folio, LockedFolio};
+use super::node::{Key, Node};
+use super::rmap::Entry;
+
+/// How many mappings a merged page takes, unless sysfs says otherwise; KSM's default.
+pub(crate) static MAX_PAGE_SHARING: AtomicU32 = AtomicU32::new(256);
+
+/// Publish mutexes; enough that two callers with different content rarely meet.
+const MUTEXES: usize = 256;
+
+type Mutexes = [Mutex<()>; MUTEXES];
+
+struct Table(UnsafeCell<MaybeUninit<bindings::rhltable>>);
+
+// SAFETY: An rhltable does its own locking.
+unsafe impl Sync for Table {}
+
+static TABLE: Table = Table(UnsafeCell::new(MaybeUninit::zeroed()));
+/// Seeds the checksums, so that nobody can prepare pages that collide.
+static SEED: AtomicU64 = AtomicU64::new(0);
+static PUBLISH: AtomicPtr<Mutexes> = AtomicPtr::new(core::ptr::null_mut());
+
+/// Set up once, before anything else here is called.
+pub(crate) fn init() -> Result {
+    // SAFETY: No preconditions.
+    SEED.store(unsafe { bindings::get_random_u64() }, Ordering::Relaxed);
+    // SAFETY: Called once at boot; the table is zeroed.
+    to_result(unsafe { bindings::sksm_index_init(table()) })?;
+    let mutexes = KBox::pin_init(
+        pin_init_array_from_fn(|_| new_mutex!((), "sksm_publish")),
+        GFP_KERNEL,
+    )?;
+    // SAFETY: Never moved again: the box is leaked into a static.
+    let mutexes = KBox::into_raw(unsafe { Pin::into_inner_unchecked(mutexes) });
+    PUBLISH.store(mutexes, Ordering::Release);
+    Ok(())
+}
+
+/// The seed of all checksums.
+pub(crate) fn seed() -> u64 {
+    SEED.load(Ordering::Relaxed)
+}
+
+fn table() -> *mut bindings::rhltable {
+    TABLE.0.get().cast()
+}
+
+/// Makes the caller the only one to publish content with this checksum. May sleep.
+///
+/// `None` when [`init`] failed.
+pub(crate) fn publish_lock(key: &Key) -> Option<Guard<'static, (), MutexBackend>> {
+    let mutexes = PUBLISH.load(Ordering::Acquire);
+    // SAFETY: Either NULL, or set once by `init` and never freed.
+    let mutexes = unsafe { mutexes.as_ref() }?;
+    Some(mutexes[key.checksum as usize % MUTEXES].lock())
+}
+
+/// Adds a node. Any context.
+pub(crate) fn insert(node: &Node) -> Result {
+    // SAFETY: The node is in no table, and leaves it before it is freed.
+    to_result(unsafe { bindings::sksm_index_insert(table(), node.link()) })
+}
+
+/// Takes a node out, if it is in. Any context.
+pub(crate) fn remove(node: &Node) {
+    // SAFETY: The node is valid; one that is not in the table is only not found.
+    unsafe { bindings::sksm_index_remove(table(), node.link()) };
+}
+
+/// An RCU read section.
+struct Rcu;
+
+impl Rcu {
+    fn lock() -> Self {
+        // SAFETY: Ended by drop.
+        unsafe { bindings::sksm_rcu_read_lock() };
+        Self
+    }
+}
+
+impl Drop for Rcu {
+    fn drop(&mut self) {
+        // SAFETY: Begun by `lock`.
+        unsafe { bindings::sksm_rcu_read_unlock() };
+    }
+}
+
+/// Whether the merged page takes one more mapping; `folio` is a reference the caller took for it.
+fn has_room(folio: &Folio) -> bool {
+    folio.users() as u32 <= MAX_PAGE_SHARING.load(Ordering::Relaxed)
+}
+
+/// A merged page with the bytes of `candidate`, which must be write-protected.
+fn lookup(key: &Key, candidate: &LockedFolio) -> Option<Folio> {
+    let _rcu = Rcu::lock();
+    // SAFETY: The table is set up; RCU keeps what it returns.
+    let mut next = NonNull::new(unsafe { bindings::sksm_index_lookup(table(), key) });
+    while let Some(link) = next {
+        // SAFETY: RCU keeps the node.
+        let node = unsafe { Node::from_link(link) };
+        // SAFETY: A node's folio is a struct page, free or not.
+        if let Some(folio) = unsafe { Folio::try_get(node.folio_hint()) } {
+            if node.owns(&folio)
+                && has_room(&folio)
+                && !folio.is_hwpoison()
+                && folio.same_bytes(candidate)
+            {
+                return Some(folio);
+            }
+        }
+        // SAFETY: RCU keeps the list of equal keys.
+        next = NonNull::new(unsafe { bindings::sksm_index_next(link.as_ptr()) });
+    }
+    None
+}
+
+/// Finds the merged page for `candidate` and enters `entry` as a place where it will be mapped.
+/// May sleep.
+///
+/// The reference in the result keeps the page from being withdrawn, so its bytes stay.
+pub(crate) fn find(
+    key: &Key,
+    candidate: &LockedFolio,
+    entry: impl Fn() -> Entry,
+) -> Result<Option<Folio>> {
+    // A page that changed between lookup and lock was withdrawn, migrated or filled up, and the
+    // index said so before the lock was free: every turn sees a newer state.
+    while let Some(folio) = lookup(key, candidate) {
+        let folio = folio.lock();
+        let Some(node) = Node::of(&folio) else {
+            continue;
+        };
+        if !same_key(node.key(), key) || !has_room(&folio) || folio.is_hwpoison() {
+            continue;
+        }
+        node.add_place(entry(), &folio)?;
+        return Ok(Some(folio.unlock()));
+    }
+    Ok(None)
+}
+
+fn same_key(a: &Key, b: &Key) -> bool {
+    (a.checksum, a.domain, a.uid, a.kind, a.nid) == (b.checksum, b.domain, b.uid, b.kind, b.nid)
+}
+
+/// Merged pages, by how they are mapped now.
+#[derive(Default)]
+pub(crate) struct Census {
+    /// Merged pages with more than one mapping.
+    pub(crate) shared: usize,
+    /// Mappings beyond the first of those.
+    pub(crate) sharing: usize,
+    /// Merged pages with at most one mapping.
+    pub(crate) unshared: usize,
+}
+
+/// Counts the merged pages. Takes time proportional to their number; may sleep.
+pub(crate) fn census() -> Census {
+    let mut census = Census::default();
+    let mut iter = MaybeUninit::<bindings::rhashtable_iter>::zeroed();
+    let iter = iter.as_mut_ptr();
+    // SAFETY: The table is set up and `iter` stays in place. Between start and stop RCU keeps the
+    // nodes; the walk is stopped before rescheduling.
+    unsafe {
+        bindings::sksm_index_walk_enter(table(), iter);
+        bindings::rhashtable_walk_start_check(iter);
+        let mut seen = 0usize;
+        loop {
+            let link = bindings::rhashtable_walk_next(iter);
+            if link.is_null() {
+                break;
+            }
+            if kernel::error::from_err_ptr(link).is_err() {
+                // The table was resized: the walk starts over, and so does the count.
+                census = Census::default();
+                continue;
+            }
+            let node = Node::from_link(NonNull::new_unchecked(link.cast()));
+            if let Some(folio) = Folio::try_get(node.folio_hint()).filter(|folio| node.owns(folio)) {
+                let mapcount = folio.mapcount().max(0) as usize;
+                if mapcount > 1 {
+                    census.shared += 1;
+                    census.sharing += mapcount - 1;
+                } else {
+                    census.unshared += 1;
+                }
+            }
+            seen += 1;
+            if seen % 1024 == 0 {
+                bindings::rhashtable_walk_stop(iter);
+                bindings::sksm_cond_resched();
+                if bindings::rhashtable_walk_start_check(iter) != 0 {
+                    census = Census::default();
+                }
+            }
+        }
+        bindings::rhashtable_walk_stop(iter);
+        bindings::rhashtable_walk_exit(iter);
+    }
+    census
+}

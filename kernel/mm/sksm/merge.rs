@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! One `MADV_MERGE` call: walks the range and decides, page by page, what happens.
+
+use core::mem::{replace, take};
+use core::ptr::NonNull;
+use core::sync::atomic::Ordering;
+use kernel::bindings;
+use kernel::ffi::{c_int, c_ulong};
+use kernel::page::PAGE_SHIFT;
+use kernel::prelude::*;
+
+use super::batch::{Batch, Candidate, Fate, Leftover, Locking};
+use super::domain::Domain;
+use super::folio::{Folio, LockedFolio};
+use super::index;
+use super::node::{Key, Node};
+use super::pte::{PteRange, SlotSet, MAX_SLOTS};
+use super::rmap::Entry;
+use super::stats;
+use super::sysfs::MERGE_ACROSS_NODES;
+
+/// The state of one call.
+pub(crate) struct Call {
+    /// `None` when the memory's owner has gone: nothing merges then.
+    domain: Option<Domain>,
+    candidates: KVVec<Candidate>,
+    /// All CPUs were drained; once a call is enough.
+    drained: bool,
+    across_nodes: bool,
+    seed: u64,
+}
+
+static WALK: WalkOps = WalkOps(bindings::mm_walk_ops {
+    pmd_entry: Some(merge_pmd),
+    // SAFETY: All-zero says that the other callbacks are absent and mmap_lock is held for read.
+    ..unsafe { core::mem::zeroed() }
+});
+
+struct WalkOps(bindings::mm_walk_ops);
+
+// SAFETY: Function pointers and constants.
+unsafe impl Sync for WalkOps {}
+
+/// `pmd_entry` of the page walk; returns 0 or a negative errno.
+///
+/// # Safety
+///
+/// Called by `walk_page_range_vma()` with the `private` of [`Call::merge_vma`].
+unsafe extern "C" fn merge_pmd(
+    pmd: *mut bindings::pmd_t,
+    start: c_ulong,
+    end: c_ulong,
+    walk: *mut bindings::mm_walk,
+) -> c_int {
+    // SAFETY: `private` is the call, borrowed mutably by merge_vma() and by nobody else.
+    let (call, vma) = unsafe { (&mut *(*walk).private.cast::<Call>(), (*walk).vma) };
+    let mut at = start;
+    while at < end {
+        // SAFETY: Looks at the current task.
+        if unsafe { bindings::sksm_fatal_signal_pending() } {
+            return EINTR.to_errno();
+        }
+        // SAFETY: The walk holds mmap_lock, and `pmd` is the entry of this range.
+        let range = unsafe { PteRange::new(vma, pmd, at, end) };
+        if let Err(error) = call.merge_range(&range) {
+            return error.to_errno();
+        }
+        at += MAX_SLOTS << PAGE_SHIFT;
+        // SAFETY: No lock but mmap_lock is held.
+        unsafe { bindings::sksm_cond_resched() };
+    }
+    0
+}
+
+impl Call {
+    /// Starts a call on memory of `mm`, which is valid.
+    pub(crate) fn new(mm: *mut bindings::mm_struct) -> Self {
+        stats::CALLS.add(1);
+        Self {
+            // SAFETY: The mm is valid.
+            domain: unsafe { Domain::of(mm) },
+            candidates: KVVec::new(),
+            drained: false,
+            across_nodes: MERGE_ACROSS_NODES.load(Ordering::Relaxed),
+            seed: index::seed(),
+        }
+    }
+
+    /// Merges `start..end` of `vma`.
+    ///
+    /// # Safety
+    ///
+    /// `vma` covers the range and mmap_lock is held for read.
+    pub(crate) unsafe fn merge_vma(
+        &mut self,
+        vma: *mut bindings::vm_area_struct,
+        start: usize,
+        end: usize,
+    ) -> Result {
+        // SAFETY: `vma` is valid.
+        let worthwhile =
+            unsafe { bindings::vma_ksm_compatible(vma) && !(*vma).anon_vma.is_null() };
+        if !worthwhile || self.domain.is_none() {
+            return Ok(());
+        }
+        let slots = ((end - start) >> PAGE_SHIFT).min(MAX_SLOTS);
+        if self.candidates.capacity() < slots {
+            self.candidates.reserve(slots, GFP_KERNEL)?;
+        }
+        // SAFETY: The caller holds mmap_lock; merge_pmd() gets the call back as `private`.
+        kernel::error::to_result(unsafe {
+            bindings::walk_page_range_vma(
+                vma,
+                start,
+                end,
+                &WALK.0,
+                core::ptr::from_mut(self).cast(),
+            )
+        })
+    }
+
+    /// Merges the pages of one run, those that need a second try included.
+    fn merge_range(&mut self, range: &PteRange) -> Result {
+        if let Some(folio) = range.huge_folio() {
+            // Split or not: what is left huge is found to have no page table.
+            if !folio.lock().split() {
+                stats::BUSY.add(range.len());
+                return Ok(());
+            }
+        }
+        let mut left = self.pass(range, SlotSet::first(range.len()), Locking::Try)?;
+        if !left.large.is_empty() {
+            split_large(range, left.large);
+            self.retry(range, |left| &mut left.large, &mut left, Locking::Try)?;
+        }
+        if !left.batched.is_empty() {
+            // SAFETY: No lock but mmap_lock is held.
+            unsafe { bindings::lru_add_drain() };
+            self.retry(range, |left| &mut left.batched, &mut left, Locking::Try)?;
+        }
+        if !left.batched.is_empty() && !self.drained {
+            // SAFETY: As above; the work on other CPUs takes no mmap_lock.
+            unsafe { bindings::lru_add_drain_all() };
+            self.drained = true;
+            self.retry(range, |left| &mut left.batched, &mut left, Locking::Try)?;
+        }
+        for slot in take(&mut left.locked).iter() {
+            let mut alone = Leftover {
+                locked: SlotSet::one(slot),
+                ..Leftover::default()
+            };
+            self.retry(range, |left| &mut left.locked, &mut alone, Locking::Wait)?;
+            left.busy.union(&alone.busy);
+            left.busy.union(&alone.batched);
+        }
+        left.busy.union(&left.large);
+        left.busy.union(&left.batched);
+        stats::BUSY.add(left.busy.len());
+        Ok(())
+    }
+
+    /// Another pass over one of the sets of `left`.
+    fn retry(
+        &mut self,
+        range: &PteRange,
+        set: fn(&mut Leftover) -> &mut SlotSet,
+        left: &mut Leftover,
+        locking: Locking,
+    ) -> Result {
+        let slots = take(set(left));
+        let again = self.pass(range, slots, locking)?;
+        left.large.union(&again.large);
+        left.locked.union(&again.locked);
+        left.batched.union(&again.batched);
+        left.busy.union(&again.busy);
+        Ok(())
+    }
+
+    /// Takes the pages of `slots` through all steps.
+    fn pass(&mut self, range: &PteRange, slots: SlotSet, locking: Locking) -> Result<Leftover> {
+        let mut left = Leftover::default();
+        let mut candidates = replace(&mut self.candidates, KVVec::new());
+        let result = Batch::collect(range, &mut candidates, slots, locking, &mut left).and_then(
+            |mut batch| {
+                batch.protect(&mut left);
+                let result = self.decide_all(range, &mut batch, &mut left);
+                // Also after an error: what was found is merged.
+                stats::MERGED.add(batch.replace());
+                result
+            },
+        );
+        self.candidates = candidates;
+        result.map(|()| left)
+    }
+
+    fn decide_all(
+        &mut self,
+        range: &PteRange,
+        batch: &mut Batch<'_>,
+        left: &mut Leftover,
+    ) -> Result {
+        for candidate in batch.candidates() {
+            if matches!(candidate.fate, Fate::Protected) {
+                stats::SCANNED.add(1);
+                candidate.fate = self.decide(range, candidate, left)?;
+                if matches!(candidate.fate, Fate::Leave) {
+                    // A merged page now, perhaps: others may wait for its lock.
+                    candidate.folio = None;
+                }
+                // SAFETY: Folio locks may be held while sleeping.
+                unsafe { bindings::sksm_cond_resched() };
+            }
+        }
+        Ok(())
+    }
+
+    /// Steps 3, 4 and 6 for one write-protected page: zero page, merged page, or published.
+    fn decide(
+        &self,
+        range: &PteRange,
+        candidate: &Candidate,
+        left: &mut Leftover,
+    ) -> Result<Fate> {
+        let (Some(folio), Some(domain)) = (&candidate.folio, self.domain) else {
+            return Ok(Fate::Leave);
+        };
+        if folio.is_zero() {
+            return Ok(Fate::Zero);
+        }
+        let key = Key {
+            checksum: folio.checksum(self.seed),
+            domain: domain.id,
+            uid: domain.uid,
+            kind: domain.kind as u16,
+            nid: if self.across_nodes {
+                bindings::NUMA_NO_NODE as i16
+            } else {
+                folio.nid() as i16
+            },
+        };
+        let place = || {
+            // SAFETY: mmap_lock is held and the VMA has an anon_vma, checked by merge_vma().
+            unsafe {
+                Entry::new(
+                    NonNull::new_unchecked(range.anon_vma()),
+                    range.pgoff(candidate.slot),
+                )
+            }
+        };
+        if let Some(page) = index::find(&key, folio, place)? {
+            return Ok(Fate::Merge(page));
+        }
+        // A swap entry elsewhere could turn into a mapping that no reverse map knows.
+        if !folio.leave_swapcache() {
+            left.busy.insert(candidate.slot);
+            return Ok(Fate::Leave);
+        }
+        let node = Node::new(key, folio, own_place(folio))?;
+        let Some(_publishing) = index::publish_lock(&key) else {
+            return Err(ENOMEM);
+        };
+        if let Some(page) = index::find(&key, folio, place)? {
+            return Ok(Fate::Merge(page));
+        }
+        Node::publish(node, folio)?;
+        stats::PUBLISHED.add(1);
+        Ok(Fate::Leave)
+    }
+}
+
+/// Where a folio that is not merged yet belongs by its own account.
+fn own_place(folio: &LockedFolio) -> Entry {
+    let anon_vma = (folio.mapping() & !(bindings::PAGE_MAPPING_FLAGS as usize)) as *mut _;
+    // SAFETY: An anonymous folio that a VMA maps names an anon_vma that this VMA is linked to, and
+    // mmap_lock is held.
+    unsafe { Entry::new(NonNull::new_unchecked(anon_vma), folio.index()) }
+}
+
+/// Splits the large folios of `slots`, where possible. May sleep.
+fn split_large(range: &PteRange, slots: SlotSet) {
+    for slot in slots.iter() {
+        let folio = range.lock().and_then(|ptes| {
+            // SAFETY: The mapping holds a reference while the table is locked.
+            ptes.folio(slot).map(|folio| unsafe { Folio::get(folio) })
+        });
+        if let Some(folio) = folio {
+            if folio.is_large() {
+                folio.lock().split();
+            }
+        }
+    }
+}

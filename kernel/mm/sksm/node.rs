@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The node of a merged page, and how it comes and goes.
+//!
+//! `folio->mapping` of a merged page points to its node, with the bits of a KSM page and one more
+//! that says whose. A folio and a node belong together while that pointer stands. It is set and
+//! changed under the folio lock, or when no reference is left.
+
+use core::cell::UnsafeCell;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicPtr, Ordering};
+use kernel::bindings;
+use kernel::prelude::*;
+
+use super::folio::{Folio, LockedFolio};
+use super::index;
+use super::release;
+use super::rmap::{Entry, Rmap};
+use super::stats;
+
+/// The low bits of `folio->mapping` of a merged page.
+const TAG: usize = (bindings::PAGE_MAPPING_KSM | bindings::PAGE_MAPPING_SKSM) as usize;
+
+/// The low bits of `folio->mapping` of a KSM page that has no node any more.
+const ORPHAN: usize = bindings::PAGE_MAPPING_KSM as usize;
+
+/// What the index sees of a node.
+pub(crate) type Key = bindings::sksm_key;
+
+/// A merged page's node. Freed only after an RCU grace period.
+#[repr(C, align(8))]
+pub(crate) struct Node {
+    /// First, so that index and node share one address.
+    link: bindings::sksm_link,
+    folio: AtomicPtr<bindings::folio>,
+    /// Guarded by the folio lock.
+    rmap: UnsafeCell<Rmap>,
+    /// Links retired nodes, see [`release`].
+    pub(crate) retired: bindings::llist_node,
+}
+
+// SAFETY: `rmap` is only reached with the folio lock; the other fields are atomic, constant, or
+// owned by index and release list.
+unsafe impl Sync for Node {}
+
+impl Node {
+    /// A node that is not yet in use. May sleep.
+    pub(crate) fn new(key: Key, folio: &Folio, first: Entry) -> Result<KBox<Self>> {
+        let node = KBox::new(
+            Self {
+                link: bindings::sksm_link {
+                    head: Default::default(),
+                    key,
+                },
+                folio: AtomicPtr::new(folio.as_ptr()),
+                rmap: UnsafeCell::new(Rmap::new(first)),
+                retired: Default::default(),
+            },
+            GFP_KERNEL_ACCOUNT,
+        )?;
+        stats::METADATA.add(size_of::<Self>());
+        Ok(node)
+    }
+
+    /// The node behind an index link.
+    ///
+    /// # Safety
+    ///
+    /// `link` came from the index, and RCU or the folio lock keeps the node.
+    pub(crate) unsafe fn from_link<'a>(link: NonNull<bindings::sksm_link>) -> &'a Self {
+        // SAFETY: `link` is the first field of a node that lives, as the caller promises.
+        unsafe { link.cast::<Self>().as_ref() }
+    }
+
+    /// The index link of this node.
+    pub(crate) fn link(&self) -> *mut bindings::sksm_link {
+        core::ptr::from_ref(self).cast_mut().cast()
+    }
+
+    fn tagged(&self) -> usize {
+        core::ptr::from_ref(self) as usize | TAG
+    }
+
+    pub(crate) fn key(&self) -> &Key {
+        &self.link.key
+    }
+
+    /// The folio that was this node's when last seen; may be free, or another's by now.
+    pub(crate) fn folio_hint(&self) -> *mut bindings::folio {
+        self.folio.load(Ordering::Acquire)
+    }
+
+    /// Whether `folio` is this node's. Stays true while the caller holds the reference, unless the
+    /// folio is being migrated: the folio lock decides that.
+    pub(crate) fn owns(&self, folio: &Folio) -> bool {
+        folio.mapping() == self.tagged()
+    }
+
+    /// The node of a locked folio.
+    pub(crate) fn of(folio: &LockedFolio) -> Option<&Self> {
+        // SAFETY: The folio lock keeps `mapping`, and with it the node.
+        Self::from_mapping(folio.mapping()).map(|node| unsafe { node.as_ref() })
+    }
+
+    fn from_mapping(mapping: usize) -> Option<NonNull<Self>> {
+        if mapping & TAG != TAG {
+            return None;
+        }
+        NonNull::new((mapping & !TAG) as *mut Self)
+    }
+
+    /// The reverse map; `folio` is this node's and locked.
+    pub(crate) fn rmap(&self, folio: &LockedFolio) -> &Rmap {
+        debug_assert!(self.owns(folio));
+        // SAFETY: The folio lock guards the reverse map.
+        unsafe { &*self.rmap.get() }
+    }
+
+    /// Adds a place to the reverse map; `folio` is this node's and locked. May sleep.
+    pub(crate) fn add_place(&self, entry: Entry, folio: &LockedFolio) -> Result {
+        debug_assert!(self.owns(folio));
+        // SAFETY: The folio lock guards the reverse map, and no other borrow lives here.
+        unsafe { &mut *self.rmap.get() }.push(entry, folio)
+    }
+
+    /// Makes `folio` a merged page, in place. The caller holds the publish mutex of the key, and
+    /// every mapping of the folio is read-only.
+    pub(crate) fn publish(node: KBox<Self>, folio: &LockedFolio) -> Result {
+        let anon = folio.mapping();
+        let node = KBox::into_raw(node);
+        // SAFETY: The node is ours until it is in the index, and the folio's afterwards.
+        let this = unsafe { &*node };
+        // The pointer goes first: who finds the node checks that folio and node agree.
+        folio.set_mapping(this.tagged());
+        // Clean anonymous pages without swap space are dropped by reclaim.
+        folio.mark_dirty();
+        if let Err(error) = index::insert(this) {
+            folio.set_mapping(anon);
+            // SAFETY: The node never became visible; it came from a KBox above.
+            drop(unsafe { KBox::from_raw(node) });
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// See [`super::sksm_withdraw`].
+    ///
+    /// # Safety
+    ///
+    /// As there.
+    pub(crate) unsafe fn withdraw(
+        folio: *mut bindings::folio,
+        vma: *mut bindings::vm_area_struct,
+        addr: usize,
+    ) -> bool {
+        // SAFETY: The mapping holds a reference while the page table is locked.
+        let Some(nonnull) = NonNull::new(folio) else {
+            return false;
+        };
+        // Cheap looks first, as wp_can_reuse_anon_folio() does: most writes hit shared pages.
+        // SAFETY: As above; draining the local batches does not sleep.
+        unsafe {
+            if bindings::sksm_folio_mapcount(folio) > 1 {
+                return false;
+            }
+            if !bindings::sksm_folio_lru(folio) {
+                bindings::lru_add_drain();
+            }
+        }
+        // SAFETY: As above.
+        let Some(locked) = (unsafe { LockedFolio::try_lock(nonnull) }) else {
+            return false;
+        };
+        if !locked.leave_swapcache() {
+            return false;
+        }
+        let Some(node) = Node::of(&locked) else {
+            return false;
+        };
+        // The mapping's reference and ours. Frozen, so that whoever looks the folio up either has
+        // made the freeze fail, or sees afterwards that it is no merged page any more.
+        // SAFETY: The folio is in use.
+        if !unsafe { bindings::sksm_folio_ref_freeze(folio, 2) } {
+            return false;
+        }
+        // SAFETY: Nobody else holds a reference; the VMA maps the page, so it has an anon_vma.
+        unsafe {
+            bindings::sksm_folio_set_index(folio, bindings::sksm_vma_pgoff(vma, addr));
+            bindings::folio_move_anon_rmap(folio, vma);
+            bindings::sksm_folio_ref_unfreeze(folio, 2);
+        }
+        // SAFETY: The folio does not point to the node any more.
+        unsafe { Self::retire(node) };
+        stats::WITHDRAWN.add(1);
+        true
+    }
+
+    /// See [`super::sksm_folio_free`].
+    ///
+    /// # Safety
+    ///
+    /// As there.
+    pub(crate) unsafe fn folio_freed(folio: *mut bindings::folio) {
+        // SAFETY: The folio is the caller's alone.
+        let mapping = unsafe { bindings::sksm_folio_mapping(folio) } as usize;
+        if let Some(node) = Self::from_mapping(mapping) {
+            // SAFETY: As above. The free path expects an anonymous page here.
+            unsafe { bindings::sksm_folio_set_mapping(folio, ORPHAN as *mut _) };
+            // SAFETY: The folio pointed to the node, and does not any more.
+            unsafe { Self::retire(node.as_ref()) };
+        }
+    }
+
+    /// See [`super::sksm_migrate`].
+    pub(crate) fn migrate(new: &LockedFolio, old: &LockedFolio) {
+        let Some(node) = Node::of(old) else { return };
+        node.folio.store(new.as_ptr(), Ordering::Release);
+        // Readers that still have the old folio see under its lock that it is nobody's.
+        old.set_mapping(ORPHAN);
+        // On another node of memory it must not be found under the old one's key.
+        if i32::from(node.key().nid) != bindings::NUMA_NO_NODE
+            && i32::from(node.key().nid) != new.nid()
+        {
+            index::remove(node);
+        }
+    }
+
+    /// Takes a node out of the index and leaves it to [`release`]. Any context.
+    ///
+    /// # Safety
+    ///
+    /// No folio points to the node any more, and this is called once.
+    unsafe fn retire(node: &Self) {
+        index::remove(node);
+        // SAFETY: Out of the index, and nobody else retires it.
+        unsafe { release::push(core::ptr::from_ref(node).cast_mut()) };
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        stats::METADATA.sub(size_of::<Self>());
+    }
+}
