@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::mem::ManuallyDrop;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::{io, ptr};
 
 use anyhow::{Context, Result, ensure};
@@ -265,6 +265,16 @@ fn unmap(addr: usize, len: usize) -> io::Result<()> {
     }
     // SAFETY: the caller owns this range.
     check(unsafe { libc::munmap(ptr::with_exposed_provenance_mut(addr), len) }).map(drop)
+}
+
+/// A file in memory, of that many pages.
+pub fn memfd(pages: usize) -> io::Result<File> {
+    // SAFETY: a valid name.
+    let fd = check(unsafe { libc::memfd_create(c"sksm".as_ptr(), libc::MFD_CLOEXEC) })?;
+    // SAFETY: a new descriptor that nothing else owns.
+    let file = unsafe { File::from_raw_fd(fd) };
+    file.set_len((pages * PAGE) as u64)?;
+    Ok(file)
 }
 
 /// Merges a range, which must succeed.

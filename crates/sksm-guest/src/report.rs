@@ -1,7 +1,7 @@
 //! Runs tests and reports each in one line of stdout, details before it on stderr:
 //!
 //! ```text
-//! ok NAME (0.12 s)
+//! ok NAME (0.12 s)            or, with a note: ok NAME (0.12 s): NOTE
 //! FAIL NAME: reason
 //! SKIP NAME: why it cannot run here
 //! ```
@@ -64,15 +64,16 @@ pub fn skip<T>(reason: impl Display) -> Result<T> {
 }
 
 enum Outcome {
-    Ok,
+    /// With what is worth knowing about it, if anything is.
+    Ok(String),
     Fail(String),
     Skip(String),
 }
 
 impl Outcome {
-    fn from_result(result: Result<()>) -> Self {
+    fn from_result(result: Result<String>) -> Self {
         match result {
-            Ok(()) => Self::Ok,
+            Ok(note) => Self::Ok(note),
             Err(error) => match error.downcast_ref::<Skip>() {
                 Some(reason) => Self::Skip(reason.to_string()),
                 None => Self::Fail(format!("{error:#}")),
@@ -82,7 +83,7 @@ impl Outcome {
 
     fn encode(&self) -> String {
         match self {
-            Self::Ok => "o".to_owned(),
+            Self::Ok(note) => format!("o{note}"),
             Self::Fail(reason) => format!("f{reason}"),
             Self::Skip(reason) => format!("s{reason}"),
         }
@@ -91,7 +92,7 @@ impl Outcome {
     fn decode(text: &str) -> Option<Self> {
         let rest = || text[1..].to_owned();
         match text.chars().next()? {
-            'o' => Some(Self::Ok),
+            'o' => Some(Self::Ok(rest())),
             'f' => Some(Self::Fail(rest())),
             's' => Some(Self::Skip(rest())),
             _ => None,
@@ -113,7 +114,7 @@ pub fn run(tests: &[Test], options: &Options) -> ExitCode {
             println!("{}", test.name);
         } else {
             let timeout = Duration::from_secs(options.timeout);
-            failed |= !run_one(test.name, timeout, test.run);
+            failed |= !run_one(test.name, timeout, || (test.run)().map(|()| String::new()));
         }
     }
     if !any {
@@ -122,8 +123,8 @@ pub fn run(tests: &[Test], options: &Options) -> ExitCode {
     ExitCode::from(u8::from(failed || !any))
 }
 
-/// Runs one test and prints its line. False if it failed.
-pub fn run_one(name: &str, timeout: Duration, test: impl FnOnce() -> Result<()>) -> bool {
+/// Runs one test, which may return a note, and prints its line. False if it failed.
+pub fn run_one(name: &str, timeout: Duration, test: impl FnOnce() -> Result<String>) -> bool {
     let start = Instant::now();
     let outcome =
         hermetic(timeout, test).unwrap_or_else(|error| Outcome::Fail(format!("{error:#}")));
@@ -132,13 +133,21 @@ pub fn run_one(name: &str, timeout: Duration, test: impl FnOnce() -> Result<()>)
 
 /// Prints the line of a test that ran in this process. False if it failed.
 pub fn line(name: &str, start: Instant, result: Result<()>) -> bool {
-    print_line(name, start, &Outcome::from_result(result))
+    print_line(
+        name,
+        start,
+        &Outcome::from_result(result.map(|()| String::new())),
+    )
 }
 
 fn print_line(name: &str, start: Instant, outcome: &Outcome) -> bool {
     let one_line = |reason: &str| reason.lines().collect::<Vec<_>>().join("; ");
     match outcome {
-        Outcome::Ok => println!("ok {name} ({:.2} s)", start.elapsed().as_secs_f64()),
+        Outcome::Ok(note) => {
+            let colon = if note.is_empty() { "" } else { ": " };
+            let seconds = start.elapsed().as_secs_f64();
+            println!("ok {name} ({seconds:.2} s){colon}{note}");
+        }
         Outcome::Fail(reason) => println!("FAIL {name}: {}", one_line(reason)),
         Outcome::Skip(reason) => println!("SKIP {name}: {}", one_line(reason)),
     }
@@ -146,7 +155,7 @@ fn print_line(name: &str, start: Instant, outcome: &Outcome) -> bool {
 }
 
 /// Runs the test in its own process, then checks that nothing is left of it.
-fn hermetic(timeout: Duration, test: impl FnOnce() -> Result<()>) -> Result<Outcome> {
+fn hermetic(timeout: Duration, test: impl FnOnce() -> Result<String>) -> Result<Outcome> {
     // Processes whose parent dies become ours, so that all can be waited for.
     process::adopt_orphans()?;
     let settings = Settings::save()?;
@@ -156,7 +165,7 @@ fn hermetic(timeout: Duration, test: impl FnOnce() -> Result<()>) -> Result<Outc
     settings.restore()?;
     let left = before.map_or(Ok(()), |before| released(&before));
     Ok(match (outcome?, left) {
-        (Outcome::Ok | Outcome::Skip(_), Err(error)) => Outcome::Fail(format!("{error:#}")),
+        (Outcome::Ok(_) | Outcome::Skip(_), Err(error)) => Outcome::Fail(format!("{error:#}")),
         (outcome, _) => outcome,
     })
 }
@@ -181,7 +190,7 @@ fn released(before: &Counters) -> Result<()> {
 }
 
 /// Runs the test in a child, in a process group of its own, all of which is killed in the end.
-fn in_child(timeout: Duration, test: impl FnOnce() -> Result<()>) -> Result<Outcome> {
+fn in_child(timeout: Duration, test: impl FnOnce() -> Result<String>) -> Result<Outcome> {
     let (mut ours, theirs) = UnixStream::pair()?;
     let child = process::fork()?;
     if child == 0 {

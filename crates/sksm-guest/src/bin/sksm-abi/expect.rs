@@ -5,6 +5,7 @@ use std::collections::HashSet;
 use anyhow::{Result, ensure};
 use sksm_guest::memory::Map;
 use sksm_guest::pagemap::Flags;
+use sksm_guest::sysfs::Counters;
 
 /// How many different physical pages these are.
 pub fn copies(pfns: &[u64]) -> usize {
@@ -69,4 +70,13 @@ pub fn merge_gives(wanted: i32, addr: usize, len: usize) -> Result<()> {
         name(found)
     );
     Ok(())
+}
+
+/// Something must have merged while `work` ran, or it has shown nothing.
+pub fn merging<R>(work: impl FnOnce() -> Result<R>) -> Result<R> {
+    let start = Counters::now()?;
+    let result = work()?;
+    let merged = start.change()?.pages_merged;
+    ensure!(merged > 0, "nothing was merged meanwhile");
+    Ok(result)
 }

@@ -1,14 +1,12 @@
 //! Private copies of file pages: patched text, `.data`, `.bss`.
 
-use std::ffi::CString;
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::FromRawFd;
 
 use anyhow::{Context, Result, ensure};
 use libc::MAP_PRIVATE;
-use sksm_guest::memory::{EXECUTE, Map, PAGE, WORDS, WRITE, content};
-use sksm_guest::process::{Child, check};
+use sksm_guest::memory::{EXECUTE, Map, PAGE, WORDS, WRITE, content, memfd};
+use sksm_guest::process::Child;
 use sksm_guest::report::{Test, test};
 
 use crate::expect::{apart, one_page};
@@ -26,17 +24,6 @@ pub const TESTS: &[Test] = &[
     test("file/data-and-bss", data_and_bss),
     test("file/truncated", truncated),
 ];
-
-/// A file in memory.
-pub fn memfd(pages: usize) -> Result<File> {
-    let name = CString::new("sksm-abi")?;
-    // SAFETY: a valid name.
-    let fd = check(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) })?;
-    // SAFETY: a new descriptor that nothing else owns.
-    let file = unsafe { File::from_raw_fd(fd) };
-    file.set_len((pages * PAGE) as u64)?;
-    Ok(file)
-}
 
 /// A file with one page of each of these contents.
 pub fn with_contents(contents: &[u64]) -> Result<File> {
@@ -87,6 +74,7 @@ fn dropped_pages_show_the_file() -> Result<()> {
     let map = private(&[1, 2, 3, 4])?;
     map.fill_all(|_| 7);
     map.merge()?;
+    one_page(&map.pfns()?)?;
     map.advise_pages(1..3, libc::MADV_DONTNEED)?;
     map.expect_all(|page| [7, 2, 3, 7][page])
 }

@@ -8,7 +8,7 @@ use sksm_guest::process::{Child, Ended, Gate, Link, Pidfd, adopt_orphans, wait};
 use sksm_guest::report::{Test, test};
 use sksm_guest::sysfs::{Counters, SKSM};
 
-use crate::expect::{copies, merged, one_page, zero_pages};
+use crate::expect::{copies, merged, merging, one_page, zero_pages};
 
 pub const TESTS: &[Test] = &[
     test(
@@ -126,6 +126,7 @@ fn parent_merges_child_writes() -> Result<()> {
     })?;
     child.pause()?;
     map.merge()?;
+    one_page(&map.pfns()?[..2])?;
     child.go()?;
     child.pause()?;
     map.expect_all(|page| [5, 5, 6, 0][page])?;
@@ -152,7 +153,7 @@ fn generation(map: &Map, depth: u64) -> Result<()> {
 
 fn grandchildren() -> Result<()> {
     let map = Map::filled(&[5; 8])?;
-    generation(&map, 0)
+    merging(|| generation(&map, 0))
 }
 
 /// The process that a merged page comes from goes; its descendants keep the page.

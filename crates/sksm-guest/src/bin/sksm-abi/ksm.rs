@@ -9,8 +9,8 @@ use sksm_guest::process::{Child, check};
 use sksm_guest::report::{Test, test};
 use sksm_guest::sysfs::{Counters, KSM};
 
-use crate::expect::{apart, copies, merged, one_page};
-use crate::writers::beside;
+use crate::expect::{apart, copies, merged, merging, one_page};
+use crate::writers::{beside, for_a_while};
 
 pub const TESTS: &[Test] = &[
     test("ksm/works-as-before", works_as_before),
@@ -107,31 +107,22 @@ fn same_range_with_writes() -> Result<()> {
     let map = Map::filled(&[5; PAGES])?;
     map.advise(MADV_MERGEABLE)?;
     let scans_before = KSM.number("full_scans")?;
-    beside(
-        1,
-        || map.merge(),
-        || {
-            let end = Instant::now() + Duration::from_secs(4);
-            let mut round = 0;
-            let mut shadow = [5; PAGES];
-            while Instant::now() < end {
-                for (page, id) in shadow.iter_mut().enumerate() {
-                    if (page as u64 + round) % 4 == 0 {
-                        *id = (round + page as u64 / 8) % 5;
-                        map.fill(page, *id);
-                    }
-                }
-                if round % 16 == 15 {
-                    map.advise(MADV_UNMERGEABLE)?;
-                    map.expect_all(|page| shadow[page])?;
-                    map.advise(MADV_MERGEABLE)?;
-                }
-                map.expect_all(|page| shadow[page])?;
-                round += 1;
+    let mut shadow = [5; PAGES];
+    let write = |round: u64| {
+        for (page, id) in shadow.iter_mut().enumerate() {
+            if (page as u64 + round) % 4 == 0 {
+                *id = (round + page as u64 / 8) % 5;
+                map.fill(page, *id);
             }
-            Ok(())
-        },
-    )?;
+        }
+        if round % 16 == 15 {
+            map.advise(MADV_UNMERGEABLE)?;
+            map.expect_all(|page| shadow[page])?;
+            map.advise(MADV_MERGEABLE)?;
+        }
+        map.expect_all(|page| shadow[page])
+    };
+    merging(|| beside(1, || map.merge(), |_| for_a_while(write)))?;
     ensure!(
         KSM.number("full_scans")? > scans_before,
         "ksmd did not scan"
@@ -190,25 +181,26 @@ fn prctl_off_breaks() -> Result<()> {
 
 fn exit_with_both() -> Result<()> {
     unthrottled()?;
-    for round in 0..10 {
-        let child = |number: u64| {
-            Child::spawn(move |_| {
-                let map = Map::filled(&[5; 32])?;
-                map.fill_all(|page| page as u64 % 4 + round);
-                map.advise(MADV_MERGEABLE)?;
-                if number == 0 {
-                    scans(1)?;
-                }
-                map.merge()?;
-                map.fill(number as usize, 9);
-                map.expect_all(|page| match page as u64 {
-                    page if page == number => 9,
-                    page => page % 4 + round,
-                })
+    merging(|| (0..10).try_for_each(exit_round))
+}
+
+fn exit_round(round: u64) -> Result<()> {
+    let child = |number: u64| {
+        Child::spawn(move |_| {
+            let map = Map::filled(&[5; 32])?;
+            map.fill_all(|page| page as u64 % 4 + round);
+            map.advise(MADV_MERGEABLE)?;
+            if number == 0 {
+                scans(1)?;
+            }
+            map.merge()?;
+            map.fill(number as usize, 9);
+            map.expect_all(|page| match page as u64 {
+                page if page == number => 9,
+                page => page % 4 + round,
             })
-        };
-        let children = (0..4).map(child).collect::<Result<Vec<_>>>()?;
-        children.into_iter().try_for_each(Child::join)?;
-    }
-    Ok(())
+        })
+    };
+    let children = (0..4).map(child).collect::<Result<Vec<_>>>()?;
+    children.into_iter().try_for_each(Child::join)
 }

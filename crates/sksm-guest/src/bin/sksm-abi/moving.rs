@@ -1,15 +1,14 @@
 //! Migration of merged pages by compaction.
 
 use std::fs;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use sksm_guest::memory::{Map, PAGE};
 use sksm_guest::process::Child;
 use sksm_guest::report::{Test, skip, test};
 
-use crate::expect::copies;
-use crate::writers::{beside, count};
+use crate::expect::{copies, merging};
+use crate::writers::{beside, count, for_a_while};
 
 pub const TESTS: &[Test] = &[
     test("moving/compaction", compaction),
@@ -81,19 +80,7 @@ fn compaction_with_writes() -> Result<()> {
     const PAGES: usize = 64;
     let _others = fragmented((16 << 20) / PAGE)?;
     let map = Map::filled(&[0; PAGES])?;
-    beside(
-        1,
-        || map.merge(),
-        || {
-            beside(1, compact, || {
-                let end = Instant::now() + Duration::from_secs(4);
-                let mut round = 0;
-                while Instant::now() < end {
-                    count(&map, 0..PAGES, round)?;
-                    round += 1;
-                }
-                Ok(())
-            })
-        },
-    )
+    let write = |round| count(&map, 0..PAGES, round);
+    let compacting = |_: &_| beside(1, compact, |_| for_a_while(write));
+    merging(|| beside(1, || map.merge(), compacting))
 }

@@ -14,9 +14,9 @@ use sksm_guest::process::check;
 use sksm_guest::report::{Test, skip, test};
 use sksm_guest::sysfs::Counters;
 
-use crate::expect::{apart, copies, merged, one_page};
+use crate::expect::{apart, copies, merged, merging, one_page};
 use crate::file;
-use crate::writers::beside;
+use crate::writers::{beside, for_a_while};
 
 pub const TESTS: &[Test] = &[
     test("pins/vmsplice", vmsplice),
@@ -26,9 +26,6 @@ pub const TESTS: &[Test] = &[
     test("pins/o_direct-read-into-merged", direct_read_into_merged),
     test("pins/o_direct-writes", direct_writes),
 ];
-
-/// How long reads and merges run beside each other; thousands of reads.
-const TIME: Duration = Duration::from_secs(3);
 
 fn pipe() -> Result<(File, File)> {
     let mut ends = [0; 2];
@@ -209,34 +206,18 @@ fn direct_reads() -> Result<()> {
     const PAGES: usize = 32;
     const AT_ONCE: usize = 4;
     let map = Map::filled(&[5; PAGES])?;
-    let start = Counters::now()?;
-    beside(
-        1,
-        || map.merge(),
-        || {
-            let end = Instant::now() + TIME;
-            let mut round = 0;
-            while Instant::now() < end {
-                let page = round * AT_ONCE % PAGES;
-                let from = round * 3 % (DISK_PAGES - AT_ONCE);
-                // Equal pages, so that the merge wants them.
-                (page..page + AT_ONCE).for_each(|page| map.fill(page, 5));
-                disk.read(from, &map, page, AT_ONCE)?;
-                for read in 0..AT_ONCE {
-                    map.expect(page + read, FIRST + (from + read) as u64)
-                        .with_context(|| format!("read {round} was lost"))?;
-                }
-                round += 1;
-            }
-            ensure!(round > 20, "only {round} reads in {TIME:?}");
-            Ok(())
-        },
-    )?;
-    ensure!(
-        start.change()?.pages_merged > 0,
-        "nothing was merged meanwhile"
-    );
-    Ok(())
+    let read = |round: u64| {
+        let page = round as usize * AT_ONCE % PAGES;
+        let from = round as usize * 3 % (DISK_PAGES - AT_ONCE);
+        // Equal pages, so that the merge wants them.
+        (page..page + AT_ONCE).for_each(|page| map.fill(page, 5));
+        disk.read(from, &map, page, AT_ONCE)?;
+        (0..AT_ONCE).try_for_each(|read| {
+            map.expect(page + read, FIRST + (from + read) as u64)
+                .with_context(|| format!("read {round} was lost"))
+        })
+    };
+    merging(|| beside(1, || map.merge(), |_| for_a_while(read)))
 }
 
 fn direct_read_into_merged() -> Result<()> {
@@ -259,25 +240,16 @@ fn direct_read_into_merged() -> Result<()> {
 fn direct_writes() -> Result<()> {
     let disk = Disk::open()?;
     let map = Map::filled(&[5; 8])?;
-    beside(
-        1,
-        || map.merge(),
-        || {
-            let end = Instant::now() + TIME;
-            let mut round = 0;
-            while Instant::now() < end {
-                map.fill_all(|page| round + (page as u64 / 3));
-                let whole =
-                // SAFETY: all of the mapping, which nobody writes meanwhile.
-                unsafe { std::slice::from_raw_parts(map.addr() as *const u8, map.len()) };
-                disk.0.write_all_at(whole, 0)?;
-                let back = Map::anon(8)?;
-                disk.read(0, &back, 0, 8)?;
-                back.expect_all(|page| round + (page as u64 / 3))
-                    .with_context(|| format!("write {round}"))?;
-                round += 1;
-            }
-            Ok(())
-        },
-    )
+    let write = |round: u64| {
+        let id = |page: usize| round + page as u64 / 3;
+        map.fill_all(id);
+        // SAFETY: all of the mapping, which nobody writes meanwhile.
+        let whole = unsafe { std::slice::from_raw_parts(map.addr() as *const u8, map.len()) };
+        disk.0.write_all_at(whole, 0)?;
+        let back = Map::anon(8)?;
+        disk.read(0, &back, 0, 8)?;
+        back.expect_all(id)
+            .with_context(|| format!("write {round}"))
+    };
+    merging(|| beside(1, || map.merge(), |_| for_a_while(write)))
 }

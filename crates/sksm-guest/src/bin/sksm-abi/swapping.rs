@@ -1,7 +1,6 @@
 //! Reclaim of merged pages: contents stay right; sharing may be lost and comes back by merging again.
 
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use sksm_guest::cgroup::Cgroup;
@@ -10,10 +9,9 @@ use sksm_guest::pagemap::Pagemap;
 use sksm_guest::process::Child;
 use sksm_guest::report::{Test, test};
 use sksm_guest::swap::{self, Swap};
-use sksm_guest::sysfs::Counters;
 
-use crate::expect::{apart, copies, merged, one_page};
-use crate::writers::beside;
+use crate::expect::{apart, copies, merged, merging, one_page};
+use crate::writers::{beside, count, for_a_while};
 
 pub const TESTS: &[Test] = &[
     test("swap/swapped-out-pages-stay-out", swapped_out_stay_out),
@@ -217,28 +215,15 @@ fn limit_of_group() -> Result<()> {
 fn writes_and_reclaim() -> Result<()> {
     let _swap = Swap::on()?;
     const PAGES: usize = 128;
-    let start = Counters::now()?;
     let map = Map::filled(&[0; PAGES])?;
     let outs = AtomicUsize::new(0);
-    let merging = || {
+    let merge_and_page_out = || {
         map.merge()?;
         if outs.fetch_add(1, Relaxed) % 3 == 0 {
             page_out(&map)?;
         }
         Ok(())
     };
-    beside(2, merging, || {
-        let end = Instant::now() + Duration::from_secs(4);
-        let mut round = 0;
-        while Instant::now() < end {
-            crate::writers::count(&map, 0..PAGES, round)?;
-            round += 1;
-        }
-        Ok(())
-    })?;
-    ensure!(
-        start.change()?.pages_merged > 0,
-        "nothing was merged meanwhile"
-    );
-    Ok(())
+    let write = |round| count(&map, 0..PAGES, round);
+    merging(|| beside(2, merge_and_page_out, |_| for_a_while(write)))
 }

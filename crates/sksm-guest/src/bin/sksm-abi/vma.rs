@@ -6,7 +6,7 @@ use std::os::fd::FromRawFd;
 use anyhow::{Context, Result, ensure};
 use io_uring::IoUring;
 use libc::{MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED};
-use sksm_guest::memory::{EXECUTE, Map, PAGE, READ, WRITE};
+use sksm_guest::memory::{EXECUTE, Map, PAGE, READ, WRITE, memfd};
 use sksm_guest::pagemap::Pagemap;
 use sksm_guest::process::check;
 use sksm_guest::report::{Test, skip, test};
@@ -63,7 +63,7 @@ fn shared_anonymous() -> Result<()> {
 }
 
 fn shared_memfd() -> Result<()> {
-    let file = file::memfd(4)?;
+    let file = memfd(4)?;
     left_alone(&Map::new(4, WRITE, MAP_SHARED, Some(&file))?)
 }
 

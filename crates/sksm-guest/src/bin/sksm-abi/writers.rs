@@ -1,13 +1,14 @@
 //! Writers that never stop while others merge: no write may get lost.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use sksm_guest::memory::{Map, WORDS};
 use sksm_guest::process::Child;
 use sksm_guest::report::{Test, test};
-use sksm_guest::sysfs::Counters;
+
+use crate::expect::merging;
 
 pub const TESTS: &[Test] = &[
     test("writers/thread", || threads(1, 1)),
@@ -16,8 +17,17 @@ pub const TESTS: &[Test] = &[
     test("writers/reader-sees-no-step-back", reader),
 ];
 
-/// How long each of these goes on. Thousands of rounds pass in that time even under software emulation.
+/// How long tests of this kind go on: hundreds of rounds even under software emulation.
 const TIME: Duration = Duration::from_secs(3);
+
+/// Does the work again and again, numbering the rounds.
+pub fn for_a_while(work: impl FnMut(u64) -> Result<()>) -> Result<()> {
+    let end = Instant::now() + TIME;
+    (0..)
+        .take_while(|round| *round == 0 || Instant::now() < end)
+        .try_for_each(work)
+}
+
 const PAGES: usize = 64;
 /// Where the counter of a page stands: at both ends and in between, so that a mixture of two pages shows.
 const PLACES: [usize; 3] = [0, 200, WORDS - 1];
@@ -38,22 +48,25 @@ pub fn count(map: &Map, pages: impl Iterator<Item = usize> + Clone, round: u64) 
     Ok(())
 }
 
-/// Runs `merging` and `work` at the same time, until `work` ends.
+/// Runs `merging` again and again while `work` runs. `work` is told how often that was done.
 pub fn beside(
     mergers: usize,
     merging: impl Fn() -> Result<()> + Sync,
-    work: impl FnOnce() -> Result<()>,
+    work: impl FnOnce(&AtomicUsize) -> Result<()>,
 ) -> Result<()> {
     let stop = AtomicBool::new(false);
+    let done = AtomicUsize::new(0);
     let merging = || {
         while !stop.load(Relaxed) {
-            merging()?;
+            // After an error nobody needs to wait for more.
+            merging().inspect_err(|_| done.store(usize::MAX / 2, Relaxed))?;
+            done.fetch_add(1, Relaxed);
         }
         anyhow::Ok(())
     };
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..mergers).map(|_| scope.spawn(merging)).collect();
-        let result = work();
+        let result = work(&done);
         stop.store(true, Relaxed);
         for thread in threads {
             thread.join().expect("a merging thread panicked")?;
@@ -63,97 +76,76 @@ pub fn beside(
 }
 
 fn threads(writers: usize, mergers: usize) -> Result<()> {
-    let start = Counters::now()?;
     let map = Map::filled(&[0; PAGES])?;
-    beside(
-        mergers,
-        || map.merge(),
-        || {
-            std::thread::scope(|scope| {
-                let writer = |number: usize| {
-                    let map = &map;
-                    move || {
-                        let end = Instant::now() + TIME;
-                        let mut round = 0;
-                        while Instant::now() < end {
-                            count(map, (number..PAGES).step_by(writers), round)?;
-                            round += 1;
-                        }
-                        count(map, (number..PAGES).step_by(writers), round)
-                    }
-                };
-                let threads: Vec<_> = (0..writers)
-                    .map(|number| scope.spawn(writer(number)))
-                    .collect();
-                for thread in threads {
-                    thread.join().expect("a writing thread panicked")?;
-                }
-                anyhow::Ok(())
-            })
-        },
-    )?;
-    let merged = start.change()?.pages_merged;
-    ensure!(merged > 0, "nothing was merged meanwhile");
-    Ok(())
+    let write =
+        |number: usize| for_a_while(|round| count(&map, (number..PAGES).step_by(writers), round));
+    let write_all = |_: &AtomicUsize| {
+        std::thread::scope(|scope| {
+            let start = |number| scope.spawn(move || write(number));
+            let threads: Vec<_> = (0..writers).map(start).collect();
+            threads
+                .into_iter()
+                .try_for_each(|thread| thread.join().expect("a writing thread panicked"))
+        })
+    };
+    merging(|| beside(mergers, || map.merge(), write_all))
 }
 
 /// Parent and children write to pages shared by fork while all of them merge.
 fn family() -> Result<()> {
     let map = Map::filled(&[0; PAGES])?;
-    let run = |rounds: std::ops::Range<u64>| {
+    // Counts on from `first` until some merges were done, and tells how far it came.
+    let run = |first: u64| {
+        let mut round = first;
         beside(
             1,
             || map.merge(),
-            || {
-                rounds
-                    .into_iter()
-                    .try_for_each(|round| count(&map, 0..PAGES, round))
+            |done| {
+                while round < first + 20 || done.load(Relaxed) < 10 {
+                    count(&map, 0..PAGES, round)?;
+                    round += 1;
+                }
+                Ok(())
             },
-        )
+        )?;
+        anyhow::Ok(round)
     };
-    run(0..20)?;
-    for generation in 1..10 {
-        let children =
-            [0, 1, 2].map(|_| Child::spawn(|_| run(generation * 20..generation * 20 + 40)));
-        run(generation * 20..generation * 20 + 20)?;
-        for child in children {
-            child?.join()?;
+    merging(|| {
+        let mut round = run(0)?;
+        for _ in 0..10 {
+            let children = [0, 1, 2].map(|_| Child::spawn(|_| run(round).map(drop)));
+            round = run(round)?;
+            for child in children {
+                child?.join()?;
+            }
         }
-    }
-    Ok(())
+        Ok(())
+    })
 }
 
 /// A reader must never see a counter go back, which it would through a page that is no longer the writer's.
 fn reader() -> Result<()> {
     let map = Map::filled(&[0; PAGES])?;
-    beside(
-        1,
-        || map.merge(),
-        || {
-            let stop = AtomicBool::new(false);
-            std::thread::scope(|scope| {
-                let reader = scope.spawn(|| {
-                    let mut seen = [0; PAGES];
-                    while !stop.load(Relaxed) {
-                        for (page, seen) in seen.iter_mut().enumerate() {
-                            let now = map.get(page, 200);
-                            ensure!(now >= *seen, "page {page}: read {now} after {seen}");
-                            *seen = now;
-                        }
-                    }
-                    Ok(())
-                });
-                let end = Instant::now() + TIME;
-                let mut round = 0;
-                let mut result = Ok(());
-                while Instant::now() < end && result.is_ok() {
-                    result = count(&map, 0..PAGES, round);
-                    round += 1;
-                }
-                stop.store(true, Relaxed);
-                reader.join().expect("the reading thread panicked")?;
-                result
-            })
-        },
-    )
+    let stop = AtomicBool::new(false);
+    let read = || {
+        let mut seen = [0; PAGES];
+        while !stop.load(Relaxed) {
+            for (page, seen) in seen.iter_mut().enumerate() {
+                let now = map.get(page, 200);
+                ensure!(now >= *seen, "page {page}: read {now} after {seen}");
+                *seen = now;
+            }
+        }
+        anyhow::Ok(())
+    };
+    let write = |_: &AtomicUsize| {
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(read);
+            let result = for_a_while(|round| count(&map, 0..PAGES, round));
+            stop.store(true, Relaxed);
+            reader.join().expect("the reading thread panicked")?;
+            result
+        })
+    };
+    merging(|| beside(1, || map.merge(), write))
 }

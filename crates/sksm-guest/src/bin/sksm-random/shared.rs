@@ -1,0 +1,106 @@
+//! What all processes of the test share: totals, the time to stop, and the first difference.
+
+use std::sync::atomic::{
+    AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst,
+};
+use std::time::Instant;
+
+use anyhow::Result;
+use libc::{MAP_ANONYMOUS, MAP_SHARED};
+use sksm_guest::memory::{Map, PAGE, WRITE};
+
+const TEXT: usize = 4 * PAGE;
+
+#[repr(C)]
+struct Block {
+    operations: AtomicU64,
+    merges: AtomicU64,
+    forks: AtomicU64,
+    compared: AtomicU64,
+    /// Processes forked by workers and not yet ended.
+    children: AtomicU64,
+    stop: AtomicBool,
+    differences: AtomicUsize,
+    text_len: AtomicUsize,
+    text: [AtomicU8; TEXT],
+}
+
+pub struct Shared {
+    block: &'static Block,
+    end: Instant,
+}
+
+impl Shared {
+    pub fn new(end: Instant) -> Result<Self> {
+        let pages = size_of::<Block>().div_ceil(PAGE);
+        let map = Map::new(pages, WRITE, MAP_SHARED | MAP_ANONYMOUS, None)?;
+        let block = map.addr() as *const Block;
+        std::mem::forget(map);
+        // SAFETY: zeroed memory of that size, never unmapped, and all of it atomics, for which zeros are valid.
+        let block = unsafe { &*block };
+        Ok(Self { block, end })
+    }
+
+    pub fn running(&self) -> bool {
+        !self.block.stop.load(Relaxed) && Instant::now() < self.end
+    }
+
+    pub fn count_operation(&self) {
+        self.block.operations.fetch_add(1, Relaxed);
+    }
+    pub fn count_merge(&self) {
+        self.block.merges.fetch_add(1, Relaxed);
+    }
+    pub fn count_compared(&self, pages: u64) {
+        self.block.compared.fetch_add(pages, Relaxed);
+    }
+    pub fn operations(&self) -> u64 {
+        self.block.operations.load(Relaxed)
+    }
+    pub fn merges(&self) -> u64 {
+        self.block.merges.load(Relaxed)
+    }
+    pub fn forks(&self) -> u64 {
+        self.block.forks.load(Relaxed)
+    }
+    pub fn compared(&self) -> u64 {
+        self.block.compared.load(Relaxed)
+    }
+
+    /// Asks for one more child; false if there are that many already.
+    pub fn may_fork(&self, most: u64) -> bool {
+        let more = |now| (now < most).then_some(now + 1);
+        let may = self
+            .block
+            .children
+            .fetch_update(Relaxed, Relaxed, more)
+            .is_ok();
+        self.block.forks.fetch_add(u64::from(may), Relaxed);
+        may
+    }
+    pub fn child_ended(&self) {
+        self.block.children.fetch_sub(1, Relaxed);
+    }
+
+    /// Stops everybody; the first to call tells why.
+    pub fn differ(&self, text: &str) {
+        if self.block.differences.fetch_add(1, SeqCst) == 0 {
+            for (place, byte) in self.block.text.iter().zip(text.bytes()) {
+                place.store(byte, Relaxed);
+            }
+            self.block.text_len.store(text.len().min(TEXT), SeqCst);
+        }
+        self.block.stop.store(true, SeqCst);
+    }
+
+    pub fn difference(&self) -> Option<String> {
+        (self.block.differences.load(SeqCst) > 0).then(|| {
+            let len = self.block.text_len.load(SeqCst);
+            let bytes: Vec<u8> = self.block.text[..len]
+                .iter()
+                .map(|byte| byte.load(Relaxed))
+                .collect();
+            String::from_utf8_lossy(&bytes).into_owned()
+        })
+    }
+}
