@@ -184,11 +184,7 @@ impl<'a> Batch<'a> {
     }
 
     /// Decides on one cleared entry, and sets it again.
-    fn protect_one(
-        ptes: &mut LockedPtes<'_>,
-        candidate: &Candidate,
-        left: &mut Leftover,
-    ) -> Fate {
+    fn protect_one(ptes: &mut LockedPtes<'_>, candidate: &Candidate, left: &mut Leftover) -> Fate {
         let Some(folio) = &candidate.folio else {
             return Fate::Leave;
         };
@@ -259,12 +255,7 @@ impl<'a> Batch<'a> {
         count
     }
 
-    fn map_merged(
-        range: &PteRange,
-        ptes: &mut LockedPtes<'_>,
-        candidate: &Candidate,
-        page: Folio,
-    ) {
+    fn map_merged(range: &PteRange, ptes: &mut LockedPtes<'_>, candidate: &Candidate, page: Folio) {
         let addr = range.addr(candidate.slot);
         // The mapping takes over the reference.
         let page = page.into_raw();

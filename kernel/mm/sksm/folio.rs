@@ -272,7 +272,8 @@ impl LockedFolio {
     pub(crate) unsafe fn share(&self) -> bool {
         // SAFETY: The folio is anonymous and locked; the entry is cleared.
         unsafe {
-            !bindings::sksm_folio_exclusive(self.as_ptr()) || bindings::sksm_folio_share(self.as_ptr())
+            !bindings::sksm_folio_exclusive(self.as_ptr())
+                || bindings::sksm_folio_share(self.as_ptr())
         }
     }
 

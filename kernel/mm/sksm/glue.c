@@ -182,11 +182,13 @@ int sksm_folio_nid(struct folio *folio)
 
 void *sksm_folio_mapping(struct folio *folio)
 {
+	/* Pairs with the release below: whoever sees a node sees it filled in. */
 	return smp_load_acquire(&folio->mapping);
 }
 
 void sksm_folio_set_mapping(struct folio *folio, void *mapping)
 {
+	/* Pairs with the acquire above. */
 	smp_store_release(&folio->mapping, mapping);
 }
 
@@ -236,8 +238,8 @@ void sksm_folio_remove_rmap(struct folio *folio, struct vm_area_struct *vma)
 struct folio *sksm_pmd_get_folio(struct vm_area_struct *vma, pmd_t *pmd, unsigned long addr)
 {
 	struct folio *folio = NULL;
+	spinlock_t *ptl; /* the lock of the table that holds pmd */
 	struct page *page;
-	spinlock_t *ptl;
 
 	ptl = pmd_trans_huge_lock(pmd, vma);
 	if (!ptl)
@@ -307,8 +309,8 @@ pte_t sksm_pte_clean_readonly(pte_t pte)
 /* The bits that belong to the mapping and not to the page. */
 static pte_t sksm_pte_carry(pte_t pte, pte_t old)
 {
-	if (pte_soft_dirty(old))
-		pte = pte_mksoft_dirty(pte);
+	/* pte_mkdirty() sets this one too. */
+	pte = pte_soft_dirty(old) ? pte_mksoft_dirty(pte) : pte_clear_soft_dirty(pte);
 	if (pte_uffd_wp(old))
 		pte = pte_mkuffd_wp(pte);
 	return pte;

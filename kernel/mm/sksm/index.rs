@@ -193,7 +193,8 @@ pub(crate) fn census() -> Census {
                 continue;
             }
             let node = Node::from_link(NonNull::new_unchecked(link.cast()));
-            if let Some(folio) = Folio::try_get(node.folio_hint()).filter(|folio| node.owns(folio)) {
+            if let Some(folio) = Folio::try_get(node.folio_hint()).filter(|folio| node.owns(folio))
+            {
                 let mapcount = folio.mapcount().max(0) as usize;
                 if mapcount > 1 {
                     census.shared += 1;

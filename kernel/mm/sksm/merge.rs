@@ -99,8 +99,7 @@ impl Call {
         end: usize,
     ) -> Result {
         // SAFETY: `vma` is valid.
-        let worthwhile =
-            unsafe { bindings::vma_ksm_compatible(vma) && !(*vma).anon_vma.is_null() };
+        let worthwhile = unsafe { bindings::vma_ksm_compatible(vma) && !(*vma).anon_vma.is_null() };
         if !worthwhile || self.domain.is_none() {
             return Ok(());
         }
@@ -216,12 +215,7 @@ impl Call {
     }
 
     /// Steps 3, 4 and 6 for one write-protected page: zero page, merged page, or published.
-    fn decide(
-        &self,
-        range: &PteRange,
-        candidate: &Candidate,
-        left: &mut Leftover,
-    ) -> Result<Fate> {
+    fn decide(&self, range: &PteRange, candidate: &Candidate, left: &mut Leftover) -> Result<Fate> {
         let (Some(folio), Some(domain)) = (&candidate.folio, self.domain) else {
             return Ok(Fate::Leave);
         };

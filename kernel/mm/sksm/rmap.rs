@@ -75,8 +75,7 @@ impl Entry {
                     walk = Walk::Stopped;
                     break;
                 }
-                chain =
-                    bindings::anon_vma_interval_tree_iter_next(chain, self.pgoff, self.pgoff);
+                chain = bindings::anon_vma_interval_tree_iter_next(chain, self.pgoff, self.pgoff);
             }
             bindings::sksm_anon_vma_unlock(anon_vma);
             walk

@@ -116,7 +116,10 @@ attribute!(domain, DOMAIN, show_domain, store_domain);
 attribute!(
     max_page_sharing,
     MAX_PAGE_SHARING,
-    |buf| emit(buf, index::MAX_PAGE_SHARING.load(Ordering::Relaxed) as usize),
+    |buf| emit(
+        buf,
+        index::MAX_PAGE_SHARING.load(Ordering::Relaxed) as usize
+    ),
     |buf| {
         // SAFETY: sysfs passes a NUL-terminated string.
         let value = unsafe { parse(buf)? };
@@ -175,7 +178,9 @@ fn show_domain(buf: *mut c_char) -> isize {
         let last = kind == Kind::Global;
         for part in [open, name, close, if last { "\n" } else { " " }] {
             // SAFETY: sysfs passes a page, far more than the names take.
-            unsafe { core::ptr::copy_nonoverlapping(part.as_ptr(), buf.add(len).cast(), part.len()) };
+            unsafe {
+                core::ptr::copy_nonoverlapping(part.as_ptr(), buf.add(len).cast(), part.len())
+            };
             len += part.len();
         }
     }
@@ -218,13 +223,12 @@ static ATTRIBUTES: Group<15> = Group([
 /// Creates the directory.
 pub(crate) fn init() -> Result {
     // SAFETY: mm_kobj exists by now.
-    let kobj =
-        unsafe { bindings::kobject_create_and_add(c_str!("sksm").as_char_ptr(), bindings::mm_kobj) };
+    let kobj = unsafe {
+        bindings::kobject_create_and_add(c_str!("sksm").as_char_ptr(), bindings::mm_kobj)
+    };
     if kobj.is_null() {
         return Err(ENOMEM);
     }
     // SAFETY: `Attribute` is a kobj_attribute, which starts with its attribute; all are static.
-    to_result(unsafe {
-        bindings::sysfs_create_files(kobj, ATTRIBUTES.0.as_ptr().cast())
-    })
+    to_result(unsafe { bindings::sysfs_create_files(kobj, ATTRIBUTES.0.as_ptr().cast()) })
 }
