@@ -174,9 +174,14 @@ fn fatal_signal() -> Result<()> {
         );
         std::thread::yield_now();
     }
+    let killed = Instant::now();
     child.kill();
     ensure!(child.ended()? == Ended::Signal(libc::SIGKILL), "not killed");
     let scanned = start.change()?.pages_scanned;
+    eprintln!(
+        "gone {:?} after SIGKILL, with {scanned} of {PAGES} pages scanned",
+        killed.elapsed()
+    );
     ensure!(
         scanned < PAGES as i64 * 9 / 10,
         "{scanned} of {PAGES} pages were scanned before the process died"

@@ -159,6 +159,10 @@ fn twin_written_and_freed() -> Result<()> {
         }
         let other = merged(2, id)?;
         other.expect_all(|_| id)?;
+        // What the page has become is no twin either.
+        let (value, rest) = if round % 2 == 0 { (1, id) } else { (0, 0) };
+        ensure!(map.get(0, 0) == value, "the page itself");
+        map.expect_after(0, 1, rest)?;
         map.merge()?;
         one_page(&other.pfns()?)?;
         apart(&[map.pfn(0)?, other.pfn(0)?])?;

@@ -101,7 +101,7 @@ fn exited_process() -> Result<()> {
 }
 
 /// The error number that another remote advice gives in the same place.
-fn errno_of_cold(pidfd: &Pidfd, addr: usize, len: usize) -> i32 {
+pub fn errno_of_cold(pidfd: &Pidfd, addr: usize, len: usize) -> i32 {
     let part = libc::iovec {
         iov_base: addr as *mut _,
         iov_len: len,

@@ -48,7 +48,7 @@ fn sole_owner_writes_in_place() -> Result<()> {
     map.merge()?;
     ensure!(map.pfns()? == original, "published by a copy");
     let published = start.change()?.pages_unshared;
-    ensure!(published == 64, "64 pages, {published} published");
+    ensure!(published == 64, "64 pages: {:?}", start.change()?);
     (0..64).for_each(|page| map.put(page, 3, 3));
     ensure!(map.pfns()? == original, "taken back by a copy");
     let published = start.change()?.pages_unshared;
