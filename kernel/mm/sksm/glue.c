@@ -4,6 +4,7 @@
  * function has the context rules of what it wraps.
  */
 #include <linux/cred.h>
+#include <linux/hugetlb.h>
 #include <linux/init.h>
 #include <linux/memcontrol.h>
 #include <linux/sched/signal.h>
