@@ -106,7 +106,7 @@ impl Agent {
                 std::thread::sleep(Duration::from_millis(20));
                 Ok(())
             }
-            Ok(_) => Ok(()),
+            Ok(count) => self.send(&Frame::Arrived(u32::try_from(count)?)),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(()),
             Err(error) => Err(error).context("the channel to the host broke"),
         }
@@ -123,6 +123,24 @@ impl Agent {
             if ended.is_some_and(|at| at.elapsed() > LAST_WORDS) {
                 kill_everything();
             }
+            // Frames may have come together with the one that started the command.
+            while let Some(frame) = self.decoder.next()? {
+                match frame {
+                    Frame::Stdin(data) => job.pending.extend(data),
+                    Frame::StdinEnd => job.input_ended = true,
+                    Frame::Resize(rows, columns) => job.resize(rows, columns),
+                    Frame::Kill => {
+                        let report = processes();
+                        self.send(&Frame::Stderr(report.into_bytes()))?;
+                        kill_everything();
+                    }
+                    _ => {}
+                }
+            }
+            let taken = job.feed();
+            if taken > 0 {
+                self.send(&Frame::Taken(u32::try_from(taken)?))?;
+            }
             let ready = self.wait(&job)?;
             if ready.signal {
                 // Content is of no interest.
@@ -137,23 +155,6 @@ impl Agent {
             }
             if ready.channel {
                 self.fill()?;
-                while let Some(frame) = self.decoder.next()? {
-                    match frame {
-                        Frame::Stdin(data) => job.pending.extend(data),
-                        Frame::StdinEnd => job.input_ended = true,
-                        Frame::Resize(rows, columns) => job.resize(rows, columns),
-                        Frame::Kill => {
-                            let report = processes();
-                            self.send(&Frame::Stderr(report.into_bytes()))?;
-                            kill_everything();
-                        }
-                        _ => {}
-                    }
-                }
-            }
-            let taken = job.feed();
-            if taken > 0 {
-                self.send(&Frame::Taken(u32::try_from(taken)?))?;
             }
             for index in ready.outputs.into_iter().rev() {
                 match job.outputs[index].read() {

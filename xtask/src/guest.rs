@@ -26,7 +26,7 @@ use crate::{
     kernel::{Arch, Kernel},
     progress::Step,
     project::Project,
-    protocol::{Decoder, Exec, Frame, WINDOW},
+    protocol::{Decoder, Exec, Frame, IN_FLIGHT, WINDOW},
     terminal::{self, Raw},
 };
 
@@ -273,6 +273,8 @@ impl<'a> Boot<'a> {
             group,
             channel: File::from(ours),
             decoder: Decoder::after_greeting(),
+            outgoing: Vec::new(),
+            in_flight: 0,
             console,
             gone: false,
             _scratch: scratch,
@@ -351,6 +353,9 @@ pub struct Guest {
     group: Group,
     channel: File,
     decoder: Decoder,
+    /// What waits until the agent has read what is under way.
+    outgoing: Vec<u8>,
+    in_flight: usize,
     console: PathBuf,
     gone: bool,
     _scratch: tempfile::TempDir,
@@ -422,7 +427,7 @@ impl Guest {
             }
             if from_guest {
                 self.fill()?;
-                while let Some(frame) = self.decoder.next()? {
+                while let Some(frame) = self.next()? {
                     match frame {
                         Frame::Stdout(data) => stdout.write(&data)?,
                         Frame::Stderr(data) => stderr.write(&data)?,
@@ -463,6 +468,7 @@ impl Guest {
         while !self.gone && Instant::now() < deadline {
             if self.readable(Some(deadline))? {
                 self.fill()?;
+                while self.next()?.is_some() {}
             }
         }
         let mut splats = console::splats(&self.log()?, SPLATS_SHOWN);
@@ -478,9 +484,36 @@ impl Guest {
         Ok(String::from_utf8_lossy(&log).into_owned())
     }
 
-    /// The guest's death shows when reading.
     fn send(&mut self, frame: &Frame) {
-        let _ = frame.write(&mut self.channel);
+        frame
+            .write(&mut self.outgoing)
+            .expect("a vector takes everything");
+        self.pump();
+    }
+
+    /// Sends as much as the agent's end of the channel can hold.
+    fn pump(&mut self) {
+        let count = self.outgoing.len().min(IN_FLIGHT - self.in_flight);
+        if count > 0 {
+            // The guest's death shows when reading.
+            let _ = self.channel.write_all(&self.outgoing[..count]);
+            self.outgoing.drain(..count);
+            self.in_flight += count;
+        }
+    }
+
+    /// The next frame for the caller.
+    fn next(&mut self) -> Result<Option<Frame>> {
+        while let Some(frame) = self.decoder.next()? {
+            match frame {
+                Frame::Arrived(count) => {
+                    self.in_flight = self.in_flight.saturating_sub(count as usize);
+                    self.pump();
+                }
+                frame => return Ok(Some(frame)),
+            }
+        }
+        Ok(None)
     }
 
     fn give_up(&mut self) {

@@ -133,10 +133,11 @@ fn publish(built: &Path, image: &Path) -> Result<()> {
 fn compiled(line: &str) -> Option<&str> {
     let line = line.strip_prefix("  ")?;
     let (tool, file) = line.split_once(' ')?;
-    let is_tool = tool
-        .chars()
-        .all(|c| c.is_ascii_uppercase() || c.is_ascii_digit());
-    (is_tool && !tool.is_empty()).then(|| file.trim())
+    let is_tool = tool.starts_with(|c: char| c.is_ascii_uppercase())
+        && tool
+            .chars()
+            .all(|c| c.is_ascii_uppercase() || c.is_ascii_digit());
+    is_tool.then(|| file.trim())
 }
 
 /// Counts build steps, for the percentage of a first build; later builds have none to show.
@@ -192,6 +193,7 @@ mod tests {
         assert_eq!(compiled("  LD      vmlinux.o"), Some("vmlinux.o"));
         assert_eq!(compiled("make[1]: Leaving directory"), None);
         assert_eq!(compiled("  int x = 0;"), None);
+        assert_eq!(compiled("  195 |         writesl(PCI_IOBASE);"), None);
         assert_eq!(compiled("mm/ksm.c:1:1: warning: CC"), None);
     }
 

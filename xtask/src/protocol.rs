@@ -9,8 +9,12 @@ use serde::{Deserialize, Serialize};
 /// The agent's first words; whatever comes before them on the channel is noise of the boot.
 pub const GREETING: &[u8] = b"\0sksm-agent\0\x01";
 
-/// The bytes of standard input that may be on their way, so that no tty buffer overflows.
-pub const WINDOW: usize = 16 * 1024;
+/// Bytes that may be on their way to the agent. UML's serial line stops listening for good once
+/// its tty has been throttled, which happens when a little less than 4096 bytes wait in it.
+pub const IN_FLIGHT: usize = 2048;
+
+/// Bytes of standard input that the agent may have to hold for a command that does not read.
+pub const WINDOW: usize = 64 * 1024;
 
 /// Nothing larger is ever sent.
 const LONGEST: usize = 1 << 20;
@@ -35,9 +39,11 @@ pub enum Frame {
     Kill,
     PowerOff,
     // From the agent.
+    /// So many bytes have been read from the channel.
+    Arrived(u32),
     Stdout(Vec<u8>),
     Stderr(Vec<u8>),
-    /// So many bytes of standard input have been taken.
+    /// So many bytes of standard input have been passed to the command.
     Taken(u32),
     /// The command has ended with this status, and all its output has been sent.
     Exit(i32),
@@ -56,6 +62,7 @@ impl Frame {
             Frame::PowerOff => (b'p', Vec::new()),
             Frame::Stdout(data) => (b'1', data.clone()),
             Frame::Stderr(data) => (b'2', data.clone()),
+            Frame::Arrived(count) => (b'a', count.to_le_bytes().to_vec()),
             Frame::Taken(count) => (b't', count.to_le_bytes().to_vec()),
             Frame::Exit(status) => (b'0', status.to_le_bytes().to_vec()),
         };
@@ -139,6 +146,7 @@ impl Decoder {
             b'p' => Frame::PowerOff,
             b'1' => Frame::Stdout(body),
             b'2' => Frame::Stderr(body),
+            b'a' => Frame::Arrived(u32::from_le_bytes(array(&body)?)),
             b't' => Frame::Taken(u32::from_le_bytes(array(&body)?)),
             b'0' => Frame::Exit(i32::from_le_bytes(array(&body)?)),
             _ => return Err(garbled("a frame of unknown kind")),
@@ -178,6 +186,7 @@ mod tests {
             Frame::PowerOff,
             Frame::Stdout(GREETING.to_vec()),
             Frame::Stderr(Vec::new()),
+            Frame::Arrived(1),
             Frame::Taken(70_000),
             Frame::Exit(-1),
         ]
