@@ -23,8 +23,9 @@ impl Entry {
     pub fn file_or_shared(self) -> bool {
         self.0 >> 61 & 1 != 0
     }
-    pub fn soft_dirty(self) -> bool {
-        self.0 >> 55 & 1 != 0
+    /// Write-protected by userfaultfd.
+    pub fn uffd_wp(self) -> bool {
+        self.0 >> 57 & 1 != 0
     }
     /// The page frame number, if a page is present.
     pub fn pfn(self) -> Option<u64> {
@@ -90,9 +91,6 @@ impl Flags {
     }
     pub fn anon(self) -> bool {
         self.0 >> 12 & 1 != 0
-    }
-    pub fn poisoned(self) -> bool {
-        self.0 >> 19 & 1 != 0
     }
     pub fn ksm(self) -> bool {
         self.0 >> 21 & 1 != 0

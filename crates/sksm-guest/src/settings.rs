@@ -15,7 +15,12 @@ const FILES: &[&str] = &[
     "/sys/kernel/mm/ksm/sleep_millisecs",
     "/sys/kernel/mm/ksm/use_zero_pages",
     "/sys/kernel/mm/ksm/smart_scan",
+    "/sys/kernel/mm/transparent_hugepage/enabled",
     "/proc/sys/vm/nr_hugepages",
+    "/sys/kernel/debug/failslab/ignore-gfp-wait",
+    "/sys/kernel/debug/failslab/verbose",
+    "/sys/kernel/debug/fail_page_alloc/ignore-gfp-wait",
+    "/sys/kernel/debug/fail_page_alloc/verbose",
 ];
 
 /// The settings at one moment.

@@ -1,15 +1,16 @@
 //! The call: what it returns, what it refuses, how often and how long it may run.
 
+use std::fs;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
-use libc::{EINVAL, ENOMEM};
+use anyhow::{Result, bail, ensure};
+use libc::{EAGAIN, EINVAL, ENOMEM};
 use sksm_guest::memory::{Map, PAGE, READ};
 use sksm_guest::process::{Child, Ended, check};
-use sksm_guest::report::{Test, test};
+use sksm_guest::report::{Test, skip, test};
 use sksm_guest::sysfs::Counters;
 
-use crate::expect::{apart, merge_gives, merged, one_page};
+use crate::expect::{apart, copies, errno, merge_gives, merged, one_page};
 
 pub const TESTS: &[Test] = &[
     test("advice/feature-test", feature_test),
@@ -26,6 +27,7 @@ pub const TESTS: &[Test] = &[
     test("advice/absent-pages-stay-absent", absent_pages_stay_absent),
     test("advice/fatal-signal", fatal_signal),
     test("advice/other-signals", other_signals),
+    test("advice/out-of-memory", out_of_memory),
 ];
 
 fn feature_test() -> Result<()> {
@@ -209,6 +211,54 @@ fn other_signals() -> Result<()> {
     map.merge()?;
     let pfns = map.pfns()?;
     // Bounded sharing makes one copy for every 256 mappings.
-    ensure!(crate::expect::copies(&pfns) == 8, "not all is merged");
+    ensure!(copies(&pfns) == 8, "not all is merged");
     map.expect_all(|_| 6)
+}
+
+/// Makes each allocation of a merge fail in turn: what was merged so far stays, and calling again does the rest.
+fn out_of_memory() -> Result<()> {
+    const NTH: &str = "/proc/thread-self/fail-nth";
+    const FAULTS: &str = "/sys/kernel/debug";
+    if !fs::exists(NTH)? || !fs::exists(format!("{FAULTS}/failslab"))? {
+        return skip(
+            "no fault injection in this kernel (CONFIG_FAILSLAB, CONFIG_FAULT_INJECTION_DEBUG_FS)",
+        );
+    }
+    for kind in ["failslab", "fail_page_alloc"] {
+        fs::write(format!("{FAULTS}/{kind}/ignore-gfp-wait"), "N")?;
+        fs::write(format!("{FAULTS}/{kind}/verbose"), "0")?;
+    }
+    let mut refused = 0;
+    for nth in 1..500 {
+        let id = |page: usize| nth * 100 + page as u64 / 2;
+        let map = Map::anon(64)?;
+        map.no_huge();
+        map.fill_all(id);
+        fs::write(NTH, nth.to_string())?;
+        let result = errno(sksm::merge_exact(map.addr(), map.len()));
+        // The file tells how many allocations there would have had to be for the next failure; 0 after it.
+        let injected = fs::read_to_string(NTH)?.trim() == "0";
+        fs::write(NTH, "0")?;
+        ensure!(
+            result == 0 || result == EAGAIN && injected,
+            "allocation {nth} failed: error {result}"
+        );
+        refused += u32::from(result == EAGAIN);
+        map.expect_all(id)?;
+        map.merge()?;
+        ensure!(
+            copies(&map.pfns()?) == 32,
+            "allocation {nth}: merging again does not finish"
+        );
+        map.expect_all(id)?;
+        if !injected {
+            eprintln!(
+                "{} allocations failed, {refused} merges were refused",
+                nth - 1
+            );
+            ensure!(refused > 0, "no failure has shown");
+            return Ok(());
+        }
+    }
+    bail!("the merge of 64 pages allocates without end")
 }

@@ -21,6 +21,7 @@ mod remote;
 mod seen;
 mod sharing;
 mod swapping;
+mod uffd;
 mod vma;
 mod writers;
 
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         domain::TESTS,
         seen::TESTS,
         ksm::TESTS,
+        uffd::TESTS,
         huge::TESTS,
         swapping::TESTS,
         moving::TESTS,

@@ -12,10 +12,11 @@ use sksm_guest::process::check;
 
 use crate::shadow::{FILE_PAGES, Page};
 
-pub const PAGES: usize = 400;
-/// Far below where the kernel places mappings by itself, so that nothing else gets into the holes; and a page table ends in
-/// the middle of it.
-const START: usize = (64 << 30) - TABLE - PAGES / 2 * PAGE;
+/// A whole page table, so that there is room for a huge page, and a part of one on either side.
+pub const PAGES: usize = SIDE + TABLE / PAGE + SIDE;
+const SIDE: usize = 150;
+/// Far below where the kernel places mappings by itself, so that nothing else gets into the holes.
+const START: usize = (64 << 30) - SIDE * PAGE;
 
 #[derive(Clone)]
 pub struct Slot {

@@ -1,5 +1,6 @@
 //! Processes that do at random what can be done to memory, merge, and know what every byte must be.
 
+use std::fs;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -35,6 +36,8 @@ struct Options {
     processes: u64,
 }
 
+const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+
 /// For the last verification and the exit of all processes.
 const WINDING_UP: Duration = Duration::from_secs(240);
 
@@ -63,6 +66,9 @@ fn run(seed: u64, time: Duration, processes: u64) -> Result<String> {
     KSM.write("sleep_millisecs", 20)?;
     KSM.write("pages_to_scan", 500)?;
     KSM.write("run", 1)?;
+    if fs::exists(HUGE_PAGES)? {
+        fs::write(HUGE_PAGES, "madvise")?;
+    }
     let shared = Shared::new(Instant::now() + time)?;
     let file = shadow::file()?;
     let spawn = |number| {

@@ -43,6 +43,8 @@ enum Operation {
     Protect,
     Mergeable,
     Unmergeable,
+    Huge,
+    Collapse,
     Lock,
     Unlock,
     Fork,
@@ -51,7 +53,7 @@ enum Operation {
 use Operation::*;
 
 /// How often each comes up.
-const WEIGHTS: [(Operation, u32); 18] = [
+const WEIGHTS: [(Operation, u32); 20] = [
     (MapAnonymous, 5),
     (MapFile, 4),
     (Unmap, 4),
@@ -67,6 +69,8 @@ const WEIGHTS: [(Operation, u32); 18] = [
     (Protect, 5),
     (Mergeable, 2),
     (Unmergeable, 2),
+    (Huge, 2),
+    (Collapse, 1),
     (Lock, 1),
     (Unlock, 2),
     (Fork, 1),
@@ -257,6 +261,8 @@ impl Worker<'_> {
             }
             Mergeable => self.advise_ksm(pages, libc::MADV_MERGEABLE),
             Unmergeable => self.advise_ksm(pages, libc::MADV_UNMERGEABLE),
+            Huge => self.try_advice(pages, libc::MADV_HUGEPAGE),
+            Collapse => self.try_advice(pages, libc::MADV_COLLAPSE),
             Lock => Ok(self.arena.lock(&self.arena.mapped(pages), true)?),
             Unlock => Ok(self.arena.lock(&self.arena.mapped(pages), false)?),
             Fork => self.fork(),
@@ -268,6 +274,12 @@ impl Worker<'_> {
         // Unlocking the whole range first is simpler than a shadow of locks, and as random.
         self.arena.lock(&pages, false).ok();
         pages
+    }
+
+    /// Advice about huge pages, which not every kernel knows, nor can follow every time.
+    fn try_advice(&self, pages: Range<usize>, advice: i32) -> Result<()> {
+        self.arena.advise(&self.arena.mapped(pages), advice).ok();
+        Ok(())
     }
 
     fn advise_ksm(&self, pages: Range<usize>, advice: i32) -> Result<()> {
