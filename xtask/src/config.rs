@@ -9,7 +9,7 @@ use crate::{
     toolchain::Toolchain,
 };
 
-/// Makes `.config` in `objects` when `inputs` differ from those it was made of.
+/// Makes `.config` in `objects` when `inputs` differ from those it was made of; returns what it is made of.
 pub fn configure(
     project: &Project,
     toolchain: &Toolchain,
@@ -17,7 +17,7 @@ pub fn configure(
     objects: &std::path::Path,
     arch: Arch,
     inputs: &str,
-) -> Result<()> {
+) -> Result<String> {
     let stamp = objects.join(".sksm-config");
     let fragments = fragments(project, arch);
     let mut text = String::new();
@@ -27,7 +27,7 @@ pub fn configure(
     }
     let wanted = format!("{inputs}\n{text}");
     if fs::read_to_string(&stamp).is_ok_and(|made| made == wanted) {
-        return Ok(());
+        return Ok(wanted);
     }
     cache::remove(&stamp)?;
     fs::create_dir_all(objects)?;
@@ -66,9 +66,9 @@ pub fn configure(
             lost.join("\n  ")
         );
     }
-    cache::write(&stamp, wanted)?;
+    cache::write(&stamp, &wanted)?;
     step.done();
-    Ok(())
+    Ok(wanted)
 }
 
 fn fragments(project: &Project, arch: Arch) -> Vec<PathBuf> {

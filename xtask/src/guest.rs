@@ -69,19 +69,16 @@ pub enum Stdin {
     Inherit,
 }
 
-/// Where an output goes.
+/// Where an output goes; only standard output can be captured.
 pub enum Output<'a> {
     Inherit,
     Capture,
     Lines(Box<dyn FnMut(&str) + 'a>),
-    Discard,
 }
 
 /// A command for the guest.
 pub struct Cmd<'a> {
     argv: Vec<String>,
-    env: Vec<(String, String)>,
-    cwd: Option<PathBuf>,
     stdin: Stdin,
     stdout: Output<'a>,
     stderr: Output<'a>,
@@ -103,7 +100,6 @@ pub struct Outcome {
     pub end: End,
     /// What was captured.
     pub stdout: Vec<u8>,
-    pub stderr: Vec<u8>,
     /// The kernel's complaints.
     pub splats: Vec<String>,
     /// The console log.
@@ -117,22 +113,10 @@ impl<'a> Cmd<'a> {
                 .into_iter()
                 .map(|word| word.as_ref().to_string_lossy().into_owned())
                 .collect(),
-            env: Vec::new(),
-            cwd: None,
             stdin: Stdin::Null,
             stdout: Output::Inherit,
             stderr: Output::Inherit,
         }
-    }
-
-    pub fn env(mut self, key: &str, value: &str) -> Self {
-        self.env.push((key.into(), value.into()));
-        self
-    }
-
-    pub fn cwd(mut self, dir: &Path) -> Self {
-        self.cwd = Some(dir.into());
-        self
     }
 
     pub fn stdin(mut self, stdin: Stdin) -> Self {
@@ -152,18 +136,6 @@ impl<'a> Cmd<'a> {
 }
 
 impl Outcome {
-    pub fn success(&self) -> bool {
-        self.end == End::Exited(0) && self.splats.is_empty()
-    }
-
-    /// An error that names everything that went wrong, if anything did.
-    pub fn check(&self) -> Result<()> {
-        if self.success() {
-            return Ok(());
-        }
-        bail!("{}", self.describe());
-    }
-
     /// What happened, in words.
     pub fn describe(&self) -> String {
         let mut text = match self.end {
@@ -220,12 +192,11 @@ impl<'a> Boot<'a> {
     pub fn run(self, cmd: Cmd) -> Result<Outcome> {
         let timeout = self.timeout;
         let mut guest = self.start()?;
-        let (end, stdout, stderr) = guest.exec(cmd, timeout)?;
+        let (end, stdout) = guest.exec(cmd, timeout)?;
         let (splats, console) = guest.finish()?;
         Ok(Outcome {
             end,
             stdout,
-            stderr,
             splats,
             console,
         })
@@ -362,28 +333,21 @@ pub struct Guest {
 }
 
 impl Guest {
-    pub fn console(&self) -> &Path {
-        &self.console
-    }
-
     /// Whether the kernel still answers.
     pub fn alive(&self) -> bool {
         !self.gone
     }
 
     /// Runs a command to its end; returns what was captured too.
-    pub fn exec(&mut self, cmd: Cmd, timeout: Option<Duration>) -> Result<(End, Vec<u8>, Vec<u8>)> {
+    pub fn exec(&mut self, cmd: Cmd, timeout: Option<Duration>) -> Result<(End, Vec<u8>)> {
         if cmd.argv.is_empty() {
             bail!("no command given");
         }
         let interactive = cmd.stdin == Stdin::Inherit && terminal::interactive();
-        let cwd = match &cmd.cwd {
-            Some(dir) => dir.clone(),
-            None => env::current_dir().context("the current directory is gone")?,
-        };
+        let cwd = env::current_dir().context("the current directory is gone")?;
         self.send(&Frame::Exec(Exec {
             argv: cmd.argv,
-            env: environment(cmd.env),
+            env: environment(),
             cwd: cwd.to_string_lossy().into_owned(),
             tty: interactive.then(terminal::size),
         }));
@@ -458,7 +422,8 @@ impl Guest {
         } else {
             End::Died
         };
-        Ok((end, stdout.finish(), stderr.finish()))
+        stderr.finish();
+        Ok((end, stdout.finish()))
     }
 
     /// Powers off; returns the kernel's complaints and the console log.
@@ -590,7 +555,6 @@ impl<'a> Sink<'a> {
 
     fn write(&mut self, data: &[u8]) -> Result<()> {
         match &mut self.output {
-            Output::Discard => {}
             Output::Capture => self.kept.extend(data),
             Output::Inherit => {
                 let written = if self.stderr {
@@ -624,14 +588,13 @@ impl<'a> Sink<'a> {
     }
 }
 
-fn environment(extra: Vec<(String, String)>) -> Vec<(String, String)> {
+fn environment() -> Vec<(String, String)> {
     let mut variables: Vec<(String, String)> = LENT
         .iter()
         .filter_map(|&name| Some((name.to_owned(), env::var(name).ok()?)))
         .collect();
     variables.push(("USER".into(), "root".into()));
     variables.push(("LOGNAME".into(), "root".into()));
-    variables.extend(extra);
     variables
 }
 

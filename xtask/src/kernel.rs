@@ -24,6 +24,8 @@ pub enum Arch {
 }
 
 impl Arch {
+    pub const ALL: [Arch; 3] = [Arch::Um, Arch::X86_64, Arch::Debug];
+
     /// As the kernel's Makefile calls it.
     pub fn make(self) -> &'static str {
         match self {
@@ -63,32 +65,52 @@ pub struct Kernel {
     pub arch: Arch,
     /// This clone's own copy, which later builds replace but never change.
     pub image: PathBuf,
-    /// The patched source.
-    pub tree: PathBuf,
 }
 
 /// Builds whatever is not up to date, from the packages on.
 pub fn build(project: &Project, arch: Arch, linux_src: Option<&Path>) -> Result<Kernel> {
     setup::ensure(linux_src.is_some())?;
+    let dir = project.target.join("sksm/kernels").join(arch.to_string());
+    let stamp = dir.join("made-of");
+    let (target, image) = arch.target();
+    let kernel = Kernel {
+        arch,
+        image: dir.join(target),
+    };
+    if linux_src.is_none() {
+        // Nobody has to be waited for when there is nothing to do.
+        let source = source::debian(project)?;
+        let made = fs::read_to_string(&stamp).unwrap_or_default();
+        if made == ingredients(project, &source.dir)? && kernel.image.is_file() {
+            return Ok(kernel);
+        }
+    }
     let _lock = project.lock_cache()?;
     let toolchain = Toolchain::prepare(project)?;
     let source = source::fetch(project, linux_src)?;
-    let differences = tree::sync(project, &source)?;
+    let made_of = ingredients(project, &source.dir)?;
+    let changes = tree::sync(project, &source)?;
     let objects = source.dir.join(format!(
         "{arch}-{}",
         &cache::fingerprint(&toolchain.version)[..8]
     ));
-    // The source as it came, and what was changed in it.
-    let unpacked = fs::read_to_string(source.dir.join("unpacked"))?;
-    let inputs = format!("{}\n{unpacked}\n{differences}", toolchain.version);
     let log = project.logs()?.join(format!("build-{arch}.log"));
-    let stamp = objects.join(".sksm-built");
-    config::configure(project, &toolchain, &source, &objects, arch, &inputs)?;
-    let configured = fs::read_to_string(objects.join(".sksm-config"))?;
-    let (target, image) = arch.target();
+    // The source as it came.
+    let unpacked = fs::read_to_string(source.dir.join("unpacked"))?;
+    let base = format!("{}\n{unpacked}", toolchain.version);
+    let settings = config::configure(
+        project,
+        &toolchain,
+        &source,
+        &objects,
+        arch,
+        &format!("{base}\n{}", changes.kconfig),
+    )?;
+    let wanted = format!("{settings}\n{}", changes.all);
+    let complete = objects.join(".sksm-built");
     let built = objects.join(image);
-    if !(built.is_file() && fs::read_to_string(&stamp).is_ok_and(|made| made == configured)) {
-        cache::remove(&stamp)?;
+    if !(built.is_file() && fs::read_to_string(&complete).is_ok_and(|made| made == wanted)) {
+        cache::remove(&complete)?;
         let step = Step::begin(format!("building the {arch} kernel"));
         let mut make = toolchain.make(&source.tree, &objects, arch.make());
         let mut steps = Steps::resume(project, arch, &objects);
@@ -103,20 +125,32 @@ pub fn build(project: &Project, arch: Arch, linux_src: Option<&Path>) -> Result<
         });
         steps.save(result.is_ok())?;
         result?;
-        cache::write(&stamp, configured)?;
+        cache::write(&complete, wanted)?;
         step.done();
     }
-    let image = project
-        .target
-        .join("sksm/kernels")
-        .join(arch.to_string())
-        .join(target);
-    publish(&built, &image)?;
-    Ok(Kernel {
-        arch,
-        image,
-        tree: source.tree,
-    })
+    cache::remove(&stamp)?;
+    publish(&built, &kernel.image)?;
+    // Not if somebody edited a file meanwhile.
+    if made_of == ingredients(project, &source.dir)? {
+        cache::write(&stamp, made_of)?;
+    }
+    Ok(kernel)
+}
+
+/// The patched source alone, for those who only read it.
+pub fn source(project: &Project, linux_src: Option<&Path>) -> Result<source::Source> {
+    setup::ensure(linux_src.is_some())?;
+    let _lock = project.lock_cache()?;
+    let source = source::fetch(project, linux_src)?;
+    tree::sync(project, &source)?;
+    Ok(source)
+}
+
+/// Names what a kernel is made of.
+fn ingredients(project: &Project, source: &Path) -> Result<String> {
+    let files = tree::files_below(&project.kernel())?;
+    let version = Toolchain::version()?;
+    Ok(cache::fingerprint((files, version, source)))
 }
 
 /// Copies the image to where other builds in the same cache leave it alone.

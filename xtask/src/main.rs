@@ -7,6 +7,8 @@ mod config;
 mod console;
 mod demo;
 mod guest;
+mod guest_tests;
+mod host_tests;
 mod initramfs;
 mod interrupt;
 mod kernel;
@@ -14,11 +16,13 @@ mod lock;
 mod progress;
 mod project;
 mod protocol;
+mod report;
 mod run;
 mod setup;
 mod source;
 mod step;
 mod terminal;
+mod test;
 mod toolchain;
 mod tree;
 
@@ -57,6 +61,8 @@ enum Verb {
     Demo(demo::Args),
     /// Boot a kernel on this machine's root file system and run a command in it
     Run(run::Args),
+    /// Run all tests; the last line counts them
+    Test(test::Args),
     /// Remove the cached trees and objects
     Clean,
     /// Serve the tool from inside a guest
@@ -100,6 +106,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         }
         Verb::Demo(args) => return demo::run(&Project::find()?, args, linux_src),
         Verb::Run(args) => return run::run(&Project::find()?, args, linux_src),
+        Verb::Test(args) => return test::run(&Project::find()?, &args, linux_src),
         Verb::Clean => cache::clean(&Project::find()?)?,
         Verb::GuestAgent { .. } => unreachable!("handled above"),
     }

@@ -65,6 +65,15 @@ impl Step {
         self.tick();
     }
 
+    /// Prints a line to stdout, clear of the bar.
+    pub fn print(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| println!("{line}")),
+            None => println!("{line}"),
+        }
+        self.last_line.set(Instant::now());
+    }
+
     /// To be called now and then; cheap.
     pub fn tick(&self) {
         if self.bar.is_none() && self.last_line.get().elapsed() >= LINE_EVERY {

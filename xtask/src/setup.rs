@@ -124,7 +124,7 @@ fn choose(
             continue;
         }
         let met = |packages: &&[&str]| packages.iter().all(|&package| installed(package));
-        if alternatives.iter().any(|packages| met(&packages)) {
+        if alternatives.iter().any(met) {
             continue;
         }
         let choice = alternatives

@@ -40,19 +40,23 @@ fn source(project: &Project, key: &str) -> Source {
     }
 }
 
-fn unpack(project: &Project) -> Result<Source> {
+/// Debian's tree, whether or not it is in the cache yet.
+pub fn debian(project: &Project) -> Result<Source> {
     let output = Command::new("dpkg-query")
         .args(["-W", "-f", "${Version}", PACKAGE])
         .output()
         .context("cannot run dpkg-query; --linux-src DIR takes an unpacked tree instead")?;
-    let tarball = Path::new(TARBALL);
-    if !output.status.success() || !tarball.is_file() {
+    if !output.status.success() || !Path::new(TARBALL).is_file() {
         bail!("{PACKAGE} is not installed; run `cargo xtask setup`, or give --linux-src DIR");
     }
-    let source = source(
+    Ok(source(
         project,
         &format!("debian-{}", String::from_utf8_lossy(&output.stdout)),
-    );
+    ))
+}
+
+fn unpack(project: &Project) -> Result<Source> {
+    let source = debian(project)?;
     let stamp = source.dir.join("unpacked");
     if stamp.is_file() {
         return Ok(source);
@@ -74,7 +78,7 @@ fn unpack(project: &Project) -> Result<Source> {
             .stderr(File::create(&log)?),
     )?;
     let mut input = tar.child.stdin.take().context("tar has no input")?;
-    let mut archive = File::open(tarball).with_context(|| format!("cannot open {TARBALL}"))?;
+    let mut archive = File::open(TARBALL).with_context(|| format!("cannot open {TARBALL}"))?;
     let size = archive.metadata()?.len();
     let mut chunk = vec![0; 1 << 18];
     let mut done = 0;

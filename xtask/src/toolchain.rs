@@ -19,15 +19,13 @@ const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sb
 pub struct Toolchain {
     bindgen: PathBuf,
     library: PathBuf,
-    /// What objects depend on.
     pub version: String,
 }
 
 impl Toolchain {
     /// Finds the compilers, and builds bindgen when the cache has none. Needs the cache's lock.
     pub fn prepare(project: &Project) -> Result<Self> {
-        let rustc = version(RUSTC)?;
-        let clang = version(&format!("clang-{LLVM}"))?;
+        let version = Self::version()?;
         let sysroot = output(Command::new(RUSTC).args(["--print", "sysroot"]))?;
         let library = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library");
         if !library.join("core/src/lib.rs").is_file() {
@@ -39,8 +37,19 @@ impl Toolchain {
         Ok(Self {
             bindgen: bindgen(project)?,
             library,
-            version: format!("{}\n{}\nbindgen {BINDGEN}", rustc.trim(), clang.trim()),
+            version,
         })
+    }
+
+    /// What objects depend on.
+    pub fn version() -> Result<String> {
+        let rustc = version(RUSTC)?;
+        let clang = version(&format!("clang-{LLVM}"))?;
+        Ok(format!(
+            "{}\n{}\nbindgen {BINDGEN}",
+            rustc.trim(),
+            clang.trim()
+        ))
     }
 
     /// `make` in a kernel tree, untouched by the environment that cargo and rustup set up.

@@ -20,8 +20,16 @@ const NOT_OVERLAID: [&str; 2] = ["configs", "patches"];
 
 type Files = BTreeMap<PathBuf, Vec<u8>>;
 
-/// Brings the tree up to date; returns a fingerprint of everything that differs from pristine.
-pub fn sync(project: &Project, source: &Source) -> Result<String> {
+/// Fingerprints of what differs from the pristine tree.
+#[derive(Debug, PartialEq)]
+pub struct Changes {
+    pub all: String,
+    /// Of the files that decide which settings there are.
+    pub kconfig: String,
+}
+
+/// Brings the tree up to date.
+pub fn sync(project: &Project, source: &Source) -> Result<Changes> {
     let patches = files_below(&project.kernel().join("patches/6.12"))?
         .into_iter()
         .filter(|(name, _)| name.extension().is_some_and(|ext| ext == "patch"))
@@ -59,7 +67,14 @@ pub fn sync(project: &Project, source: &Source) -> Result<String> {
             },
         }
     }
-    Ok(cache::fingerprint(&wanted))
+    let kconfig: Vec<_> = wanted
+        .iter()
+        .filter(|(path, _)| path.file_name().is_some_and(|name| name == "Kconfig"))
+        .collect();
+    Ok(Changes {
+        kconfig: cache::fingerprint(kconfig),
+        all: cache::fingerprint(&wanted),
+    })
 }
 
 /// Every file that was ever touched.
@@ -183,7 +198,7 @@ fn touched_by(patch: &str) -> BTreeSet<PathBuf> {
 }
 
 /// Every file below a directory, by its path from there.
-fn files_below(dir: &Path) -> Result<Files> {
+pub fn files_below(dir: &Path) -> Result<Files> {
     let mut files = Files::new();
     let mut pending = vec![PathBuf::new()];
     while let Some(below) = pending.pop() {
@@ -205,7 +220,6 @@ fn files_below(dir: &Path) -> Result<Files> {
     Ok(files)
 }
 
-/// Checks the state that an interrupted run may leave; used by tests.
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -257,7 +271,7 @@ mod tests {
     }
 
     impl Setting {
-        fn sync(&self) -> String {
+        fn sync(&self) -> Changes {
             sync(&self.project, &self.source).unwrap()
         }
 

@@ -1,0 +1,206 @@
+//! Checks that need no kernel: formatting, lints, unit tests, the kernel's coding style.
+
+use std::{
+    cell::RefCell,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::Result;
+
+use crate::{interrupt, progress::Step, project, report::Verdict, step, test::Run, tree};
+
+pub const NAMES: &[&str] = &[
+    "host/fmt",
+    "host/clippy",
+    "host/test",
+    "host/kernel-rustfmt",
+    "host/kernel-checkpatch",
+    "host/patches-checkpatch",
+];
+
+/// What checkpatch says about every patch that adds files, for which only MAINTAINERS would do.
+const IGNORED: &str = "FILE_PATH_CHANGES";
+
+pub fn run(run: &mut Run, tree: &Path) -> Result<()> {
+    for &name in NAMES {
+        if !run.args.wants(name) {
+            continue;
+        }
+        let kernel = run.project.kernel();
+        let mut command = match name {
+            "host/fmt" => cargo(run, &["fmt", "--all", "--check"]),
+            "host/clippy" => cargo(
+                run,
+                &[
+                    "clippy",
+                    "--workspace",
+                    "--all-targets",
+                    "--",
+                    "-D",
+                    "warnings",
+                ],
+            ),
+            "host/test" => {
+                unit_tests(run)?;
+                continue;
+            }
+            "host/kernel-rustfmt" => {
+                let mut command = Command::new("rustfmt");
+                command
+                    .args(["--check", "--config-path"])
+                    .arg(tree.join(".rustfmt.toml"))
+                    .args(files(&kernel.join("mm/sksm"), &["rs"])?);
+                command
+            }
+            "host/kernel-checkpatch" => {
+                let mut command = checkpatch(tree);
+                command
+                    .arg("--file")
+                    .args(files(&kernel.join("mm/sksm"), &["c", "h"])?);
+                command
+            }
+            _ => {
+                let mut command = checkpatch(tree);
+                command.args(files(&kernel.join("patches/6.12"), &["patch"])?);
+                command
+            }
+        };
+        let step = Step::begin(name);
+        let log = log(run, name)?;
+        let result = step::run(&mut command, &log, &step, |line| step.detail(line));
+        let verdict = match result {
+            Ok(()) => Verdict::Passed(String::new()),
+            Err(error) => {
+                interrupt::check()?;
+                Verdict::Failed(format!("{error:#}"))
+            }
+        };
+        run.record(&step, name, verdict, None);
+    }
+    Ok(())
+}
+
+fn log(run: &Run, name: &str) -> Result<PathBuf> {
+    let name = name.replace('/', "-");
+    Ok(run.project.logs()?.join(format!("test-{name}.log")))
+}
+
+fn cargo(run: &Run, args: &[&str]) -> Command {
+    let mut command = project::cargo();
+    command.args(args).current_dir(&run.project.root);
+    command
+}
+
+/// Runs in the tree, whose typedefs and spelling list it wants.
+fn checkpatch(tree: &Path) -> Command {
+    let mut command = Command::new(tree.join("scripts/checkpatch.pl"));
+    command
+        .args([
+            "--strict",
+            "--quiet",
+            "--show-types",
+            "--terse",
+            "--no-summary",
+        ])
+        .args(["--ignore", IGNORED])
+        .current_dir(tree);
+    command
+}
+
+/// Files below a directory, by extension, in order.
+fn files(dir: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>> {
+    Ok(tree::files_below(dir)?
+        .into_keys()
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|ext| extensions.iter().any(|&wanted| ext == wanted))
+        })
+        .map(|path| dir.join(path))
+        .collect())
+}
+
+/// The workspace's own tests, each counted.
+fn unit_tests(run: &mut Run) -> Result<()> {
+    let name = "host/test";
+    let step = Step::begin(name);
+    let log = log(run, name)?;
+    let counts = RefCell::new(Counts::default());
+    let result = step::run(
+        &mut cargo(run, &["test", "--workspace", "--no-fail-fast"]),
+        &log,
+        &step,
+        |line| {
+            step.detail(line);
+            counts.borrow_mut().see(line);
+        },
+    );
+    let counts = counts.into_inner();
+    run.tally.add_passed(counts.passed);
+    for test in &counts.ignored {
+        let verdict = Verdict::Skipped("ignored".into());
+        run.record(&step, &format!("{name}/{test}"), verdict, None);
+    }
+    for test in &counts.failed {
+        let verdict = Verdict::Failed("see the log".into());
+        run.record(&step, &format!("{name}/{test}"), verdict, Some(&log));
+    }
+    match result {
+        Err(error) if counts.failed.is_empty() => {
+            interrupt::check()?;
+            run.record(&step, name, Verdict::Failed(format!("{error:#}")), None);
+        }
+        _ => step.print(&format!("ok   {name}: {} tests", counts.passed)),
+    }
+    Ok(())
+}
+
+/// What the output of `cargo test` says.
+#[derive(Debug, Default, PartialEq)]
+struct Counts {
+    passed: usize,
+    failed: Vec<String>,
+    ignored: Vec<String>,
+}
+
+impl Counts {
+    fn see(&mut self, line: &str) {
+        let Some((name, result)) = line
+            .strip_prefix("test ")
+            .and_then(|rest| rest.rsplit_once(" ... "))
+        else {
+            return;
+        };
+        match result {
+            "ok" => self.passed += 1,
+            "FAILED" => self.failed.push(name.to_owned()),
+            _ if result.starts_with("ignored") => self.ignored.push(name.to_owned()),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cargos_tests_are_counted() {
+        let mut counts = Counts::default();
+        for line in "\
+running 4 tests
+test a::b ... ok
+test a::c ... FAILED
+test src/lib.rs - d (line 3) ... ok
+test e ... ignored, needs a kernel
+test should - should panic ... ok
+test result: FAILED. 3 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.05s"
+            .lines()
+        {
+            counts.see(line);
+        }
+        assert_eq!(counts.passed, 3);
+        assert_eq!(counts.failed, ["a::c"]);
+        assert_eq!(counts.ignored, ["e"]);
+    }
+}
