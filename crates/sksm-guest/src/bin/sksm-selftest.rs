@@ -16,7 +16,7 @@ use sksm_guest::report;
 #[derive(Parser)]
 struct Options {
     /// Stop after this step and wait for ever, to look at the process from outside
-    #[arg(short, long, value_enum, ignore_case = true)]
+    #[arg(short, long, value_enum, ignore_case = true, value_name = "STEP")]
     stop: Option<Step>,
     /// Wait for Enter between steps
     #[arg(short, long)]

@@ -1,6 +1,7 @@
 //! The call: what it returns, what it refuses, how often and how long it may run.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail, ensure};
@@ -228,17 +229,22 @@ fn out_of_memory() -> Result<()> {
         fs::write(format!("{FAULTS}/{kind}/ignore-gfp-wait"), "N")?;
         fs::write(format!("{FAULTS}/{kind}/verbose"), "0")?;
     }
+    // Opened once: opening would allocate, and fail in the merge's place.
+    let faults = OpenOptions::new().read(true).write(true).open(NTH)?;
+    let arm = |nth: u64| faults.write_all_at(nth.to_string().as_bytes(), 0);
     let mut refused = 0;
     for nth in 1..500 {
         let id = |page: usize| nth * 100 + page as u64 / 2;
         let map = Map::anon(64)?;
         map.no_huge();
         map.fill_all(id);
-        fs::write(NTH, nth.to_string())?;
+        let mut left = [0; 8];
+        arm(nth)?;
         let result = errno(sksm::merge_exact(map.addr(), map.len()));
-        // The file tells how many allocations there would have had to be for the next failure; 0 after it.
-        let injected = fs::read_to_string(NTH)?.trim() == "0";
-        fs::write(NTH, "0")?;
+        // The file tells how many more allocations it takes until the failure; 0 after it.
+        let read = faults.read_at(&mut left, 0)?;
+        arm(0)?;
+        let injected = left[..read].trim_ascii() == b"0";
         ensure!(
             result == 0 || result == EAGAIN && injected,
             "allocation {nth} failed: error {result}"
