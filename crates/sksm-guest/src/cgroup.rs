@@ -34,9 +34,9 @@ impl Cgroup {
             .context("cannot enter the control group")
     }
 
-    /// Takes up to this much memory from its processes, and tells whether all of it was found.
+    /// Takes up to this much memory from its processes, rather to swap than from files, and tells whether all of it was found.
     pub fn reclaim(&self, bytes: usize) -> Result<bool> {
-        match self.write("memory.reclaim", &bytes.to_string()) {
+        match self.write("memory.reclaim", &format!("{bytes} swappiness=200")) {
             Ok(()) => Ok(true),
             Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => Ok(false),
             Err(error) => Err(error).context("memory.reclaim"),

@@ -31,8 +31,11 @@ impl Dir {
 
     pub fn number(self, name: &str) -> Result<i64> {
         let text = self.text(name)?;
-        text.parse()
-            .with_context(|| format!("{} holds {text:?}, no number", self.path(name)))
+        // A counter that fell below zero shows as a huge number: a fault of its own, and no reason to understand nothing else.
+        (text
+            .parse()
+            .or_else(|_| text.parse::<u64>().map(|number| number as i64)))
+        .with_context(|| format!("{} holds {text:?}, no number", self.path(name)))
     }
 
     pub fn write(self, name: &str, value: impl Display) -> Result<()> {
