@@ -9,6 +9,7 @@ use kernel::bindings;
 use kernel::prelude::*;
 
 use super::folio::{Folio, LockedFolio};
+use super::node::Pending;
 use super::pte::{self, LockedPtes, PteRange, SlotSet};
 
 /// What is to become of a candidate.
@@ -21,8 +22,8 @@ pub(crate) enum Fate {
     Protected,
     /// Equal to the zero page.
     Zero,
-    /// Equal to this merged page, whose reference the mapping will take over.
-    Merge(Folio),
+    /// Equal to this merged page.
+    Merge(Pending),
 }
 
 /// A page of the batch.
@@ -255,16 +256,21 @@ impl<'a> Batch<'a> {
         count
     }
 
-    fn map_merged(range: &PteRange, ptes: &mut LockedPtes<'_>, candidate: &Candidate, page: Folio) {
+    fn map_merged(
+        range: &PteRange,
+        ptes: &mut LockedPtes<'_>,
+        candidate: &Candidate,
+        page: Pending,
+    ) {
         let addr = range.addr(candidate.slot);
-        // The mapping takes over the reference.
-        let page = page.into_raw();
         // SAFETY: The table is locked, the entry clear, and the merged page referenced.
         let pte = unsafe {
-            bindings::sksm_folio_add_rmap(page, range.vma(), addr);
-            bindings::sksm_pte_for_folio(page, range.vma(), candidate.pte)
+            bindings::sksm_folio_add_rmap(page.as_ptr(), range.vma(), addr);
+            bindings::sksm_trace_merge(range.mm(), addr, bindings::sksm_folio_pfn(page.as_ptr()));
+            bindings::sksm_pte_for_folio(page.as_ptr(), range.vma(), candidate.pte)
         };
         ptes.set(candidate.slot, pte);
+        page.mapped();
     }
 
     fn map_zero(range: &PteRange, ptes: &mut LockedPtes<'_>, candidate: &Candidate) {
@@ -274,6 +280,9 @@ impl<'a> Batch<'a> {
             bindings::sksm_pte_for_zero(range.vma(), candidate.pte)
         };
         ptes.set(candidate.slot, pte);
+        let addr = range.addr(candidate.slot);
+        // SAFETY: Only prints its arguments.
+        unsafe { bindings::sksm_trace_merge(range.mm(), addr, bindings::sksm_pte_pfn(pte)) };
     }
 
     /// Ends the old mapping of a candidate whose entry maps something else now.

@@ -42,8 +42,8 @@ pub(crate) fn set_kind(kind: Kind) {
 #[derive(Clone, Copy)]
 pub(crate) struct Domain {
     pub(crate) kind: Kind,
+    /// User and user namespace, or the cgroup's serial number.
     pub(crate) id: u64,
-    pub(crate) uid: u32,
 }
 
 impl Domain {
@@ -54,17 +54,19 @@ impl Domain {
     /// `mm` is valid.
     pub(crate) unsafe fn of(mm: *mut bindings::mm_struct) -> Option<Self> {
         let kind = kind();
-        let (mut id, mut uid) = (0, 0);
-        match kind {
-            // SAFETY: `mm` is valid, as the caller promises.
-            Kind::User => unsafe { bindings::sksm_mm_owner(mm, &mut uid, &mut id) },
-            Kind::Cgroup => {
-                // SAFETY: As above.
-                id = unsafe { bindings::sksm_mm_cgroup(mm) };
-                true
+        let id = match kind {
+            Kind::User => {
+                let (mut uid, mut user_ns) = (0, 0);
+                // SAFETY: `mm` is valid, as the caller promises.
+                if !unsafe { bindings::sksm_mm_owner(mm, &mut uid, &mut user_ns) } {
+                    return None;
+                }
+                u64::from(uid) << 32 | u64::from(user_ns)
             }
-            Kind::Global => true,
-        }
-        .then_some(Self { kind, id, uid })
+            // SAFETY: As above.
+            Kind::Cgroup => unsafe { bindings::sksm_mm_cgroup(mm) },
+            Kind::Global => 0,
+        };
+        Some(Self { kind, id })
     }
 }

@@ -55,11 +55,6 @@ impl Folio {
         Self(folio)
     }
 
-    /// Gives the reference to the caller.
-    pub(crate) fn into_raw(self) -> *mut bindings::folio {
-        ManuallyDrop::new(self).as_ptr()
-    }
-
     /// Waits for the folio lock. May sleep.
     pub(crate) fn lock(self) -> LockedFolio {
         // SAFETY: The folio is in use.

@@ -13,6 +13,9 @@
 
 #include <asm/tlbflush.h>
 
+#define CREATE_TRACE_POINTS
+#include <trace/events/sksm.h>
+
 #include "../internal.h"
 #include "glue.h"
 
@@ -21,7 +24,7 @@
 static const struct rhashtable_params sksm_index_params = {
 	.head_offset = offsetof(struct sksm_link, head),
 	.key_offset = offsetof(struct sksm_link, key),
-	.key_len = sizeof(struct sksm_key),
+	.key_len = offsetofend(struct sksm_key, nid),
 	.automatic_shrinking = true,
 };
 
@@ -435,7 +438,7 @@ void sksm_collect_procs(struct folio *folio, struct vm_area_struct *vma, unsigne
 /* Processes */
 
 /* False when the process that owned the memory has gone. */
-bool sksm_mm_owner(struct mm_struct *mm, u32 *uid, u64 *user_ns)
+bool sksm_mm_owner(struct mm_struct *mm, u32 *uid, u32 *user_ns)
 {
 	struct task_struct *owner;
 	const struct cred *cred;
@@ -468,6 +471,39 @@ bool sksm_fatal_signal_pending(void)
 void sksm_cond_resched(void)
 {
 	cond_resched();
+}
+
+/* Observability */
+
+void sksm_count(enum vm_event_item event, unsigned long pages)
+{
+	count_vm_events(event, pages);
+}
+
+void sksm_trace_call(struct mm_struct *mm, unsigned long scanned, unsigned long merged,
+		     unsigned long published, unsigned long busy)
+{
+	trace_sksm_call(mm, scanned, merged, published, busy);
+}
+
+void sksm_trace_merge(struct mm_struct *mm, unsigned long addr, unsigned long pfn)
+{
+	trace_sksm_merge(mm, addr, pfn);
+}
+
+void sksm_trace_publish(struct mm_struct *mm, unsigned long addr, unsigned long pfn)
+{
+	trace_sksm_publish(mm, addr, pfn);
+}
+
+void sksm_trace_withdraw(struct mm_struct *mm, unsigned long addr, unsigned long pfn)
+{
+	trace_sksm_withdraw(mm, addr, pfn);
+}
+
+void sksm_trace_busy(struct mm_struct *mm, unsigned long addr)
+{
+	trace_sksm_busy(mm, addr);
 }
 
 /* Deferred release */

@@ -18,15 +18,19 @@
 #include <linux/rmap.h>
 #include <linux/swap.h>
 #include <linux/sysfs.h>
+#include <linux/vmstat.h>
 #include <linux/xxhash.h>
 
-/* What two pages must agree in before their bytes are compared. */
+/*
+ * What two pages must agree in before their bytes are compared: all up to nid.
+ * The rest is padding that nodes put to use.
+ */
 struct sksm_key {
 	u64 checksum;
 	u64 domain;
-	u32 uid;
 	u16 kind;
 	s16 nid;
+	u32 pending;
 };
 
 /* The start of every node: what the index sees of it. */
@@ -114,10 +118,19 @@ void sksm_collect_procs(struct folio *folio, struct vm_area_struct *vma, unsigne
 			struct list_head *to_kill, int force_early);
 
 /* Processes */
-bool sksm_mm_owner(struct mm_struct *mm, u32 *uid, u64 *user_ns);
+bool sksm_mm_owner(struct mm_struct *mm, u32 *uid, u32 *user_ns);
 u64 sksm_mm_cgroup(struct mm_struct *mm);
 bool sksm_fatal_signal_pending(void);
 void sksm_cond_resched(void);
+
+/* Observability */
+void sksm_count(enum vm_event_item event, unsigned long pages);
+void sksm_trace_call(struct mm_struct *mm, unsigned long scanned, unsigned long merged,
+		     unsigned long published, unsigned long busy);
+void sksm_trace_merge(struct mm_struct *mm, unsigned long addr, unsigned long pfn);
+void sksm_trace_publish(struct mm_struct *mm, unsigned long addr, unsigned long pfn);
+void sksm_trace_withdraw(struct mm_struct *mm, unsigned long addr, unsigned long pfn);
+void sksm_trace_busy(struct mm_struct *mm, unsigned long addr);
 
 /* Deferred release of nodes: sksm_release() runs on a workqueue. */
 void sksm_schedule_release(void);

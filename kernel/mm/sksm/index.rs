@@ -16,7 +16,7 @@ use kernel::sync::lock::{mutex::MutexBackend, Guard};
 use kernel::sync::Mutex;
 
 use super::folio::{Folio, LockedFolio};
-use super::node::{Key, Node};
+use super::node::{Key, Node, Pending};
 use super::rmap::Entry;
 
 /// How many mappings a merged page takes, unless sysfs says otherwise; KSM's default.
@@ -139,25 +139,23 @@ pub(crate) fn find(
     key: &Key,
     candidate: &LockedFolio,
     entry: impl Fn() -> Entry,
-) -> Result<Option<Folio>> {
+) -> Result<Option<Pending>> {
     // A page that changed between lookup and lock was withdrawn, migrated or filled up, and the
     // index said so before the lock was free: every turn sees a newer state.
     while let Some(folio) = lookup(key, candidate) {
         let folio = folio.lock();
-        let Some(node) = Node::of(&folio) else {
-            continue;
-        };
-        if !same_key(node.key(), key) || !has_room(&folio) || folio.is_hwpoison() {
-            continue;
+        if Node::of(&folio).is_some_and(|node| same_key(node.key(), key))
+            && has_room(&folio)
+            && !folio.is_hwpoison()
+        {
+            return Node::add_place(folio, entry()).map(Some);
         }
-        node.add_place(entry(), &folio)?;
-        return Ok(Some(folio.unlock()));
     }
     Ok(None)
 }
 
 fn same_key(a: &Key, b: &Key) -> bool {
-    (a.checksum, a.domain, a.uid, a.kind, a.nid) == (b.checksum, b.domain, b.uid, b.kind, b.nid)
+    (a.checksum, a.domain, a.kind, a.nid) == (b.checksum, b.domain, b.kind, b.nid)
 }
 
 /// Merged pages, by how they are mapped now.
@@ -171,8 +169,31 @@ pub(crate) struct Census {
     pub(crate) unshared: usize,
 }
 
+impl Census {
+    fn add(&mut self, mapcount: usize) {
+        if mapcount > 1 {
+            self.shared += 1;
+            self.sharing += mapcount - 1;
+        } else {
+            self.unshared += 1;
+        }
+    }
+}
+
 /// Counts the merged pages. Takes time proportional to their number; may sleep.
 pub(crate) fn census() -> Census {
+    loop {
+        // A walk during a resize misses nodes or sees them twice. Each resize ends by itself.
+        // SAFETY: The table is set up.
+        unsafe { bindings::flush_work(&mut (*table()).ht.run_work) };
+        if let Some(census) = try_census() {
+            return census;
+        }
+    }
+}
+
+/// `None` when the table is resized meanwhile.
+fn try_census() -> Option<Census> {
     let mut census = Census::default();
     let mut iter = MaybeUninit::<bindings::rhashtable_iter>::zeroed();
     let iter = iter.as_mut_ptr();
@@ -180,40 +201,34 @@ pub(crate) fn census() -> Census {
     // nodes; the walk is stopped before rescheduling.
     unsafe {
         bindings::sksm_index_walk_enter(table(), iter);
-        bindings::rhashtable_walk_start_check(iter);
         let mut seen = 0usize;
-        loop {
-            let link = bindings::rhashtable_walk_next(iter);
-            if link.is_null() {
-                break;
-            }
-            if kernel::error::from_err_ptr(link).is_err() {
-                // The table was resized: the walk starts over, and so does the count.
-                census = Census::default();
-                continue;
-            }
-            let node = Node::from_link(NonNull::new_unchecked(link.cast()));
-            if let Some(folio) = Folio::try_get(node.folio_hint()).filter(|folio| node.owns(folio))
-            {
-                let mapcount = folio.mapcount().max(0) as usize;
-                if mapcount > 1 {
-                    census.shared += 1;
-                    census.sharing += mapcount - 1;
-                } else {
-                    census.unshared += 1;
+        'walk: while bindings::rhashtable_walk_start_check(iter) == 0 {
+            loop {
+                let link = bindings::rhashtable_walk_next(iter);
+                if link.is_null() {
+                    bindings::rhashtable_walk_stop(iter);
+                    bindings::rhashtable_walk_exit(iter);
+                    return Some(census);
+                }
+                if kernel::error::from_err_ptr(link).is_err() {
+                    break 'walk;
+                }
+                let node = Node::from_link(NonNull::new_unchecked(link.cast()));
+                if let Some(folio) = Folio::try_get(node.folio_hint()) {
+                    if node.owns(&folio) {
+                        census.add(folio.mapcount().max(0) as usize);
+                    }
+                }
+                seen += 1;
+                if seen % 1024 == 0 {
+                    break;
                 }
             }
-            seen += 1;
-            if seen % 1024 == 0 {
-                bindings::rhashtable_walk_stop(iter);
-                bindings::sksm_cond_resched();
-                if bindings::rhashtable_walk_start_check(iter) != 0 {
-                    census = Census::default();
-                }
-            }
+            bindings::rhashtable_walk_stop(iter);
+            bindings::sksm_cond_resched();
         }
         bindings::rhashtable_walk_stop(iter);
         bindings::rhashtable_walk_exit(iter);
     }
-    census
+    None
 }

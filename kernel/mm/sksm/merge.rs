@@ -17,7 +17,7 @@ use super::index;
 use super::node::{Key, Node};
 use super::pte::{PteRange, SlotSet, MAX_SLOTS};
 use super::rmap::Entry;
-use super::stats;
+use super::stats::Tally;
 use super::sysfs::MERGE_ACROSS_NODES;
 
 /// The state of one call.
@@ -29,6 +29,14 @@ pub(crate) struct Call {
     drained: bool,
     across_nodes: bool,
     seed: u64,
+    mm: *mut bindings::mm_struct,
+    tally: Tally,
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.tally.close(self.mm);
+    }
 }
 
 static WALK: WalkOps = WalkOps(bindings::mm_walk_ops {
@@ -76,7 +84,6 @@ unsafe extern "C" fn merge_pmd(
 impl Call {
     /// Starts a call on memory of `mm`, which is valid.
     pub(crate) fn new(mm: *mut bindings::mm_struct) -> Self {
-        stats::CALLS.add(1);
         Self {
             // SAFETY: The mm is valid.
             domain: unsafe { Domain::of(mm) },
@@ -84,6 +91,8 @@ impl Call {
             drained: false,
             across_nodes: MERGE_ACROSS_NODES.load(Ordering::Relaxed),
             seed: index::seed(),
+            mm,
+            tally: Tally::default(),
         }
     }
 
@@ -124,7 +133,7 @@ impl Call {
         if let Some(folio) = range.huge_folio() {
             // Split or not: what is left huge is found to have no page table.
             if !folio.lock().split() {
-                stats::BUSY.add(range.len());
+                self.tally.busy += range.len();
                 return Ok(());
             }
         }
@@ -155,7 +164,11 @@ impl Call {
         }
         left.busy.union(&left.large);
         left.busy.union(&left.batched);
-        stats::BUSY.add(left.busy.len());
+        self.tally.busy += left.busy.len();
+        for slot in left.busy.iter() {
+            // SAFETY: Only prints its arguments.
+            unsafe { bindings::sksm_trace_busy(self.mm, range.addr(slot)) };
+        }
         Ok(())
     }
 
@@ -185,7 +198,7 @@ impl Call {
                 batch.protect(&mut left);
                 let result = self.decide_all(range, &mut batch, &mut left);
                 // Also after an error: what was found is merged.
-                stats::MERGED.add(batch.replace());
+                self.tally.merged += batch.replace();
                 result
             },
         );
@@ -201,7 +214,7 @@ impl Call {
     ) -> Result {
         for candidate in batch.candidates() {
             if matches!(candidate.fate, Fate::Protected) {
-                stats::SCANNED.add(1);
+                self.tally.scanned += 1;
                 candidate.fate = self.decide(range, candidate, left)?;
                 if matches!(candidate.fate, Fate::Leave) {
                     // A merged page now, perhaps: others may wait for its lock.
@@ -215,7 +228,12 @@ impl Call {
     }
 
     /// Steps 3, 4 and 6 for one write-protected page: zero page, merged page, or published.
-    fn decide(&self, range: &PteRange, candidate: &Candidate, left: &mut Leftover) -> Result<Fate> {
+    fn decide(
+        &mut self,
+        range: &PteRange,
+        candidate: &Candidate,
+        left: &mut Leftover,
+    ) -> Result<Fate> {
         let (Some(folio), Some(domain)) = (&candidate.folio, self.domain) else {
             return Ok(Fate::Leave);
         };
@@ -225,13 +243,13 @@ impl Call {
         let key = Key {
             checksum: folio.checksum(self.seed),
             domain: domain.id,
-            uid: domain.uid,
             kind: domain.kind as u16,
             nid: if self.across_nodes {
                 bindings::NUMA_NO_NODE as i16
             } else {
                 folio.nid() as i16
             },
+            pending: 0,
         };
         let place = || {
             // SAFETY: mmap_lock is held and the VMA has an anon_vma, checked by merge_vma().
@@ -258,7 +276,11 @@ impl Call {
             return Ok(Fate::Merge(page));
         }
         Node::publish(node, folio)?;
-        stats::PUBLISHED.add(1);
+        self.tally.published += 1;
+        // SAFETY: Only prints its arguments.
+        unsafe {
+            bindings::sksm_trace_publish(self.mm, range.addr(candidate.slot), folio.pfn());
+        }
         Ok(Fate::Leave)
     }
 }

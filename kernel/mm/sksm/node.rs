@@ -7,8 +7,9 @@
 //! changed under the folio lock, or when no reference is left.
 
 use core::cell::UnsafeCell;
+use core::mem::ManuallyDrop;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicPtr, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use kernel::bindings;
 use kernel::prelude::*;
 
@@ -26,6 +27,43 @@ const ORPHAN: usize = bindings::PAGE_MAPPING_KSM as usize;
 
 /// What the index sees of a node.
 pub(crate) type Key = bindings::sksm_key;
+
+/// A merged page that is about to be mapped at a place its reverse map knows already.
+///
+/// # Invariants
+///
+/// The folio has a node, which counts this as pending.
+pub(crate) struct Pending(Folio);
+
+impl Pending {
+    fn node(&self) -> Option<&AtomicU32> {
+        // SAFETY: The reference keeps the folio from being withdrawn, migrated or freed, so the
+        // node stays.
+        Node::from_mapping(self.0.mapping()).map(|node| unsafe { node.as_ref() }.pending())
+    }
+
+    pub(crate) fn as_ptr(&self) -> *mut bindings::folio {
+        self.0.as_ptr()
+    }
+
+    /// The page is mapped now: the mapping takes over the reference.
+    pub(crate) fn mapped(self) {
+        let this = ManuallyDrop::new(self);
+        this.settle();
+    }
+
+    fn settle(&self) {
+        if let Some(pending) = self.node() {
+            pending.fetch_sub(1, Ordering::Release);
+        }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.settle();
+    }
+}
 
 /// A merged page's node. Freed only after an RCU grace period.
 #[repr(C, align(8))]
@@ -116,11 +154,23 @@ impl Node {
         unsafe { &*self.rmap.get() }
     }
 
-    /// Adds a place to the reverse map; `folio` is this node's and locked. May sleep.
-    pub(crate) fn add_place(&self, entry: Entry, folio: &LockedFolio) -> Result {
-        debug_assert!(self.owns(folio));
+    /// Places in the reverse map where the page is about to be mapped. Rises under the folio lock.
+    fn pending(&self) -> &AtomicU32 {
+        let pending = (&raw const self.link.key.pending).cast_mut();
+        // SAFETY: In a node the field is only reached through here.
+        unsafe { AtomicU32::from_ptr(pending) }
+    }
+
+    /// Adds a place to the reverse map, where the caller will map the merged page `folio`. May
+    /// sleep.
+    pub(crate) fn add_place(folio: LockedFolio, entry: Entry) -> Result<Pending> {
+        let node = Self::of(&folio).ok_or(EINVAL)?;
+        let settled = node.pending().load(Ordering::Acquire) == 0;
         // SAFETY: The folio lock guards the reverse map, and no other borrow lives here.
-        unsafe { &mut *self.rmap.get() }.push(entry, folio)
+        unsafe { &mut *node.rmap.get() }.push(entry, &folio, settled)?;
+        node.pending().fetch_add(1, Ordering::Relaxed);
+        // INVARIANT: Counted just now.
+        Ok(Pending(folio.unlock()))
     }
 
     /// Makes `folio` a merged page, in place. The caller holds the publish mutex of the key, and
@@ -192,6 +242,8 @@ impl Node {
         // SAFETY: The folio does not point to the node any more.
         unsafe { Self::retire(node) };
         stats::WITHDRAWN.add(1);
+        // SAFETY: Only prints its arguments.
+        unsafe { bindings::sksm_trace_withdraw((*vma).vm_mm, addr, locked.pfn()) };
         true
     }
 

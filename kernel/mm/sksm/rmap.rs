@@ -114,23 +114,25 @@ impl Rmap {
         }
     }
 
-    /// Adds a place. May sleep. `folio` is the merged page.
-    pub(crate) fn push(&mut self, entry: Entry, folio: &LockedFolio) -> Result {
+    /// Adds a place. May sleep. `folio` is the merged page; `settled` says that no place is
+    /// waiting to be mapped.
+    pub(crate) fn push(&mut self, entry: Entry, folio: &LockedFolio, settled: bool) -> Result {
         if self.more.len() == self.more.capacity() {
-            self.make_room(folio)?;
+            self.make_room(folio, settled)?;
         }
         self.more.push(entry, GFP_KERNEL_ACCOUNT)?;
         Ok(())
     }
 
     /// Drops duplicates and dead entries, and grows the array when that is not enough.
-    fn make_room(&mut self, folio: &LockedFolio) -> Result {
+    fn make_room(&mut self, folio: &LockedFolio, settled: bool) -> Result {
         let capacity = self.more.capacity();
         self.more.as_mut_slice().sort_unstable();
         self.retain(|entry, previous| previous != Some(entry));
-        // Swap entries become mappings again, so nothing is dead while swap may hold some. Looking
-        // pays when there are more entries than mappings; that bounds the array as well.
-        if !folio.in_swapcache() && self.more.len() >= folio.mapcount().max(0) as usize {
+        // Nothing is dead while it may become a mapping: swap entries do, and places that another
+        // merge is about to map. Looking pays when there are more entries than mappings; that
+        // bounds the array as well.
+        if settled && !folio.in_swapcache() && self.more.len() >= folio.mapcount().max(0) as usize {
             self.retain(|entry, _| entry.is_live(folio));
         }
         if self.more.len() * 4 > capacity * 3 || capacity == 0 {
