@@ -36,6 +36,8 @@ impl Cgroup {
 
     /// Takes up to this much memory from its processes, rather to swap than from files, and tells whether all of it was found.
     pub fn reclaim(&self, bytes: usize) -> Result<bool> {
+        // Reclaim goes by the group's statistics, which the kernel brings up to date every two seconds, or for a reader.
+        fs::read(self.0.join("memory.stat")).context("memory.stat")?;
         match self.write("memory.reclaim", &format!("{bytes} swappiness=200")) {
             Ok(()) => Ok(true),
             Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => Ok(false),

@@ -2,7 +2,7 @@
 
 use std::io::ErrorKind;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use sksm_guest::memory::Map;
 use sksm_guest::process::{Child, Ended, Link};
 use sksm_guest::report::{Test, skip, test};
@@ -24,12 +24,19 @@ fn needs_memory_failure(map: &Map) -> Result<()> {
     Ok(())
 }
 
-/// Takes the frame of a page out of use, or leaves it where it is busy.
+/// Takes the frame of a page out of use. A page that is busy stays; an isolated page or a full batch is that for a moment only.
 fn take(map: &Map, page: usize, advice: i32) -> Result<()> {
-    match map.advise_pages(page..page + 1, advice) {
-        Err(error) if error.kind() != ErrorKind::ResourceBusy => Err(error.into()),
-        _ => Ok(()),
+    const ATTEMPTS: usize = 20;
+    for attempt in 1.. {
+        match map.advise_pages(page..page + 1, advice) {
+            Ok(()) => break,
+            Err(error) if error.kind() == ErrorKind::ResourceBusy && attempt < ATTEMPTS => {
+                std::thread::yield_now();
+            }
+            Err(error) => return Err(error).context("memory failure advice"),
+        }
     }
+    Ok(())
 }
 
 /// A merged page whose frame is taken out of use moves, for all who map it.
