@@ -16,6 +16,7 @@ use rustix::{
     event::{PollFd, PollFlags, poll},
     io::Errno,
     net::{AddressFamily, SocketFlags, SocketType, socketpair},
+    process::Signal,
     stdio::stdin,
 };
 
@@ -237,7 +238,7 @@ impl<'a> Boot<'a> {
             .stdin(theirs.try_clone()?)
             .stdout(theirs)
             .stderr(log.try_clone()?);
-        let group = Group::spawn(&mut command)?;
+        let group = Group::spawn(&mut command, Signal::KILL)?;
         // The guest alone holds its end, so that its death is seen.
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let mut guest = Guest {

@@ -7,6 +7,7 @@ use std::{
         Mutex,
         atomic::{AtomicI32, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
@@ -17,7 +18,10 @@ use signal_hook::{
 };
 
 static SIGNAL: AtomicI32 = AtomicI32::new(0);
-static GROUPS: Mutex<Vec<Pid>> = Mutex::new(Vec::new());
+static GROUPS: Mutex<Vec<(Pid, Signal)>> = Mutex::new(Vec::new());
+
+/// How long a child may take to clean up after itself.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Starts the thread that listens for signals. A second signal ends the tool at once.
 pub fn install() -> Result<()> {
@@ -25,8 +29,8 @@ pub fn install() -> Result<()> {
     std::thread::spawn(move || {
         for signal in signals.forever() {
             let again = SIGNAL.swap(signal, Ordering::SeqCst) != 0;
-            for &group in GROUPS.lock().unwrap().iter() {
-                let _ = kill_process_group(group, Signal::KILL);
+            for &(group, how) in GROUPS.lock().unwrap().iter() {
+                let _ = kill_process_group(group, if again { Signal::KILL } else { how });
             }
             if again {
                 crate::terminal::restore();
@@ -53,31 +57,33 @@ pub fn check() -> Result<()> {
     }
 }
 
-/// A child in a process group of its own, which never outlives this tool.
+/// A child in a process group of its own, which does not outlive this tool.
 pub struct Group {
     pub child: Child,
     pid: Pid,
+    how: Signal,
 }
 
 impl Group {
-    pub fn spawn(command: &mut Command) -> Result<Self> {
+    /// `how` ends the child early: `TERM` for one that then removes its half-done files.
+    pub fn spawn(command: &mut Command, how: Signal) -> Result<Self> {
         check()?;
         let name = command.get_program().to_string_lossy().into_owned();
         command.process_group(0);
         // SAFETY: the closure makes one async-signal-safe system call.
         unsafe {
-            command.pre_exec(|| Ok(set_parent_process_death_signal(Some(Signal::KILL))?));
+            command.pre_exec(move || Ok(set_parent_process_death_signal(Some(how))?));
         }
         let child = command
             .spawn()
             .with_context(|| format!("cannot run {name}"))?;
         let pid = Pid::from_child(&child);
-        GROUPS.lock().unwrap().push(pid);
+        GROUPS.lock().unwrap().push((pid, how));
         // A signal between the check and the registration has missed the child.
         if signal().is_some() {
-            let _ = kill_process_group(pid, Signal::KILL);
+            let _ = kill_process_group(pid, how);
         }
-        Ok(Self { child, pid })
+        Ok(Self { child, pid, how })
     }
 
     pub fn kill(&self) {
@@ -87,8 +93,13 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        GROUPS.lock().unwrap().retain(|&pid| pid != self.pid);
+        let since = Instant::now();
+        let _ = kill_process_group(self.pid, self.how);
+        while matches!(self.child.try_wait(), Ok(None)) && since.elapsed() < PATIENCE {
+            std::thread::sleep(Duration::from_millis(20));
+        }
         self.kill();
         let _ = self.child.wait();
+        GROUPS.lock().unwrap().retain(|&(pid, _)| pid != self.pid);
     }
 }

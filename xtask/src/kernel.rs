@@ -3,6 +3,7 @@
 use std::{
     fmt, fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use anyhow::{Context, Result};
@@ -95,39 +96,34 @@ pub fn build(project: &Project, arch: Arch, linux_src: Option<&Path>) -> Result<
         &cache::fingerprint(&toolchain.version)[..8]
     ));
     let log = project.logs()?.join(format!("build-{arch}.log"));
+    // `make` removes what it was about to write when it is asked to stop. When it was killed instead,
+    // some object may be half written and look finished.
+    let busy = objects.join(".sksm-busy");
+    if busy.is_file() {
+        let step = Step::begin("removing objects of a build that was killed");
+        cache::remove(&objects)?;
+        step.done();
+    }
+    cache::write(&busy, "")?;
     // The source as it came.
     let unpacked = fs::read_to_string(source.dir.join("unpacked"))?;
     let base = format!("{}\n{unpacked}", toolchain.version);
-    let settings = config::configure(
-        project,
-        &toolchain,
-        &source,
-        &objects,
-        arch,
-        &format!("{base}\n{}", changes.kconfig),
-    )?;
-    let wanted = format!("{settings}\n{}", changes.all);
+    let kconfig = format!("{base}\n{}", changes.kconfig);
     let complete = objects.join(".sksm-built");
     let built = objects.join(image);
-    if !(built.is_file() && fs::read_to_string(&complete).is_ok_and(|made| made == wanted)) {
-        cache::remove(&complete)?;
-        let step = Step::begin(format!("building the {arch} kernel"));
-        let mut make = toolchain.make(&source.tree, &objects, arch.make());
-        let mut steps = Steps::resume(project, arch, &objects);
-        let result = step::run(make.arg(target), &log, &step, |line| {
-            if let Some(file) = compiled(line) {
-                steps.count += 1;
-                if let Some(percent) = steps.percent() {
-                    step.percent(percent);
-                }
-                step.detail(file);
+    let result = config::configure(project, &toolchain, &source, &objects, arch, &kconfig)
+        .and_then(|settings| {
+            let wanted = format!("{settings}\n{}", changes.all);
+            if built.is_file() && fs::read_to_string(&complete).is_ok_and(|made| made == wanted) {
+                return Ok(());
             }
+            cache::remove(&complete)?;
+            let mut make = toolchain.make(&source.tree, &objects, arch.make());
+            compile(project, arch, &objects, make.arg(target), &log)?;
+            cache::write(&complete, wanted)
         });
-        steps.save(result.is_ok())?;
-        result?;
-        cache::write(&complete, wanted)?;
-        step.done();
-    }
+    cache::remove(&busy)?;
+    result?;
     cache::remove(&stamp)?;
     publish(&built, &kernel.image)?;
     // Not if somebody edited a file meanwhile.
@@ -135,6 +131,31 @@ pub fn build(project: &Project, arch: Arch, linux_src: Option<&Path>) -> Result<
         cache::write(&stamp, made_of)?;
     }
     Ok(kernel)
+}
+
+/// Runs `make` with its progress.
+fn compile(
+    project: &Project,
+    arch: Arch,
+    objects: &Path,
+    make: &mut Command,
+    log: &Path,
+) -> Result<()> {
+    let step = Step::begin(format!("building the {arch} kernel"));
+    let mut steps = Steps::resume(project, arch, objects);
+    let result = step::run(make, log, &step, |line| {
+        if let Some(file) = compiled(line) {
+            steps.count += 1;
+            if let Some(percent) = steps.percent() {
+                step.percent(percent);
+            }
+            step.detail(file);
+        }
+    });
+    steps.save(result.is_ok())?;
+    result?;
+    step.done();
+    Ok(())
 }
 
 /// The patched source alone, for those who only read it.

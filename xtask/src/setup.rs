@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{interrupt, progress::Step};
+use crate::{interrupt, progress::Step, project};
 
 /// What is needed, each with the packages that offer it, the preferred first. Debian 12 has the
 /// Rust that the kernel wants under other names than Debian 13.
@@ -90,7 +90,7 @@ pub fn ensure(own_source: bool) -> Result<()> {
     } else if succeeds("sudo", &["--version"]) && std::io::stdin().is_terminal() {
         &["sudo"]
     } else {
-        bail!("packages are missing, and only root may install them:\n  sudo {missing}");
+        bail!("packages are missing; as root, run\n  {missing}");
     };
     if missing.0.iter().any(|package| !available(package)) {
         apt(sudo, &["update"])?;
@@ -104,12 +104,32 @@ pub fn ensure(own_source: bool) -> Result<()> {
 }
 
 fn missing(own_source: bool) -> Result<Missing> {
-    let installed = installed()?;
-    Ok(Missing(choose(
-        |package| installed.iter().any(|name| name == package),
-        available,
-        own_source,
-    )))
+    let packages = installed()?;
+    let installed = |package: &str| packages.iter().any(|name| name == package);
+    let mut missing = choose(installed, available, own_source);
+    if !(cargo_has("fmt") && cargo_has("clippy")) {
+        missing.extend(lints(installed));
+    }
+    Ok(Missing(missing))
+}
+
+/// What the host checks need, where cargo is Debian's. A cargo from elsewhere says itself how its
+/// parts are installed.
+fn lints(installed: impl Fn(&str) -> bool) -> &'static [&'static str] {
+    if installed("cargo-web") {
+        &["rustfmt-web", "rust-web-clippy"]
+    } else if installed("cargo") {
+        &["rustfmt", "rust-clippy"]
+    } else {
+        &[]
+    }
+}
+
+fn cargo_has(part: &str) -> bool {
+    project::cargo()
+        .args([part, "--version"])
+        .output()
+        .is_ok_and(|output| output.status.success())
 }
 
 /// Of each need that no installed alternative meets, the first alternative that apt knows.

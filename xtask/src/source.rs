@@ -8,6 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use rustix::process::Signal;
 
 use crate::{cache, interrupt, interrupt::Group, progress::Step, project::Project, step};
 
@@ -76,6 +77,7 @@ fn unpack(project: &Project) -> Result<Source> {
             .stdin(Stdio::piped())
             .stdout(Stdio::null())
             .stderr(File::create(&log)?),
+        Signal::TERM,
     )?;
     let mut input = tar.child.stdin.take().context("tar has no input")?;
     let mut archive = File::open(TARBALL).with_context(|| format!("cannot open {TARBALL}"))?;

@@ -13,6 +13,7 @@ use anyhow::{Context, Result, bail};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     io::Errno,
+    process::Signal,
 };
 
 use crate::{
@@ -39,7 +40,7 @@ pub fn run(
         .stdin(Stdio::null())
         .stdout(writer.try_clone()?)
         .stderr(writer);
-    let mut group = Group::spawn(command)?;
+    let mut group = Group::spawn(command, Signal::TERM)?;
     // The command holds the pipe's write ends; the reader would never see the end otherwise.
     command.stdout(Stdio::null()).stderr(Stdio::null());
     let mut reader = BufReader::new(File::from(reader));
