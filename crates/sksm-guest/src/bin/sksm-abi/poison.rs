@@ -14,8 +14,6 @@ pub const TESTS: &[Test] = &[
     test("poison/memory-failure", memory_failure),
 ];
 
-const SOFT_OFFLINE: i32 = 101;
-
 /// An advice on no pages tells whether the kernel knows it.
 fn needs_memory_failure(map: &Map) -> Result<()> {
     if map.advise_pages(0..0, libc::MADV_HWPOISON).is_err() {
@@ -24,19 +22,30 @@ fn needs_memory_failure(map: &Map) -> Result<()> {
     Ok(())
 }
 
-/// Takes the frame of a page out of use. A page that is busy stays; an isolated page or a full batch is that for a moment only.
-fn take(map: &Map, page: usize, advice: i32) -> Result<()> {
+/// Moves a page off its frame and takes the frame out of use. An isolated page or a full batch is busy for a moment only.
+fn offline(map: &Map, page: usize) -> Result<()> {
+    const SOFT_OFFLINE: i32 = 101;
     const ATTEMPTS: usize = 20;
     for attempt in 1.. {
-        match map.advise_pages(page..page + 1, advice) {
+        match map.advise_pages(page..page + 1, SOFT_OFFLINE) {
             Ok(()) => break,
             Err(error) if error.kind() == ErrorKind::ResourceBusy && attempt < ATTEMPTS => {
                 std::thread::yield_now();
             }
-            Err(error) => return Err(error).context("memory failure advice"),
+            Err(error) => return Err(error).context("soft offline"),
         }
     }
     Ok(())
+}
+
+/// Lets a page fail. Busy means that the kernel could not free it; it is marked as failed all the same.
+fn fail(map: &Map, page: usize) -> Result<()> {
+    match map.advise_pages(page..page + 1, libc::MADV_HWPOISON) {
+        Err(error) if error.kind() != ErrorKind::ResourceBusy => {
+            Err(error).context("memory failure")
+        }
+        _ => Ok(()),
+    }
 }
 
 /// A merged page whose frame is taken out of use moves, for all who map it.
@@ -52,7 +61,7 @@ fn soft_offline() -> Result<()> {
         map.expect_all(|page| if page == 0 { 6 } else { 5 })
     })?;
     child.pause()?;
-    take(&map, 1, SOFT_OFFLINE)?;
+    offline(&map, 1)?;
     one_page(&map.pfns()?)?;
     ensure!(map.pfn(0)? != before, "the page did not move");
     map.expect_all(|_| 5)?;
@@ -83,7 +92,7 @@ fn memory_failure() -> Result<()> {
     let tolerable = |ended| matches!(ended, Ended::Exit(0) | Ended::Signal(libc::SIGBUS));
     let ended = Child::spawn(|_| {
         map.merge()?;
-        take(&map, 0, libc::MADV_HWPOISON)?;
+        fail(&map, 0)?;
         map.expect(2, 6)
     })?
     .ended()?;
