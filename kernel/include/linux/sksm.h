@@ -23,7 +23,10 @@ int sksm_merge_vma(struct sksm_call *call, struct vm_area_struct *vma,
 		   unsigned long start, unsigned long end);
 void sksm_call_end(struct sksm_call *call);
 
-/* The last reference to a merged folio has gone; any context. */
+/*
+ * The last reference to a merged folio has gone, or memory failure unmapped it
+ * for good (folio locked). Any context.
+ */
 void sksm_folio_free(struct folio *folio);
 
 /*

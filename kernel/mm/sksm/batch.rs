@@ -230,9 +230,11 @@ impl<'a> Batch<'a> {
                 continue;
             }
             let pte = ptes.get(candidate.slot);
+            // Memory failure looks at this table after it has marked the page.
+            let bad = matches!(&candidate.fate, Fate::Merge(page) if page.is_hwpoison());
             // The folio is locked and not exclusive: while the entry maps it read-only, it has the
             // bytes that were compared.
-            if candidate.is_mapped_by(pte) && !pte::is_writable(pte) {
+            if !bad && candidate.is_mapped_by(pte) && !pte::is_writable(pte) {
                 candidate.pte = ptes.clear(candidate.slot);
             } else {
                 candidate.fate = Fate::Leave;

@@ -17,6 +17,7 @@ use kernel::sync::Mutex;
 
 use super::folio::{Folio, LockedFolio};
 use super::node::{Key, Node, Pending};
+use super::rcu::Rcu;
 use super::rmap::Entry;
 
 /// How many mappings a merged page takes, unless sysfs says otherwise; KSM's default.
@@ -82,24 +83,6 @@ pub(crate) fn insert(node: &Node) -> Result {
 pub(crate) fn remove(node: &Node) {
     // SAFETY: The node is valid; one that is not in the table is only not found.
     unsafe { bindings::sksm_index_remove(table(), node.link()) };
-}
-
-/// An RCU read section.
-struct Rcu;
-
-impl Rcu {
-    fn lock() -> Self {
-        // SAFETY: Ended by drop.
-        unsafe { bindings::sksm_rcu_read_lock() };
-        Self
-    }
-}
-
-impl Drop for Rcu {
-    fn drop(&mut self) {
-        // SAFETY: Begun by `lock`.
-        unsafe { bindings::sksm_rcu_read_unlock() };
-    }
 }
 
 /// Whether the merged page takes one more mapping; `folio` is a reference the caller took for it.

@@ -15,6 +15,7 @@ use kernel::prelude::*;
 
 use super::folio::{Folio, LockedFolio};
 use super::index;
+use super::rcu::Rcu;
 use super::release;
 use super::rmap::{Entry, Rmap};
 use super::stats;
@@ -32,18 +33,17 @@ pub(crate) type Key = bindings::sksm_key;
 ///
 /// # Invariants
 ///
-/// The folio has a node, which counts this as pending.
+/// The folio has a node, which counts this as pending, until memory failure takes the node.
 pub(crate) struct Pending(Folio);
 
 impl Pending {
-    fn node(&self) -> Option<&AtomicU32> {
-        // SAFETY: The reference keeps the folio from being withdrawn, migrated or freed, so the
-        // node stays.
-        Node::from_mapping(self.0.mapping()).map(|node| unsafe { node.as_ref() }.pending())
-    }
-
     pub(crate) fn as_ptr(&self) -> *mut bindings::folio {
         self.0.as_ptr()
+    }
+
+    /// Whether the page went bad since it was found.
+    pub(crate) fn is_hwpoison(&self) -> bool {
+        self.0.is_hwpoison()
     }
 
     /// The page is mapped now: the mapping takes over the reference.
@@ -53,7 +53,12 @@ impl Pending {
     }
 
     fn settle(&self) {
-        if let Some(pending) = self.node() {
+        let _rcu = Rcu::lock();
+        // The reference keeps the folio from being withdrawn, migrated or freed. Memory failure may
+        // have taken the node, though.
+        if let Some(node) = Node::from_mapping(self.0.mapping()) {
+            // SAFETY: RCU keeps a node that `mapping` named within the read section.
+            let pending = unsafe { node.as_ref() }.pending();
             pending.fetch_sub(1, Ordering::Release);
         }
     }
@@ -84,6 +89,8 @@ unsafe impl Sync for Node {}
 impl Node {
     /// A node that is not yet in use. May sleep.
     pub(crate) fn new(key: Key, folio: &Folio, first: Entry) -> Result<KBox<Self>> {
+        // Before the allocation: when it fails, the value is dropped, and that counts.
+        stats::METADATA.add(size_of::<Self>());
         let node = KBox::new(
             Self {
                 link: bindings::sksm_link {
@@ -96,7 +103,6 @@ impl Node {
             },
             GFP_KERNEL_ACCOUNT,
         )?;
-        stats::METADATA.add(size_of::<Self>());
         Ok(node)
     }
 
@@ -253,7 +259,7 @@ impl Node {
     ///
     /// As there.
     pub(crate) unsafe fn folio_freed(folio: *mut bindings::folio) {
-        // SAFETY: The folio is the caller's alone.
+        // SAFETY: The folio is the caller's, alone or locked.
         let mapping = unsafe { bindings::sksm_folio_mapping(folio) } as usize;
         if let Some(node) = Self::from_mapping(mapping) {
             // SAFETY: As above. The free path expects an anonymous page here.

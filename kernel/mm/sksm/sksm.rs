@@ -44,6 +44,7 @@ mod index;
 mod merge;
 mod node;
 mod pte;
+mod rcu;
 mod release;
 mod rmap;
 mod stats;
@@ -113,11 +114,12 @@ unsafe extern "C" fn sksm_call_end(call: *mut merge::Call) {
     drop(unsafe { KBox::from_raw(call) });
 }
 
-/// The last reference to a merged folio has gone. Any context.
+/// The last reference to a merged folio has gone, or memory failure unmapped it for good. Any
+/// context.
 ///
 /// # Safety
 ///
-/// `folio` is a merged folio with no reference left.
+/// `folio` is a merged folio with no reference left, or a poisoned one that the caller has locked.
 #[no_mangle]
 unsafe extern "C" fn sksm_folio_free(folio: *mut bindings::folio) {
     // SAFETY: A folio without references belongs to the caller.
