@@ -1,6 +1,10 @@
 //! Builds what runs inside the guest.
 
-use std::path::PathBuf;
+use std::{
+    io::{BufRead, BufReader},
+    path::PathBuf,
+    process::Stdio,
+};
 
 use anyhow::{Context, Result, bail};
 
@@ -8,22 +12,23 @@ use crate::project::{self, Project};
 
 /// Builds the guest's programs and the preload object; returns their directory.
 pub fn guest_programs(project: &Project) -> Result<PathBuf> {
-    let status = project::cargo()
-        .args([
-            "build",
-            "--release",
-            "--package",
-            "sksm-guest",
-            "--package",
-            "sksm-capi",
-        ])
+    let mut cargo = project::cargo()
+        .args(["build", "--release"])
+        .args(["--package", "sksm-guest", "--package", "sksm-capi"])
         .current_dir(&project.root)
-        // Cargo's progress belongs with ours; stdout is for results.
-        .stdout(std::process::Stdio::from(rustix::io::dup(
-            std::io::stderr(),
-        )?))
-        .status()
+        .stderr(Stdio::piped())
+        .spawn()
         .context("cannot run cargo")?;
+    if let Some(stderr) = cargo.stderr.take() {
+        for line in BufReader::new(stderr).lines() {
+            let line = line?;
+            // Said by every build, also by one that has nothing to do.
+            if !line.trim_start().starts_with("Finished") {
+                eprintln!("{line}");
+            }
+        }
+    }
+    let status = cargo.wait()?;
     if !status.success() {
         bail!("the guest's programs do not build");
     }

@@ -98,11 +98,17 @@ fn select<'a>(pattern: &'a str, program: &str, tests: &[String]) -> Option<Optio
     if format!("{program}/").contains(pattern) {
         return Some(None);
     }
-    let matches = |test: &String| format!("{program}/{test}").contains(pattern);
-    if !tests.iter().any(matches) {
+    if !tests
+        .iter()
+        .any(|test| format!("{program}/{test}").contains(pattern))
+    {
         return None;
     }
-    let own = pattern.rsplit_once('/').map_or(pattern, |(_, own)| own);
+    // The program knows only its own part of the name.
+    let own = pattern
+        .match_indices('/')
+        .find(|&(at, _)| program.ends_with(&pattern[..at]))
+        .map_or(pattern, |(at, _)| &pattern[at + 1..]);
     Some(Some(own))
 }
 
@@ -216,7 +222,7 @@ mod tests {
 
     #[test]
     fn patterns_select_programs_and_tests() {
-        let tests: Vec<String> = ["fork-then-merge", "hole"].map(String::from).into();
+        let tests: Vec<String> = ["fork/merge", "hole"].map(String::from).into();
         let program = "um/sksm-abi";
         for whole in [
             "",
@@ -231,6 +237,12 @@ mod tests {
         }
         assert_eq!(select("hole", program, &tests), Some(Some("hole")));
         assert_eq!(select("sksm-abi/fork", program, &tests), Some(Some("fork")));
+        assert_eq!(select("fork/me", program, &tests), Some(Some("fork/me")));
+        assert_eq!(
+            select("um/sksm-abi/fork/m", program, &tests),
+            Some(Some("fork/m"))
+        );
+        assert_eq!(select("abi/fork/m", program, &tests), Some(Some("fork/m")));
         assert_eq!(select("um/sksm-abi/h", program, &tests), Some(Some("h")));
         assert_eq!(select("debug/sksm-abi/h", program, &tests), None);
         assert_eq!(select("sksm-random", program, &tests), None);

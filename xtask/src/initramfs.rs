@@ -107,7 +107,8 @@ done
 $b hostname sksm-{arch}
 $b cp /agent /root/run/sksm-agent || fail cp
 echo "sksm-init: ready"
-exec $b chroot /root /run/sksm-agent guest-agent {channel}
+# Not chroot, in which the kernel refuses new user namespaces.
+exec $b switch_root /root /run/sksm-agent guest-agent {channel}
 "#,
         arch = contents.arch,
     ))

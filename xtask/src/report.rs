@@ -74,6 +74,10 @@ impl Tally {
         self.passed += count;
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.passed + self.skipped + self.failures.len() == 0
+    }
+
     /// Nothing failed, and something ran.
     pub fn success(&self) -> bool {
         self.failures.is_empty() && self.passed > 0

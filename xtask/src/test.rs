@@ -102,6 +102,9 @@ pub fn run(project: &Project, args: &Args, linux_src: Option<&Path>) -> Result<E
             }
         }
     }
+    if run.tally.is_empty() {
+        eprintln!("no test's name contains `{}`", args.pattern());
+    }
     println!("{}", run.tally.closing());
     Ok(if run.tally.success() {
         ExitCode::SUCCESS
