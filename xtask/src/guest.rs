@@ -310,11 +310,11 @@ impl<'a> Boot<'a> {
                 "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",
             ])
             .args(["-device", "virtio-9p-pci,fsdev=root,mount_tag=hostroot"])
-            // Emulation on a busy host is slow, which is no lockup.
+            // Emulation on a busy host is slow, which is no lockup and no broken timer.
             .args([
                 "-append",
-                "console=ttyS0 panic=-1 rdinit=/init rcupdate.rcu_cpu_stall_timeout=120 \
-                 watchdog_thresh=60",
+                "console=ttyS0 panic=-1 rdinit=/init no_timer_check \
+                 rcupdate.rcu_cpu_stall_timeout=120 watchdog_thresh=60",
             ]);
         command
     }
