@@ -36,7 +36,7 @@ use project::Project;
 
 #[derive(Parser)]
 #[command(
-    name = "cargo xtask",
+    bin_name = "cargo xtask",
     about = "Builds, boots and tests kernels with SKSM"
 )]
 struct Cli {

@@ -134,7 +134,12 @@ fn copy(project: &Project, from: &Path) -> Result<Source> {
     let mut changed = false;
     step::run(
         Command::new("rsync")
-            .args(["--archive", "--delete", "--itemize-changes"])
+            .args([
+                "--archive",
+                "--omit-dir-times",
+                "--delete",
+                "--itemize-changes",
+            ])
             .args([
                 "--exclude=/.git",
                 "--exclude=/.config",
@@ -156,7 +161,7 @@ fn copy(project: &Project, from: &Path) -> Result<Source> {
         &log,
         &step,
         |line| {
-            changed = true;
+            changed |= copied(line);
             step.detail(line);
         },
     )?;
@@ -166,6 +171,13 @@ fn copy(project: &Project, from: &Path) -> Result<Source> {
     }
     step.done();
     Ok(source)
+}
+
+/// Whether a line of rsync tells of a file, link or removal.
+fn copied(line: &str) -> bool {
+    [">f", "cL", "*deleting"]
+        .iter()
+        .any(|kind| line.starts_with(kind))
 }
 
 /// The tree's version, if it is of the series that the patches are for.
@@ -208,6 +220,15 @@ mod tests {
         format!(
             "# SPDX\nVERSION = 6\nPATCHLEVEL = {minor}\nSUBLEVEL = 74\nEXTRAVERSION =\nNAME = x\n"
         )
+    }
+
+    #[test]
+    fn rsyncs_lines_are_understood() {
+        assert!(copied(">f.st...... mm/rmap.c"));
+        assert!(copied("*deleting   mm/gone.c"));
+        assert!(copied("cL+++++++++ scripts/dtc/include-prefixes/arm -> x"));
+        assert!(!copied(".d..t...... mm/"));
+        assert!(!copied("cannot delete non-empty directory: mm/sksm"));
     }
 
     #[test]
