@@ -7,7 +7,7 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::atomic::{AtomicBool, AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -61,6 +61,18 @@ pub struct Boot<'a> {
     smp: u32,
     timeout: Option<Duration>,
 }
+
+/// /dev/kvm can be opened, but no machine runs on it.
+#[derive(Debug)]
+struct NoKvm;
+
+impl std::fmt::Display for NoKvm {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str("KVM does not work on this machine")
+    }
+}
+
+impl std::error::Error for NoKvm {}
 
 /// Where standard input comes from.
 #[derive(Clone, Copy, PartialEq)]
@@ -205,6 +217,21 @@ impl<'a> Boot<'a> {
 
     /// Boots, and waits until the guest takes commands.
     pub fn start(self) -> Result<Guest> {
+        static KVM_FAILED: AtomicBool = AtomicBool::new(false);
+        if self.kernel.arch == Arch::Um || KVM_FAILED.load(Ordering::Relaxed) || !kvm() {
+            return self.boot(false);
+        }
+        match self.boot(true) {
+            Err(error) if error.is::<NoKvm>() => {
+                eprintln!("{error}; emulating");
+                KVM_FAILED.store(true, Ordering::Relaxed);
+                self.boot(false)
+            }
+            booted => booted,
+        }
+    }
+
+    fn boot(&self, kvm: bool) -> Result<Guest> {
         let arch = self.kernel.arch;
         let scratch = tempfile::Builder::new()
             .prefix("sksm-")
@@ -221,7 +248,7 @@ impl<'a> Boot<'a> {
             })?,
         )?;
         let console = console_log(self.project, arch)?;
-        let log = File::create(&console)?;
+        let log = File::options().create(true).append(true).open(&console)?;
         let (ours, theirs) = socketpair(
             AddressFamily::UNIX,
             SocketType::STREAM,
@@ -229,10 +256,14 @@ impl<'a> Boot<'a> {
             None,
         )
         .context("cannot create a socket pair")?;
-        let step = Step::begin(format!("booting the {arch} kernel"));
+        let step = Step::begin(match (arch, kvm) {
+            (Arch::Um, _) => format!("booting the {arch} kernel"),
+            (_, true) => format!("booting the {arch} kernel with KVM"),
+            (_, false) => format!("booting the {arch} kernel, emulated"),
+        });
         let mut command = match arch {
             Arch::Um => self.uml(&initrd, scratch.path()),
-            Arch::X86_64 | Arch::Debug => self.qemu(&initrd, &console),
+            Arch::X86_64 | Arch::Debug => self.qemu(&initrd, &console, kvm),
         };
         command
             .stdin(theirs.try_clone()?)
@@ -257,6 +288,10 @@ impl<'a> Boot<'a> {
                 continue;
             }
             if guest.gone || Instant::now() >= deadline {
+                // It came to nothing before the kernel's first word.
+                if kvm && guest.gone && !guest.log()?.contains("Linux version") {
+                    return Err(NoKvm.into());
+                }
                 bail!(
                     "the {arch} kernel did not boot\n{}\nconsole log: {}",
                     crate::step::tail(&guest.console)?,
@@ -281,27 +316,25 @@ impl<'a> Boot<'a> {
         command
     }
 
-    fn qemu(&self, initrd: &Path, console: &Path) -> Command {
+    fn qemu(&self, initrd: &Path, console: &Path, kvm: bool) -> Command {
         let mut command = Command::new("qemu-system-x86_64");
         command
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
             .args(["-machine", "q35", "-cpu", "max", "-no-reboot"]);
-        if kvm() {
-            command.args(["-accel", "kvm"]);
-        }
         command
-            .args(["-accel", "tcg,thread=multi"])
+            .args(["-accel", if kvm { "kvm" } else { "tcg,thread=multi" }])
             .args(["-m", &self.mem])
             .args(["-smp", &self.smp.to_string()])
             .arg("-kernel")
             .arg(&self.kernel.image)
             .arg("-initrd")
             .arg(initrd)
-            .arg("-serial")
+            .arg("-chardev")
             .arg(format!(
-                "file:{}",
+                "file,id=console,append=on,path={}",
                 console.display().to_string().replace(',', ",,")
             ))
+            .args(["-serial", "chardev:console"])
             .args(["-chardev", "stdio,id=channel,signal=off"])
             .args(["-device", "virtio-serial-pci"])
             .args(["-device", "virtserialport,chardev=channel,name=sksm"])
@@ -653,7 +686,7 @@ pub fn bytes(size: &str) -> Option<u64> {
     digits.parse::<u64>().ok()?.checked_shl(shift)
 }
 
-/// Whether hardware virtualisation can be used by this user.
+/// Whether hardware virtualisation is offered to this user.
 pub fn kvm() -> bool {
     env::var_os("SKSM_NO_KVM").is_none()
         && File::options()
