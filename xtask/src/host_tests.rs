@@ -48,7 +48,7 @@ pub fn run(run: &mut Run, tree: &Path) -> Result<()> {
             "host/kernel-rustfmt" => {
                 let mut command = Command::new("rustfmt");
                 command
-                    .args(["--check", "--config-path"])
+                    .args(["--check", "--color", "never", "--config-path"])
                     .arg(tree.join(".rustfmt.toml"))
                     .args(files(&kernel.join("mm/sksm"), &["rs"])?);
                 command

@@ -45,9 +45,9 @@ impl Arch {
     /// Build steps of a first build, nearly: only for the percentage shown.
     fn typical_steps(self) -> u64 {
         match self {
-            Arch::Um => 1350,
-            Arch::X86_64 => 2300,
-            Arch::Debug => 2500,
+            Arch::Um => 1440,
+            Arch::X86_64 => 2140,
+            Arch::Debug => 2160,
         }
     }
 }
