@@ -1,0 +1,28 @@
+/// A step of the protocol left out. Each must make the checker fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bug {
+    /// Withdrawing asks for one mapping and not for the references.
+    WithdrawIgnoresReferences,
+    /// Withdrawing looks at the reference count, and does not freeze it.
+    WithdrawWithoutFreeze,
+    /// A lookup trusts the node's folio without asking whom the folio names.
+    FindWithoutRecheck,
+    /// Publishing does not look again under the mutex.
+    PublishWithoutSecondLook,
+    /// A page that is found is mapped before its place is in the reverse map.
+    PlaceNotEntered,
+    /// Nodes are freed without waiting for readers of the index.
+    FreeWithoutGracePeriod,
+    /// Dropping dead places drops those that are about to be mapped.
+    PruneIgnoresPending,
+    /// The old folio keeps naming the node after migration.
+    MigrateKeepsOldMapping,
+    /// Replacing does not look whether the entry is still the one that was compared.
+    ReplaceWithoutEntryCheck,
+    /// Write-protecting does not compare references with mappings.
+    ProtectIgnoresReferences,
+    /// The reverse map of a page that was anonymous a moment ago is walked without its lock.
+    WalkWithoutLock,
+    /// Withdrawing waits for the folio lock, with the page table locked.
+    WithdrawWaitsForLock,
+}
