@@ -1,7 +1,7 @@
 //! Debian packages that the tool needs.
 
 use std::{
-    fmt,
+    fmt, fs,
     io::IsTerminal,
     process::{Command, Stdio},
 };
@@ -106,7 +106,7 @@ pub fn ensure(own_source: bool) -> Result<()> {
 fn missing(own_source: bool) -> Result<Missing> {
     let packages = installed()?;
     let installed = |package: &str| packages.iter().any(|name| name == package);
-    let mut missing = choose(installed, available, own_source);
+    let mut missing = choose(installed, available, bookworm(), own_source);
     if !(cargo_has("fmt") && cargo_has("clippy")) {
         missing.extend(lints(installed));
     }
@@ -132,10 +132,12 @@ fn cargo_has(part: &str) -> bool {
         .is_ok_and(|output| output.status.success())
 }
 
-/// Of each need that no installed alternative meets, the first alternative that apt knows.
+/// Of each need that no installed alternative meets, the first alternative that apt knows. Where apt
+/// knows nothing yet, Debian 12 has the first and later ones the last.
 fn choose(
     installed: impl Fn(&str) -> bool,
     available: impl Fn(&str) -> bool,
+    bookworm: bool,
     own_source: bool,
 ) -> Vec<&'static str> {
     let mut chosen = Vec::new();
@@ -150,10 +152,15 @@ fn choose(
         let choice = alternatives
             .iter()
             .find(|packages| packages.iter().all(|&package| available(package)))
-            .unwrap_or(&alternatives[0]);
+            .unwrap_or_else(|| &alternatives[if bookworm { 0 } else { alternatives.len() - 1 }]);
         chosen.extend(choice.iter().filter(|&&package| !installed(package)));
     }
     chosen
+}
+
+fn bookworm() -> bool {
+    fs::read_to_string("/etc/os-release")
+        .is_ok_and(|text| text.lines().any(|line| line == "VERSION_CODENAME=bookworm"))
 }
 
 fn installed() -> Result<Vec<String>> {
@@ -224,34 +231,41 @@ mod tests {
     #[test]
     fn a_complete_machine_lacks_nothing() {
         let all = all();
-        assert!(choose(|package| all.contains(&package), |_| true, false).is_empty());
+        assert!(choose(|package| all.contains(&package), |_| true, true, false).is_empty());
     }
 
     #[test]
     fn debian_13_gets_its_own_rust() {
-        let chosen = choose(|_| false, |package| !package.contains("-web"), false);
+        let chosen = choose(|_| false, |package| !package.contains("-web"), true, false);
         assert_eq!(chosen[..2], ["rustc", "rust-src"]);
         // Half installed is completed.
-        let chosen = choose(|package| package == "rustc", |p| !p.contains("-web"), false);
+        let chosen = choose(
+            |package| package == "rustc",
+            |p| !p.contains("-web"),
+            true,
+            false,
+        );
         assert_eq!(chosen[0], "rust-src");
     }
 
     #[test]
     fn debian_12_gets_the_newer_rust() {
         assert_eq!(
-            choose(|_| false, |_| true, false)[..2],
+            choose(|_| false, |_| true, true, false)[..2],
             ["rustc-web", "rust-web-src"]
         );
     }
 
     #[test]
     fn the_users_own_source_replaces_the_package() {
-        assert!(choose(|_| false, |_| true, false).contains(&SOURCE));
-        assert!(!choose(|_| false, |_| true, true).contains(&SOURCE));
+        assert!(choose(|_| false, |_| true, true, false).contains(&SOURCE));
+        assert!(!choose(|_| false, |_| true, true, true).contains(&SOURCE));
     }
 
     #[test]
     fn unknown_lists_name_the_preferred_package() {
-        assert_eq!(choose(|_| false, |_| false, false), all());
+        assert_eq!(choose(|_| false, |_| false, true, false), all());
+        let later = choose(|_| false, |_| false, false, false);
+        assert_eq!(later[..2], ["rustc", "rust-src"]);
     }
 }
