@@ -127,7 +127,7 @@ pub(crate) fn find(
     // index said so before the lock was free: every turn sees a newer state.
     while let Some(folio) = lookup(key, candidate) {
         let folio = folio.lock();
-        if Node::of(&folio).is_some_and(|node| same_key(node.key(), key))
+        if Node::of(&folio).is_some_and(|node| node.suits(key, &folio))
             && has_room(&folio)
             && !folio.is_hwpoison()
         {
@@ -135,10 +135,6 @@ pub(crate) fn find(
         }
     }
     Ok(None)
-}
-
-fn same_key(a: &Key, b: &Key) -> bool {
-    (a.checksum, a.domain, a.kind, a.nid) == (b.checksum, b.domain, b.kind, b.nid)
 }
 
 /// Merged pages, by how they are mapped now.

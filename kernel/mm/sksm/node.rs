@@ -73,8 +73,9 @@ impl Drop for Pending {
 /// A merged page's node. Freed only after an RCU grace period.
 #[repr(C, align(8))]
 pub(crate) struct Node {
-    /// First, so that index and node share one address.
-    link: bindings::sksm_link,
+    /// First, so that index and node share one address. The index writes its part, and `pending`
+    /// is atomic; the rest never changes.
+    link: UnsafeCell<bindings::sksm_link>,
     folio: AtomicPtr<bindings::folio>,
     /// Guarded by the folio lock.
     rmap: UnsafeCell<Rmap>,
@@ -93,10 +94,10 @@ impl Node {
         stats::METADATA.add(size_of::<Self>());
         let node = KBox::new(
             Self {
-                link: bindings::sksm_link {
+                link: UnsafeCell::new(bindings::sksm_link {
                     head: Default::default(),
                     key,
-                },
+                }),
                 folio: AtomicPtr::new(folio.as_ptr()),
                 rmap: UnsafeCell::new(Rmap::new(first)),
                 retired: Default::default(),
@@ -118,15 +119,30 @@ impl Node {
 
     /// The index link of this node.
     pub(crate) fn link(&self) -> *mut bindings::sksm_link {
-        core::ptr::from_ref(self).cast_mut().cast()
+        self.link.get()
     }
 
     fn tagged(&self) -> usize {
         core::ptr::from_ref(self) as usize | TAG
     }
 
-    pub(crate) fn key(&self) -> &Key {
-        &self.link.key
+    /// The NUMA node that the pages of this node must be on, or `NUMA_NO_NODE`.
+    fn nid(&self) -> i32 {
+        // SAFETY: This part of the link never changes.
+        i32::from(unsafe { (*self.link.get()).key.nid })
+    }
+
+    /// Whether `folio`, which is this node's, merges with pages of this key.
+    pub(crate) fn suits(&self, key: &Key, folio: &Folio) -> bool {
+        let own = self.link.get();
+        // SAFETY: These parts of the link never change.
+        let same = unsafe {
+            (*own).key.checksum == key.checksum
+                && (*own).key.domain == key.domain
+                && (*own).key.kind == key.kind
+        };
+        let here = |nid| nid == bindings::NUMA_NO_NODE || nid == folio.nid();
+        same && self.nid() == i32::from(key.nid) && here(self.nid())
     }
 
     /// The folio that was this node's when last seen; may be free, or another's by now.
@@ -162,9 +178,8 @@ impl Node {
 
     /// Places in the reverse map where the page is about to be mapped. Rises under the folio lock.
     fn pending(&self) -> &AtomicU32 {
-        let pending = (&raw const self.link.key.pending).cast_mut();
         // SAFETY: In a node the field is only reached through here.
-        unsafe { AtomicU32::from_ptr(pending) }
+        unsafe { AtomicU32::from_ptr(&raw mut (*self.link.get()).key.pending) }
     }
 
     /// Adds a place to the reverse map, where the caller will map the merged page `folio`. May
@@ -276,9 +291,7 @@ impl Node {
         // Readers that still have the old folio see under its lock that it is nobody's.
         old.set_mapping(ORPHAN);
         // On another node of memory it must not be found under the old one's key.
-        if i32::from(node.key().nid) != bindings::NUMA_NO_NODE
-            && i32::from(node.key().nid) != new.nid()
-        {
+        if node.nid() != bindings::NUMA_NO_NODE && node.nid() != new.nid() {
             index::remove(node);
         }
     }
