@@ -85,9 +85,11 @@ pub(crate) fn remove(node: &Node) {
     unsafe { bindings::sksm_index_remove(table(), node.link()) };
 }
 
-/// Whether the merged page takes one more mapping; `folio` is a reference the caller took for it.
-fn has_room(folio: &Folio) -> bool {
-    folio.users() as u32 <= MAX_PAGE_SHARING.load(Ordering::Relaxed)
+/// Whether the merged page takes one more mapping. Counts mappings, and not references: those of
+/// callers that only look would make two of them turn each other away for ever.
+fn has_room(node: &Node, folio: &Folio) -> bool {
+    let taken = folio.mapcount().max(0) as u32 + node.pending().load(Ordering::Relaxed);
+    taken < MAX_PAGE_SHARING.load(Ordering::Relaxed)
 }
 
 /// A merged page with the bytes of `candidate`, which must be write-protected.
@@ -101,7 +103,7 @@ fn lookup(key: &Key, candidate: &LockedFolio) -> Option<Folio> {
         // SAFETY: A node's folio is a struct page, free or not.
         if let Some(folio) = unsafe { Folio::try_get(node.folio_hint()) } {
             if node.owns(&folio)
-                && has_room(&folio)
+                && has_room(node, &folio)
                 && !folio.is_hwpoison()
                 && folio.same_bytes(candidate)
             {
@@ -127,12 +129,14 @@ pub(crate) fn find(
     // index said so before the lock was free: every turn sees a newer state.
     while let Some(folio) = lookup(key, candidate) {
         let folio = folio.lock();
-        if Node::of(&folio).is_some_and(|node| node.suits(key, &folio))
-            && has_room(&folio)
+        if Node::of(&folio).is_some_and(|node| node.suits(key, &folio) && has_room(node, &folio))
             && !folio.is_hwpoison()
         {
             return Node::add_place(folio, entry()).map(Some);
         }
+        drop(folio);
+        // SAFETY: Folio locks may be held while sleeping.
+        unsafe { bindings::sksm_cond_resched() };
     }
     Ok(None)
 }

@@ -177,7 +177,7 @@ impl Node {
     }
 
     /// Places in the reverse map where the page is about to be mapped. Rises under the folio lock.
-    fn pending(&self) -> &AtomicU32 {
+    pub(crate) fn pending(&self) -> &AtomicU32 {
         // SAFETY: In a node the field is only reached through here.
         unsafe { AtomicU32::from_ptr(&raw mut (*self.link.get()).key.pending) }
     }
