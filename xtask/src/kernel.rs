@@ -22,6 +22,8 @@ pub enum Arch {
     X86_64,
     /// x86_64 with every checker switched on
     Debug,
+    /// x86_64 as its authors left it, to compare with
+    Unpatched,
 }
 
 impl Arch {
@@ -31,14 +33,19 @@ impl Arch {
     pub fn make(self) -> &'static str {
         match self {
             Arch::Um => "um",
-            Arch::X86_64 | Arch::Debug => "x86_64",
+            Arch::X86_64 | Arch::Debug | Arch::Unpatched => "x86_64",
         }
+    }
+
+    /// Whether the engine is in it.
+    pub fn patched(self) -> bool {
+        self != Arch::Unpatched
     }
 
     fn target(self) -> (&'static str, &'static str) {
         match self {
             Arch::Um => ("linux", "linux"),
-            Arch::X86_64 | Arch::Debug => ("bzImage", "arch/x86/boot/bzImage"),
+            Arch::X86_64 | Arch::Debug | Arch::Unpatched => ("bzImage", "arch/x86/boot/bzImage"),
         }
     }
 
@@ -48,6 +55,7 @@ impl Arch {
             Arch::Um => 1440,
             Arch::X86_64 => 2140,
             Arch::Debug => 2160,
+            Arch::Unpatched => 2110,
         }
     }
 }
@@ -58,6 +66,7 @@ impl fmt::Display for Arch {
             Arch::Um => "um",
             Arch::X86_64 => "x86_64",
             Arch::Debug => "debug",
+            Arch::Unpatched => "unpatched",
         })
     }
 }
@@ -80,7 +89,7 @@ pub fn build(project: &Project, arch: Arch, linux_src: Option<&Path>) -> Result<
     };
     if linux_src.is_none() {
         // Nobody has to be waited for when there is nothing to do.
-        let source = source::debian(project)?;
+        let source = source::debian(project, arch.patched())?;
         let made = fs::read_to_string(&stamp).unwrap_or_default();
         if made == ingredients(project, &source.dir)? && kernel.image.is_file() {
             return Ok(kernel);
@@ -88,9 +97,12 @@ pub fn build(project: &Project, arch: Arch, linux_src: Option<&Path>) -> Result<
     }
     let _lock = project.lock_cache()?;
     let toolchain = Toolchain::prepare(project)?;
-    let source = source::fetch(project, linux_src)?;
+    let source = source::fetch(project, linux_src, arch.patched())?;
     let made_of = ingredients(project, &source.dir)?;
-    let changes = tree::sync(project, &source)?;
+    let changes = match arch.patched() {
+        true => tree::sync(project, &source)?,
+        false => tree::Changes::default(),
+    };
     let objects = source.dir.join(format!(
         "{arch}-{}",
         &cache::fingerprint(&toolchain.version)[..8]
@@ -162,7 +174,7 @@ fn compile(
 pub fn source(project: &Project, linux_src: Option<&Path>) -> Result<source::Source> {
     setup::ensure(linux_src.is_some())?;
     let _lock = project.lock_cache()?;
-    let source = source::fetch(project, linux_src)?;
+    let source = source::fetch(project, linux_src, true)?;
     tree::sync(project, &source)?;
     Ok(source)
 }
