@@ -22,18 +22,20 @@ pub enum Arch {
     X86_64,
     /// x86_64 with every checker switched on
     Debug,
+    /// x86_64 with the data race detector, which excludes the other checkers
+    Kcsan,
     /// x86_64 as its authors left it, to compare with
     Unpatched,
 }
 
 impl Arch {
-    pub const ALL: [Arch; 3] = [Arch::Um, Arch::X86_64, Arch::Debug];
+    pub const ALL: [Arch; 4] = [Arch::Um, Arch::X86_64, Arch::Debug, Arch::Kcsan];
 
     /// As the kernel's Makefile calls it.
     pub fn make(self) -> &'static str {
         match self {
             Arch::Um => "um",
-            Arch::X86_64 | Arch::Debug | Arch::Unpatched => "x86_64",
+            Arch::X86_64 | Arch::Debug | Arch::Kcsan | Arch::Unpatched => "x86_64",
         }
     }
 
@@ -45,7 +47,9 @@ impl Arch {
     fn target(self) -> (&'static str, &'static str) {
         match self {
             Arch::Um => ("linux", "linux"),
-            Arch::X86_64 | Arch::Debug | Arch::Unpatched => ("bzImage", "arch/x86/boot/bzImage"),
+            Arch::X86_64 | Arch::Debug | Arch::Kcsan | Arch::Unpatched => {
+                ("bzImage", "arch/x86/boot/bzImage")
+            }
         }
     }
 
@@ -55,6 +59,7 @@ impl Arch {
             Arch::Um => 1440,
             Arch::X86_64 => 2140,
             Arch::Debug => 2160,
+            Arch::Kcsan => 2160,
             Arch::Unpatched => 2110,
         }
     }
@@ -66,6 +71,7 @@ impl fmt::Display for Arch {
             Arch::Um => "um",
             Arch::X86_64 => "x86_64",
             Arch::Debug => "debug",
+            Arch::Kcsan => "kcsan",
             Arch::Unpatched => "unpatched",
         })
     }

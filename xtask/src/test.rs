@@ -35,7 +35,7 @@ impl Args {
         self.seconds.unwrap_or(match (self.quick, arch) {
             (true, _) => 5,
             (false, Arch::Um | Arch::X86_64 | Arch::Unpatched) => 20,
-            (false, Arch::Debug) => 60,
+            (false, Arch::Debug | Arch::Kcsan) => 60,
         })
     }
 

@@ -129,16 +129,20 @@ fn run_one(
     let parser = RefCell::new(Parser::new(program.dialect));
     let script = format!("{BEFORE}\nexec {} 2>&1", program.command);
     let pages = program.huge_pages.to_string();
+    let started = Instant::now();
     let mut on_line = |line: &str| {
         // A full disk shows elsewhere.
-        let _ = writeln!(log.borrow_mut(), "{line}");
+        let _ = writeln!(
+            log.borrow_mut(),
+            "[{:6.1}] {line}",
+            started.elapsed().as_secs_f64()
+        );
         match parser.borrow_mut().line(line) {
             Some(test) => step.detail(test),
             None => step.tick(),
         }
     };
     on_line(&format!("$ {}", program.command));
-    let started = Instant::now();
     let (end, _) = guest.exec(
         Cmd::new(["sh", "-c", &script, "sh", &pages])
             .stdout(Output::Lines(Box::new(&mut on_line)))
