@@ -1,6 +1,7 @@
 //! Builds the kernel tree's `tools/testing/selftests/mm` with the host's compiler.
 
 use std::{
+    collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
     process::Command,
@@ -8,7 +9,7 @@ use std::{
 
 use anyhow::{Result, bail};
 
-use super::programs::PROGRAMS;
+use super::programs::{PROGRAMS, Program};
 use crate::{
     cache, progress::Step, project::Project, setup, source, step, toolchain::Toolchain, tree,
 };
@@ -86,9 +87,7 @@ pub fn build(project: &Project, linux_src: Option<&Path>) -> Result<Built> {
         &step,
         |_| {},
     )?;
-    let mut wanted: Vec<_> = PROGRAMS.iter().map(|program| program.file()).collect();
-    wanted.sort_unstable();
-    wanted.dedup();
+    let wanted = files();
     let mut make = toolchain.command("make");
     make.arg("-C")
         .arg(copy.join("tools/testing/selftests/mm"))
@@ -130,9 +129,14 @@ pub fn build(project: &Project, linux_src: Option<&Path>) -> Result<Built> {
     Ok(built(&fs::read_to_string(&version)?))
 }
 
+/// What to build.
+fn files() -> BTreeSet<&'static str> {
+    PROGRAMS.iter().map(Program::file).collect()
+}
+
 /// Names what they are made of. Most of `kernel/` does not reach them.
 fn ingredients(project: &Project, source: &source::Source) -> String {
-    let files =
+    let patches =
         ["patches", "include"].map(|part| tree::files_below(&project.kernel().join(part)).ok());
     let unpacked = fs::read_to_string(source.dir.join("unpacked")).ok();
     let compiler = Command::new("gcc")
@@ -140,6 +144,5 @@ fn ingredients(project: &Project, source: &source::Source) -> String {
         .output()
         .map(|output| output.stdout)
         .ok();
-    let programs: Vec<_> = PROGRAMS.iter().map(|program| program.file()).collect();
-    cache::fingerprint((files, unpacked, compiler, programs, &source.dir))
+    cache::fingerprint((patches, unpacked, compiler, files(), &source.dir))
 }

@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use super::{
-    outcome::{Parser, Status},
+    outcome::{Dialect, Parser, Status},
     programs::Program,
     table::Entry,
 };
@@ -31,8 +31,6 @@ chmod 755 /tmp/selftests
 echo 512M >/sys/block/zram0/disksize
 mkswap /dev/zram0 >/dev/null
 swapon /dev/zram0
-echo 268435456 >/proc/sys/kernel/shmmax
-echo 4194304 >/proc/sys/kernel/shmall
 ";
 
 /// What comes before each: memory in one piece, and as many huge pages as it wants.
@@ -127,7 +125,10 @@ fn run_one(
     let log = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
     let log = RefCell::new(log);
     let parser = RefCell::new(Parser::new(program.dialect));
-    let script = format!("{BEFORE}\nexec {} 2>&1", program.command);
+    let script = match program.dialect {
+        Dialect::Says(_) => format!("{BEFORE}\n{} 2>&1 | cat", program.command),
+        _ => format!("{BEFORE}\nexec {} 2>&1", program.command),
+    };
     let pages = program.huge_pages.to_string();
     let started = Instant::now();
     let mut on_line = |line: &str| {
