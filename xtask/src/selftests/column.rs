@@ -93,13 +93,8 @@ fn start(project: &Project, kernel: &Kernel, built: &Path) -> Result<Guest> {
     let mut guest = Boot::new(project, kernel)
         .parameters("numa=fake=2")
         .start()?;
-    let prepare = Cmd::new(
-        ["sh", "-c", PREPARE, "sh"]
-            .map(Path::new)
-            .iter()
-            .chain([&built]),
-    )
-    .stdout(Output::Capture);
+    let built = built.to_string_lossy();
+    let prepare = Cmd::new(["sh", "-c", PREPARE, "sh", &built]).stdout(Output::Capture);
     let (end, _) = guest.exec(prepare, Some(Duration::from_secs(120)))?;
     if end != End::Exited(0) {
         bail!(
