@@ -39,6 +39,9 @@ pub struct Args {
     /// Only programs whose name contains this
     #[arg(long, value_name = "PATTERN")]
     only: Option<String>,
+    /// Leave out what takes minutes, as `cargo xtask test` does
+    #[arg(long)]
+    short: bool,
     /// Where selftests.json and selftests.md of this run go; target/sksm/selftests if not given
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -48,7 +51,7 @@ pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<Ex
     let pattern = args.only.unwrap_or_default();
     let chosen: Vec<&Program> = PROGRAMS
         .iter()
-        .filter(|program| program.name().contains(&pattern))
+        .filter(|program| program.name().contains(&pattern) && !(args.short && program.long))
         .collect();
     if chosen.is_empty() {
         let names: Vec<_> = PROGRAMS.iter().map(Program::name).collect();
@@ -60,7 +63,7 @@ pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<Ex
     // Before minutes of work that would be for nothing.
     let mut table = match Table::load(project) {
         Ok(table) => table,
-        Err(_) if args.record => Table::default(),
+        Err(_) if args.record && !Table::path(project).exists() => Table::default(),
         Err(error) => return Err(error),
     };
     let built = build::build(project, linux_src)?;

@@ -1,6 +1,11 @@
 //! The recorded results, `docs/selftests.json`, and the same to read, `docs/selftests.md`.
 
-use std::{collections::BTreeMap, fmt::Write, fs, path::Path};
+use std::{
+    collections::BTreeMap,
+    fmt::Write,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -134,8 +139,12 @@ impl Entry {
 }
 
 impl Table {
+    pub fn path(project: &Project) -> PathBuf {
+        project.root.join("docs/selftests.json")
+    }
+
     pub fn load(project: &Project) -> Result<Self> {
-        let path = project.root.join("docs/selftests.json");
+        let path = Self::path(project);
         let text = fs::read_to_string(&path).with_context(|| {
             format!(
                 "no recorded table in {}; `cargo xtask selftests --record` makes it",
