@@ -59,6 +59,7 @@ pub struct Boot<'a> {
     kernel: &'a Kernel,
     mem: String,
     smp: u32,
+    parameters: String,
     timeout: Option<Duration>,
 }
 
@@ -171,7 +172,7 @@ impl<'a> Boot<'a> {
     pub fn new(project: &'a Project, kernel: &'a Kernel) -> Self {
         let (mem, smp) = match kernel.arch {
             Arch::Um => ("2G", 1),
-            Arch::X86_64 => ("2G", 2),
+            Arch::X86_64 | Arch::Unpatched => ("2G", 2),
             Arch::Debug | Arch::Kcsan => ("3G", 2),
         };
         Self {
@@ -179,6 +180,7 @@ impl<'a> Boot<'a> {
             kernel,
             mem: mem.into(),
             smp,
+            parameters: String::new(),
             timeout: None,
         }
     }
@@ -192,6 +194,12 @@ impl<'a> Boot<'a> {
     /// UML has one CPU whatever is asked for.
     pub fn smp(mut self, cpus: u32) -> Self {
         self.smp = cpus;
+        self
+    }
+
+    /// More of the kernel's parameters, as in `numa=fake=2`.
+    pub fn parameters(mut self, parameters: &str) -> Self {
+        self.parameters = parameters.into();
         self
     }
 
@@ -263,7 +271,9 @@ impl<'a> Boot<'a> {
         });
         let mut command = match arch {
             Arch::Um => self.uml(&initrd, scratch.path()),
-            Arch::X86_64 | Arch::Debug | Arch::Kcsan => self.qemu(&initrd, &console, kvm),
+            Arch::X86_64 | Arch::Debug | Arch::Kcsan | Arch::Unpatched => {
+                self.qemu(&initrd, &console, kvm)
+            }
         };
         command
             .stdin(theirs.try_clone()?)
@@ -312,6 +322,7 @@ impl<'a> Boot<'a> {
             // The console goes to stderr, the first serial line is the channel.
             .args(["con=null", "con0=null,fd:2", "ssl=null", "ssl0=fd:0,fd:1"])
             .args(["panic=-1", "rdinit=/init"])
+            .args(self.parameters.split_whitespace())
             .env("TMPDIR", memory_dir(&self.mem, &self.project.cache));
         command
     }
@@ -344,11 +355,12 @@ impl<'a> Boot<'a> {
             ])
             .args(["-device", "virtio-9p-pci,fsdev=root,mount_tag=hostroot"])
             // Emulation on a busy host is slow, which is no lockup and no broken timer.
-            .args([
-                "-append",
+            .arg("-append")
+            .arg(format!(
                 "console=ttyS0 panic=-1 rdinit=/init no_timer_check \
-                 rcupdate.rcu_cpu_stall_timeout=120 watchdog_thresh=60",
-            ]);
+                 rcupdate.rcu_cpu_stall_timeout=120 watchdog_thresh=60 {}",
+                self.parameters
+            ));
         command
     }
 }
@@ -370,6 +382,11 @@ impl Guest {
     /// Whether the kernel still answers.
     pub fn alive(&self) -> bool {
         !self.gone
+    }
+
+    /// The kernel's complaints so far.
+    pub fn splats(&self) -> Result<Vec<String>> {
+        Ok(console::splats(&self.log()?, SPLATS_SHOWN))
     }
 
     /// Runs a command to its end; returns what was captured too.
@@ -470,7 +487,7 @@ impl Guest {
                 while self.next()?.is_some() {}
             }
         }
-        let mut splats = console::splats(&self.log()?, SPLATS_SHOWN);
+        let mut splats = self.splats()?;
         if !self.gone {
             splats.push("the kernel did not power off".into());
         }

@@ -24,6 +24,8 @@ pub enum Arch {
     Debug,
     /// x86_64 with the data race detector, which excludes the other checkers
     Kcsan,
+    /// x86_64 as its authors left it, to compare with
+    Unpatched,
 }
 
 impl Arch {
@@ -33,14 +35,21 @@ impl Arch {
     pub fn make(self) -> &'static str {
         match self {
             Arch::Um => "um",
-            Arch::X86_64 | Arch::Debug | Arch::Kcsan => "x86_64",
+            Arch::X86_64 | Arch::Debug | Arch::Kcsan | Arch::Unpatched => "x86_64",
         }
+    }
+
+    /// Whether the engine is in it.
+    pub fn patched(self) -> bool {
+        self != Arch::Unpatched
     }
 
     fn target(self) -> (&'static str, &'static str) {
         match self {
             Arch::Um => ("linux", "linux"),
-            Arch::X86_64 | Arch::Debug | Arch::Kcsan => ("bzImage", "arch/x86/boot/bzImage"),
+            Arch::X86_64 | Arch::Debug | Arch::Kcsan | Arch::Unpatched => {
+                ("bzImage", "arch/x86/boot/bzImage")
+            }
         }
     }
 
@@ -51,6 +60,7 @@ impl Arch {
             Arch::X86_64 => 2140,
             Arch::Debug => 2160,
             Arch::Kcsan => 2160,
+            Arch::Unpatched => 2110,
         }
     }
 }
@@ -62,6 +72,7 @@ impl fmt::Display for Arch {
             Arch::X86_64 => "x86_64",
             Arch::Debug => "debug",
             Arch::Kcsan => "kcsan",
+            Arch::Unpatched => "unpatched",
         })
     }
 }
@@ -84,7 +95,7 @@ pub fn build(project: &Project, arch: Arch, linux_src: Option<&Path>) -> Result<
     };
     if linux_src.is_none() {
         // Nobody has to be waited for when there is nothing to do.
-        let source = source::debian(project)?;
+        let source = source::debian(project, arch.patched())?;
         let made = fs::read_to_string(&stamp).unwrap_or_default();
         if made == ingredients(project, &source.dir)? && kernel.image.is_file() {
             return Ok(kernel);
@@ -92,9 +103,12 @@ pub fn build(project: &Project, arch: Arch, linux_src: Option<&Path>) -> Result<
     }
     let _lock = project.lock_cache()?;
     let toolchain = Toolchain::prepare(project)?;
-    let source = source::fetch(project, linux_src)?;
+    let source = source::fetch(project, linux_src, arch.patched())?;
     let made_of = ingredients(project, &source.dir)?;
-    let changes = tree::sync(project, &source)?;
+    let changes = match arch.patched() {
+        true => tree::sync(project, &source)?,
+        false => tree::Changes::default(),
+    };
     let objects = source.dir.join(format!(
         "{arch}-{}",
         &cache::fingerprint(&toolchain.version)[..8]
@@ -166,7 +180,7 @@ fn compile(
 pub fn source(project: &Project, linux_src: Option<&Path>) -> Result<source::Source> {
     setup::ensure(linux_src.is_some())?;
     let _lock = project.lock_cache()?;
-    let source = source::fetch(project, linux_src)?;
+    let source = source::fetch(project, linux_src, true)?;
     tree::sync(project, &source)?;
     Ok(source)
 }

@@ -18,6 +18,7 @@ mod project;
 mod protocol;
 mod report;
 mod run;
+mod selftests;
 mod setup;
 mod source;
 mod step;
@@ -63,6 +64,8 @@ enum Verb {
     Run(run::Args),
     /// Run all tests; the last line counts them
     Test(test::Args),
+    /// Run the kernel's own tests of memory management, and compare with a kernel without the engine
+    Selftests(selftests::Args),
     /// Remove the cached trees and objects
     Clean,
     /// Serve the tool from inside a guest
@@ -107,6 +110,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Verb::Demo(args) => return demo::run(&Project::find()?, args, linux_src),
         Verb::Run(args) => return run::run(&Project::find()?, args, linux_src),
         Verb::Test(args) => return test::run(&Project::find()?, &args, linux_src),
+        Verb::Selftests(args) => return selftests::run(&Project::find()?, args, linux_src),
         Verb::Clean => cache::clean(&Project::find()?)?,
         Verb::GuestAgent { .. } => unreachable!("handled above"),
     }

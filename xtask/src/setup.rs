@@ -26,6 +26,10 @@ const NEEDED: &[&[&[&str]]] = &[
     &[&["bison"]],
     &[&["libelf-dev"]],
     &[&["libssl-dev"]],
+    // For the kernel's own tests.
+    &[&["libcap-dev"]],
+    &[&["libnuma-dev"]],
+    &[&["liburing-dev"]],
     &[&["bc"]],
     &[&["cpio"]],
     &[&["kmod"]],

@@ -25,16 +25,21 @@ pub struct Source {
     pub tree: PathBuf,
 }
 
-/// The tree in the cache, fetched if need be. Needs the cache's lock.
-pub fn fetch(project: &Project, user_tree: Option<&Path>) -> Result<Source> {
+/// The tree in the cache, fetched if need be: one that takes the patches, or another one that never does. Needs the
+/// cache's lock.
+pub fn fetch(project: &Project, user_tree: Option<&Path>, patched: bool) -> Result<Source> {
     match user_tree {
-        Some(tree) => copy(project, tree),
-        None => unpack(project),
+        Some(tree) => copy(project, tree, patched),
+        None => unpack(project, patched),
     }
 }
 
-fn source(project: &Project, key: &str) -> Source {
-    let dir = project.cache.join("linux").join(key);
+fn source(project: &Project, key: &str, patched: bool) -> Source {
+    let name = match patched {
+        true => key.to_owned(),
+        false => format!("{key}-unpatched"),
+    };
+    let dir = project.cache.join("linux").join(name);
     Source {
         tree: dir.join("tree"),
         dir,
@@ -42,7 +47,7 @@ fn source(project: &Project, key: &str) -> Source {
 }
 
 /// Debian's tree, whether or not it is in the cache yet.
-pub fn debian(project: &Project) -> Result<Source> {
+pub fn debian(project: &Project, patched: bool) -> Result<Source> {
     let output = Command::new("dpkg-query")
         .args(["-W", "-f", "${Version}", PACKAGE])
         .output()
@@ -53,11 +58,12 @@ pub fn debian(project: &Project) -> Result<Source> {
     Ok(source(
         project,
         &format!("debian-{}", String::from_utf8_lossy(&output.stdout)),
+        patched,
     ))
 }
 
-fn unpack(project: &Project) -> Result<Source> {
-    let source = debian(project)?;
+fn unpack(project: &Project, patched: bool) -> Result<Source> {
+    let source = debian(project, patched)?;
     let stamp = source.dir.join("unpacked");
     if stamp.is_file() {
         return Ok(source);
@@ -106,7 +112,7 @@ fn unpack(project: &Project) -> Result<Source> {
     Ok(source)
 }
 
-fn copy(project: &Project, from: &Path) -> Result<Source> {
+fn copy(project: &Project, from: &Path, patched: bool) -> Result<Source> {
     let from = from
         .canonicalize()
         .with_context(|| format!("--linux-src: no directory {}", from.display()))?;
@@ -115,6 +121,7 @@ fn copy(project: &Project, from: &Path) -> Result<Source> {
     let source = source(
         project,
         &format!("{version}-{}", cache::fingerprint(path.as_bytes())),
+        patched,
     );
     fs::create_dir_all(&source.dir)?;
     // The user may have edited the tree since, so it is compared every time. What the patches
@@ -181,7 +188,7 @@ fn copied(line: &str) -> bool {
 }
 
 /// The tree's version, if it is of the series that the patches are for.
-fn check_series(tree: &Path) -> Result<String> {
+pub fn check_series(tree: &Path) -> Result<String> {
     let makefile = fs::read_to_string(tree.join("Makefile"))
         .with_context(|| format!("{} holds no kernel source", tree.display()))?;
     let Some(version) = version(&makefile) else {

@@ -10,6 +10,7 @@ use crate::{
     progress::Step,
     project::Project,
     report::{Tally, Verdict},
+    selftests,
 };
 
 #[derive(clap::Args)]
@@ -33,7 +34,7 @@ impl Args {
     pub fn random_seconds(&self, arch: Arch) -> u64 {
         self.seconds.unwrap_or(match (self.quick, arch) {
             (true, _) => 5,
-            (false, Arch::Um | Arch::X86_64) => 20,
+            (false, Arch::Um | Arch::X86_64 | Arch::Unpatched) => 20,
             (false, Arch::Debug | Arch::Kcsan) => 60,
         })
     }
@@ -88,11 +89,18 @@ pub fn run(project: &Project, args: &Args, linux_src: Option<&Path>) -> Result<E
         let programs = build::guest_programs(project)?;
         for &arch in arches {
             let plan = guest_tests::plan(args, arch, &programs)?;
-            if plan.is_empty() {
+            let selftests =
+                arch == Arch::X86_64 && !args.quick && selftests::may_match(args.pattern());
+            if plan.is_empty() && !selftests {
                 continue;
             }
             match kernel::build(project, arch, linux_src) {
-                Ok(kernel) => guest_tests::run(&mut run, &kernel, &plan)?,
+                Ok(kernel) => {
+                    guest_tests::run(&mut run, &kernel, &plan)?;
+                    if selftests {
+                        selftests::test(&mut run, &kernel, linux_src)?;
+                    }
+                }
                 Err(error) => {
                     interrupt::check()?;
                     let step = Step::begin(format!("testing in the {arch} kernel"));

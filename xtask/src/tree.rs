@@ -21,7 +21,7 @@ const NOT_OVERLAID: [&str; 2] = ["configs", "patches"];
 type Files = BTreeMap<PathBuf, Vec<u8>>;
 
 /// Fingerprints of what differs from the pristine tree.
-#[derive(Debug, PartialEq)]
+#[derive(Debug, Default, PartialEq)]
 pub struct Changes {
     pub all: String,
     /// Of the files that decide which settings there are.

@@ -1,0 +1,208 @@
+//! Which of the kernel's test programs run, and how: as `run_vmtests.sh` does it, but for sizes that suit a small
+//! guest whose processor may be emulated.
+
+use super::outcome::Dialect::{self, *};
+
+pub struct Program {
+    /// The program and its arguments; `AS_NOBODY` before it makes it an ordinary user's.
+    pub command: &'static str,
+    pub dialect: Dialect,
+    /// Huge pages that it finds.
+    pub huge_pages: u32,
+    /// What it may take, in seconds, where the processor is emulated and the host busy.
+    pub limit: u64,
+    /// Whether it is too slow for every `cargo xtask test`.
+    pub long: bool,
+}
+
+/// The first word of a command that is not root's.
+const AS_NOBODY: &str = "setpriv --reuid=65534 --regid=65534 --clear-groups ";
+
+impl Program {
+    /// The file to build.
+    pub fn file(&self) -> &'static str {
+        let command = self.command.strip_prefix(AS_NOBODY).unwrap_or(self.command);
+        command
+            .split(' ')
+            .next()
+            .unwrap_or_default()
+            .trim_start_matches("./")
+    }
+
+    /// As in `ksm_tests-M-p-10`: what reports call it.
+    pub fn name(&self) -> String {
+        let command = self.command.strip_prefix(AS_NOBODY).unwrap_or(self.command);
+        let mut name = command
+            .trim_start_matches("./")
+            .replace(" -", "-")
+            .replace(' ', "-");
+        name.retain(|c| c != '\'');
+        name
+    }
+}
+
+const fn program(command: &'static str, dialect: Dialect, limit: u64) -> Program {
+    Program {
+        command,
+        dialect,
+        huge_pages: 0,
+        limit,
+        long: false,
+    }
+}
+
+impl Program {
+    const fn huge(mut self, pages: u32) -> Self {
+        self.huge_pages = pages;
+        self
+    }
+
+    const fn long(mut self) -> Self {
+        self.long = true;
+        self
+    }
+}
+
+/// In the order they run in.
+pub const PROGRAMS: &[Program] = &[
+    program("./ksm_functional_tests", Tap, 120),
+    program("./ksm_tests -M -p 10", Tap, 150),
+    program("./ksm_tests -U", Tap, 150),
+    program("./ksm_tests -Z -p 10 -z 0", Tap, 150),
+    program("./ksm_tests -Z -p 10 -z 1", Tap, 150),
+    program("./ksm_tests -N -m 1", Tap, 150),
+    program("./ksm_tests -N -m 0", Tap, 150),
+    program("./ksm_tests -P -s 20", Tap, 150),
+    program("./ksm_tests -H -s 20", Tap, 150),
+    program("./ksm_tests -D -s 20", Tap, 150),
+    program("./ksm_tests -C", Tap, 150),
+    program("./cow", Tap, 600).huge(32),
+    program("./gup_longterm", Tap, 120).huge(32),
+    program("./gup_test -u -m 32", Tap, 120),
+    program("./gup_test -a -m 32", Tap, 120),
+    program("./gup_test -ct -F 0x1 0 19 0x1000", Tap, 120),
+    program("./madv_populate", Tap, 120),
+    program("./mremap_test", Tap, 300),
+    program("./mremap_dontunmap", Tap, 120),
+    program("./mlock-random-test", Tap, 120),
+    program("./mlock2-tests", Tap, 120),
+    program(
+        "setpriv --reuid=65534 --regid=65534 --clear-groups ./on-fault-limit",
+        Tap,
+        60,
+    ),
+    program("./pagemap_ioctl", Tap, 300).huge(32),
+    program("./soft-dirty", Tap, 300),
+    // All that `./uffd-unit-tests` has, in pieces, because some take minutes.
+    program("./uffd-unit-tests -f register-ioctls", Userfaultfd, 120).huge(128),
+    program("./uffd-unit-tests -f zeropage", Userfaultfd, 120).huge(128),
+    program("./uffd-unit-tests -f move", Userfaultfd, 120).huge(128),
+    program("./uffd-unit-tests -f wp-fork", Userfaultfd, 120).huge(128),
+    program("./uffd-unit-tests -f wp-unpopulated", Userfaultfd, 120).huge(128),
+    program("./uffd-unit-tests -f minor", Userfaultfd, 600)
+        .huge(128)
+        .long(),
+    program("./uffd-unit-tests -f sigbus", Userfaultfd, 600)
+        .huge(128)
+        .long(),
+    program("./uffd-unit-tests -f events", Userfaultfd, 1800)
+        .huge(128)
+        .long(),
+    program("./uffd-unit-tests -f poison", Userfaultfd, 600)
+        .huge(128)
+        .long(),
+    program("./uffd-stress anon 20 4", Status, 300),
+    program("./uffd-stress shmem 20 4", Status, 300),
+    program("./uffd-stress shmem-private 20 4", Status, 300),
+    program("./uffd-stress hugetlb 64 4", Status, 300).huge(128),
+    program("./uffd-stress hugetlb-private 64 4", Status, 300).huge(128),
+    program("./split_huge_page_test", Tap, 120),
+    program("./khugepaged", Khugepaged, 900),
+    program("./khugepaged -s 2", Khugepaged, 900),
+    program("./transhuge-stress -d 10", Tap, 120),
+    program("./migration", Tap, 300).huge(32).long(),
+    program("./mkdirty", Tap, 120),
+    program("./memfd_secret", Tap, 60),
+    program("./mrelease_test", Tap, 120),
+    program("./map_populate", Tap, 60),
+    program("./map_fixed_noreplace", Tap, 60),
+    program("./mdwe_test", Tap, 60),
+    program("./mseal_test", Tap, 120),
+    program("./seal_elf", Tap, 60),
+    program("./droppable", Tap, 120),
+    program("./protection_keys_64", Says("done (all tests OK)"), 600),
+    program("./pkey_sighandler_tests_64", Tap, 60),
+    program("./thuge-gen", Tap, 60).huge(32),
+    program("./hugepage-mmap", Tap, 60).huge(128),
+    program("./hugepage-shm", Status, 60).huge(128),
+    program("./map_hugetlb", Tap, 60).huge(128),
+    program("./hugepage-mremap", Tap, 60).huge(128),
+    program("./hugepage-vmemmap", Status, 60).huge(128),
+    program("./hugetlb-madvise", Status, 60).huge(128),
+    program("./hugetlb_dio", Tap, 60).huge(128),
+    program("./hugetlb_fault_after_madv", Tap, 600)
+        .huge(1)
+        .long(),
+    program("./hugetlb_madv_vs_map", Tap, 120).huge(1),
+    program("./hugetlb-soft-offline", Tap, 60).huge(8),
+    program("./hugetlb-read-hwpoison", Tap, 60).huge(8),
+    program("./compaction_test", Tap, 300),
+];
+
+/// Those that do not, and why.
+pub const LEFT_OUT: &[(&str, &str)] = &[
+    (
+        "hmm-tests",
+        "needs CONFIG_TEST_HMM, which is a module, and this kernel has none",
+    ),
+    (
+        "test_vmalloc.sh",
+        "needs CONFIG_TEST_VMALLOC, which is a module, and this kernel has none",
+    ),
+    (
+        "charge_reserved_hugetlb.sh",
+        "needs the cgroup controller of huge pages",
+    ),
+    (
+        "hugetlb_reparenting_test.sh",
+        "needs the cgroup controller of huge pages",
+    ),
+    (
+        "va_high_addr_switch.sh",
+        "needs page tables of five levels, which this kernel has not",
+    ),
+    (
+        "virtual_address_range",
+        "maps all of an address space, for which the guest has not the memory",
+    ),
+    ("protection_keys_32", "needs a compiler for 32 bits"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::HashSet;
+
+    #[test]
+    fn names_are_plain_and_unique() {
+        let names: Vec<_> = PROGRAMS.iter().map(Program::name).collect();
+        assert_eq!(names.iter().collect::<HashSet<_>>().len(), names.len());
+        assert!(
+            names.contains(&"ksm_tests-Z-p-10-z-1".to_owned()),
+            "{names:?}"
+        );
+        assert!(names.contains(&"on-fault-limit".to_owned()), "{names:?}");
+        assert!(
+            names.iter().all(|name| !name.contains([' ', '/', '='])),
+            "{names:?}"
+        );
+        let file = |name: &str| {
+            PROGRAMS
+                .iter()
+                .find(|p| p.name() == name)
+                .map(Program::file)
+        };
+        assert_eq!(file("on-fault-limit"), Some("on-fault-limit"));
+        assert_eq!(file("uffd-stress-anon-20-4"), Some("uffd-stress"));
+    }
+}
