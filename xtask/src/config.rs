@@ -76,6 +76,7 @@ fn fragments(project: &Project, arch: Arch) -> Vec<PathBuf> {
         Arch::Um => &["common", "um"],
         Arch::X86_64 => &["common", "x86_64"],
         Arch::Debug => &["common", "x86_64", "debug"],
+        Arch::Kcsan => &["common", "x86_64", "kcsan"],
     };
     names
         .iter()

@@ -172,7 +172,7 @@ impl<'a> Boot<'a> {
         let (mem, smp) = match kernel.arch {
             Arch::Um => ("2G", 1),
             Arch::X86_64 => ("2G", 2),
-            Arch::Debug => ("3G", 2),
+            Arch::Debug | Arch::Kcsan => ("3G", 2),
         };
         Self {
             project,
@@ -263,7 +263,7 @@ impl<'a> Boot<'a> {
         });
         let mut command = match arch {
             Arch::Um => self.uml(&initrd, scratch.path()),
-            Arch::X86_64 | Arch::Debug => self.qemu(&initrd, &console, kvm),
+            Arch::X86_64 | Arch::Debug | Arch::Kcsan => self.qemu(&initrd, &console, kvm),
         };
         command
             .stdin(theirs.try_clone()?)

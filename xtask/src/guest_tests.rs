@@ -58,7 +58,7 @@ pub fn plan(args: &Args, arch: Arch, programs: &Path) -> Result<Vec<Item>> {
         }
         let mut seconds = match arch {
             Arch::Um | Arch::X86_64 => 1800,
-            Arch::Debug => 3600,
+            Arch::Debug | Arch::Kcsan => 3600,
         };
         if name == "sksm-random" {
             let random = args.random_seconds(arch);

@@ -22,23 +22,25 @@ pub enum Arch {
     X86_64,
     /// x86_64 with every checker switched on
     Debug,
+    /// x86_64 with the data race detector, which excludes the other checkers
+    Kcsan,
 }
 
 impl Arch {
-    pub const ALL: [Arch; 3] = [Arch::Um, Arch::X86_64, Arch::Debug];
+    pub const ALL: [Arch; 4] = [Arch::Um, Arch::X86_64, Arch::Debug, Arch::Kcsan];
 
     /// As the kernel's Makefile calls it.
     pub fn make(self) -> &'static str {
         match self {
             Arch::Um => "um",
-            Arch::X86_64 | Arch::Debug => "x86_64",
+            Arch::X86_64 | Arch::Debug | Arch::Kcsan => "x86_64",
         }
     }
 
     fn target(self) -> (&'static str, &'static str) {
         match self {
             Arch::Um => ("linux", "linux"),
-            Arch::X86_64 | Arch::Debug => ("bzImage", "arch/x86/boot/bzImage"),
+            Arch::X86_64 | Arch::Debug | Arch::Kcsan => ("bzImage", "arch/x86/boot/bzImage"),
         }
     }
 
@@ -48,6 +50,7 @@ impl Arch {
             Arch::Um => 1440,
             Arch::X86_64 => 2140,
             Arch::Debug => 2160,
+            Arch::Kcsan => 2160,
         }
     }
 }
@@ -58,6 +61,7 @@ impl fmt::Display for Arch {
             Arch::Um => "um",
             Arch::X86_64 => "x86_64",
             Arch::Debug => "debug",
+            Arch::Kcsan => "kcsan",
         })
     }
 }

@@ -34,7 +34,7 @@ impl Args {
         self.seconds.unwrap_or(match (self.quick, arch) {
             (true, _) => 5,
             (false, Arch::Um | Arch::X86_64) => 20,
-            (false, Arch::Debug) => 60,
+            (false, Arch::Debug | Arch::Kcsan) => 60,
         })
     }
 
