@@ -80,7 +80,8 @@ impl SwapFile {
         fs::write(disksize, FILE_SYSTEM_SIZE.to_string()).context("cannot size zram")?;
         // Busybox has to be there, as the test kernels start with it.
         let made = Command::new("busybox")
-            .args(["mke2fs", &device])
+            // The blocks of a zram device are no smaller.
+            .args(["mke2fs", "-b", "4096", &device])
             .output()
             .context("cannot run busybox mke2fs")?;
         ensure!(

@@ -83,41 +83,43 @@ impl Arena {
         self.slots[pages.clone()].iter().any(Option::is_none)
     }
 
-    /// The mapped part at the front of the range.
+    /// The first pages of the range that are mapped.
     pub fn mapped(&self, pages: Range<usize>) -> Range<usize> {
-        self.front(pages, |slot| slot.is_some())
+        self.run(pages, |slot| slot.is_some())
     }
 
-    /// The front part of the range with private anonymous pages.
+    /// The first private anonymous pages of the range.
     pub fn anonymous(&self, pages: Range<usize>) -> Range<usize> {
-        self.front(pages, |slot| {
+        self.run(pages, |slot| {
             slot.as_ref().is_some_and(|slot| slot.file.is_none())
         })
     }
 
-    /// The front part of the range that is one mapping with one protection.
+    /// The first pages of the range that are one mapping with one protection.
     pub fn alike(&self, pages: Range<usize>) -> Range<usize> {
+        let pages = self.mapped(pages);
         let key = |slot: &Option<Slot>| slot.as_ref().map(|slot| (slot.mapping, slot.writable));
-        let first = key(&self.slots[pages.start]);
-        self.front(pages, |slot| slot.is_some() && key(slot) == first)
+        let first = self.slots.get(pages.start).and_then(key);
+        self.run(pages, |slot| key(slot) == first)
     }
 
-    /// The front part of the range with nothing mapped.
+    /// The first pages of the range with nothing mapped.
     pub fn hole(&self, pages: Range<usize>) -> Range<usize> {
-        self.front(pages, Option::is_none)
+        self.run(pages, Option::is_none)
     }
 
-    fn front(&self, pages: Range<usize>, good: impl Fn(&Option<Slot>) -> bool) -> Range<usize> {
-        let len = self.slots[pages.clone()]
-            .iter()
-            .take_while(|slot| good(slot))
-            .count();
-        pages.start..pages.start + len
+    /// The first run of pages like that, possibly empty.
+    fn run(&self, pages: Range<usize>, good: impl Fn(&Option<Slot>) -> bool) -> Range<usize> {
+        let slots = &self.slots[pages.clone()];
+        let before = slots.iter().take_while(|slot| !good(slot)).count();
+        let len = slots[before..].iter().take_while(|slot| good(slot)).count();
+        let start = pages.start + before;
+        start..start + len
     }
 
-    /// The front part of the range that may be written.
+    /// The first pages of the range that may be written.
     pub fn writable(&self, pages: Range<usize>) -> Range<usize> {
-        self.front(pages, |slot| {
+        self.run(pages, |slot| {
             slot.as_ref().is_some_and(|slot| slot.writable)
         })
     }
