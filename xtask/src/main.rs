@@ -21,6 +21,7 @@ mod run;
 mod setup;
 mod source;
 mod step;
+mod stress;
 mod terminal;
 mod test;
 mod toolchain;
@@ -63,6 +64,8 @@ enum Verb {
     Run(run::Args),
     /// Run all tests; the last line counts them
     Test(test::Args),
+    /// Do everything that can be done to merged memory at once, and compare every byte
+    Stress(stress::Args),
     /// Remove the cached trees and objects
     Clean,
     /// Serve the tool from inside a guest
@@ -107,6 +110,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Verb::Demo(args) => return demo::run(&Project::find()?, args, linux_src),
         Verb::Run(args) => return run::run(&Project::find()?, args, linux_src),
         Verb::Test(args) => return test::run(&Project::find()?, &args, linux_src),
+        Verb::Stress(args) => return stress::run(&Project::find()?, &args, linux_src),
         Verb::Clean => cache::clean(&Project::find()?)?,
         Verb::GuestAgent { .. } => unreachable!("handled above"),
     }

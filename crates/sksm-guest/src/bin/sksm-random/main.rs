@@ -64,7 +64,7 @@ fn main() -> ExitCode {
     eprintln!("--seed {seed} repeats this run's sequences");
     let time = Duration::from_secs(options.seconds);
     let name = if options.stress {
-        "random/stress"
+        "everything"
     } else {
         "random/shadow"
     };
