@@ -42,7 +42,8 @@ type Act<'a> = Box<dyn FnMut(&mut SmallRng) -> Result<bool> + Send + 'a>;
 /// One kind of disturbance.
 pub struct Disturber<'a> {
     pub name: &'static str,
-    /// Between two of them: often enough to hit every state, rarely enough that work goes on on one CPU.
+    /// Between two of them: often enough to hit every state, rarely enough that work goes on on one CPU. Those that go
+    /// through all memory take a large part of an emulated CPU.
     pause: Duration,
     /// Tells whether it came to anything.
     act: Act<'a>,
@@ -80,13 +81,20 @@ impl<'a> Disturber<'a> {
     }
 }
 
-/// Those of an ordinary run: reclaim and compaction.
+/// Those of an ordinary run.
 pub fn ordinary<'a>() -> Vec<Disturber<'a>> {
+    whole_machine(50, 400)
+}
+
+/// Reclaim and compaction.
+fn whole_machine<'a>(reclaim_pause: u64, compaction_pause: u64) -> Vec<Disturber<'a>> {
     // Both are attempts: that there was nothing to reclaim or to compact is no error of the memory that is compared.
     let reclaim = || fs::write("/sys/fs/cgroup/memory.reclaim", "1M").is_ok();
     vec![
-        Disturber::new("reclaim", 50, move |_| Ok(reclaim())),
-        Disturber::new("compaction", 400, |_| Ok(fs::write(COMPACT, "1").is_ok())),
+        Disturber::new("reclaim", reclaim_pause, move |_| Ok(reclaim())),
+        Disturber::new("compaction", compaction_pause, |_| {
+            Ok(fs::write(COMPACT, "1").is_ok())
+        }),
     ]
 }
 
@@ -99,11 +107,11 @@ pub fn all<'a>(scene: Scene<'a>) -> (Vec<Disturber<'a>>, Vec<(&'static str, Stri
         nodes,
     } = scene;
     let mut left_out = Vec::new();
-    let mut all = ordinary();
+    let mut all = whole_machine(300, 2000);
     if groups.is_empty() {
         left_out.push(("limit", "no memory controller".into()));
     } else {
-        all.push(Disturber::new("limit", 200, |random| {
+        all.push(Disturber::new("limit", 500, |random| {
             limit(any(groups, random), random)
         }));
     }
@@ -124,10 +132,10 @@ pub fn all<'a>(scene: Scene<'a>) -> (Vec<Disturber<'a>>, Vec<(&'static str, Stri
         let across = random.random_range(0..=1);
         SKSM.write("merge_across_nodes", across).map(|()| true)
     }));
-    all.push(Disturber::new("remote", 50, |random| {
+    all.push(Disturber::new("remote", 100, |random| {
         remote(any(targets, random), random)
     }));
-    all.push(Disturber::new("look", 500, |random| {
+    all.push(Disturber::new("look", 1000, |random| {
         look(any(targets, random))
     }));
     match swap_file {
@@ -138,7 +146,7 @@ pub fn all<'a>(scene: Scene<'a>) -> (Vec<Disturber<'a>>, Vec<(&'static str, Stri
         None => left_out.push(("swapoff", "no swap file".into())),
     }
     if nodes.len() > 1 {
-        all.push(Disturber::new("migrate", 100, |random| {
+        all.push(Disturber::new("migrate", 600, |random| {
             Ok(migrate(any(targets, random).pid, *any(nodes, random)))
         }));
     } else {
@@ -168,12 +176,14 @@ fn any<'a, T>(choices: &'a [T], random: &mut SmallRng) -> &'a T {
 /// Squeezes a control group for a moment.
 fn limit(group: &Cgroup, random: &mut SmallRng) -> Result<bool> {
     let now = group.number("memory.current")?;
-    let limit = now / 100 * random.random_range(40..90);
+    let taken = group.reclaim(now / 100 * random.random_range(5..50))?;
+    // Its processes reclaim by themselves too. A limit far below what they have would put them to sleep for seconds, and
     // `memory.max` would kill where pages are locked or pinned.
+    let limit = group.number("memory.current")? / 100 * 95;
     group.write("memory.high", &limit.to_string())?;
-    sleep(Duration::from_millis(100));
+    sleep(Duration::from_millis(50));
     group.write("memory.high", "max")?;
-    Ok(true)
+    Ok(taken)
 }
 
 /// Stops and starts a ksmd that never sleeps.

@@ -82,7 +82,8 @@ pub struct Ring {
 }
 
 impl Ring {
-    pub fn of(arena: &mut Arena, pages: Range<usize>) -> Result<Self> {
+    /// None if a page cannot be pinned for long: it is in movable memory, and somebody else's reference keeps it there.
+    pub fn of(arena: &mut Arena, pages: Range<usize>) -> Result<Option<Self>> {
         let ring = IoUring::new(2).context("io_uring")?;
         let (addr, len) = Arena::bytes(&pages);
         let buffer = libc::iovec {
@@ -90,14 +91,21 @@ impl Ring {
             iov_len: len,
         };
         // SAFETY: the kernel keeps the pages whatever becomes of the mapping; what it writes to them, the shadow follows.
-        unsafe { ring.submitter().register_buffers(&[buffer]) }.context("register_buffers")?;
+        match unsafe { ring.submitter().register_buffers(&[buffer]) } {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => {
+                arena.register(0..0);
+                return Ok(None);
+            }
+            Err(error) => return Err(error).context("register_buffers"),
+        }
         let count = pages.len();
         arena.register(pages);
-        Ok(Self {
+        Ok(Some(Self {
             ring,
             addr,
             pages: count,
-        })
+        }))
     }
 
     /// The device writes its pages from `from` on to the buffer, which `meanwhile` may look at, not write.

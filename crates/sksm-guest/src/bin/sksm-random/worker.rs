@@ -404,8 +404,8 @@ impl Worker<'_> {
             self.arena.register(pages);
             return Ok(false);
         }
-        self.ring = Some(Ring::of(&mut self.arena, pages)?);
-        Ok(true)
+        self.ring = Ring::of(&mut self.arena, pages)?;
+        Ok(self.ring.is_some())
     }
 
     fn ring_read(&mut self) -> Result<bool> {
