@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use anyhow::{Context, Result};
 
 /// Of a hundred allocations.
-const FAIL: u32 = 3;
+const FAIL: u32 = 20;
 const SWITCH: &str = "/proc/thread-self/make-it-fail";
 const SETTINGS: &str = "/sys/kernel/debug";
 

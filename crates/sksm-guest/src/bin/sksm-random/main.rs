@@ -52,7 +52,7 @@ struct Options {
 }
 
 /// For the last verification and the exit of all processes.
-const WINDING_UP: Duration = Duration::from_secs(240);
+const WINDING_UP: Duration = Duration::from_secs(400);
 /// Between two lines that tell how far it is.
 const TELL_EVERY: Duration = Duration::from_secs(2);
 

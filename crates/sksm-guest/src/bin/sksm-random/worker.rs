@@ -20,8 +20,11 @@ use crate::shadow::{CONTENTS, FILE_PAGES};
 use crate::shared::{AREA_PAGES, Shared};
 use crate::system::{SOFT_OFFLINE, System};
 
-/// Children of all workers at a time.
+/// Children of all workers at a time, and the operations that one lives for. A stress run is slower, and wants many forks.
 const MOST_CHILDREN: u64 = 12;
+const LIFE: Range<u64> = 10..400;
+const MOST_STRESSED_CHILDREN: u64 = 6;
+const STRESSED_LIFE: Range<u64> = 5..80;
 /// Pages put into a pipe at a time, and pipes held.
 const SPLICED_PAGES: usize = 4;
 const MOST_SPLICES: usize = 4;
@@ -463,7 +466,11 @@ impl Worker<'_> {
     fn fork(&mut self, exec: bool) -> Result<bool> {
         // Drawn in any case: whether there may be a child depends on the others, the sequence must not.
         let seed = self.random.next_u64();
-        let operations = self.random.random_range(10..400);
+        let (most, life) = match self.system.stress {
+            true => (MOST_STRESSED_CHILDREN, STRESSED_LIFE),
+            false => (MOST_CHILDREN, LIFE),
+        };
+        let operations = self.random.random_range(life);
         while let Some(done) = self
             .children
             .iter()
@@ -472,7 +479,7 @@ impl Worker<'_> {
             let (pid, _) = self.children.swap_remove(done);
             self.reap(pid)?;
         }
-        if self.depth == DEEPEST || !self.shared.may_fork(MOST_CHILDREN) {
+        if self.depth == DEEPEST || !self.shared.may_fork(most) {
             return Ok(false);
         }
         let pid = fork()?;
