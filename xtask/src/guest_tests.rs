@@ -20,8 +20,13 @@ use crate::{
     test::{Args, Run},
 };
 
-/// The test programs, in the order they run in.
-const PROGRAMS: &[&str] = &["sksm-selftest", "sksm-abi", "sksm-random"];
+/// What runs, and the program that does it, in this order.
+const PROGRAMS: &[(&str, &str)] = &[
+    ("sksm-selftest", "sksm-selftest"),
+    ("sksm-abi", "sksm-abi"),
+    ("sksm-random", "sksm-random"),
+    ("stress", "sksm-random"),
+];
 
 /// One program and how it is to run.
 pub struct Item {
@@ -46,8 +51,8 @@ pub fn plan(args: &Args, arch: Arch, programs: &Path) -> Result<Vec<Item>> {
     if !may_match(args.pattern(), arch) {
         return Ok(items);
     }
-    for &name in PROGRAMS {
-        let program = programs.join(name);
+    for &(name, program) in PROGRAMS {
+        let program = programs.join(program);
         let tests = list(&program)?;
         let Some(only) = select(args.pattern(), &format!("{arch}/{name}"), &tests) else {
             continue;
@@ -60,8 +65,18 @@ pub fn plan(args: &Args, arch: Arch, programs: &Path) -> Result<Vec<Item>> {
             Arch::Um | Arch::X86_64 | Arch::Unpatched => 1800,
             Arch::Debug | Arch::Kcsan => 3600,
         };
-        if name == "sksm-random" {
-            let random = args.random_seconds(arch);
+        let random = match name {
+            "sksm-random" => Some(args.random_seconds(arch)),
+            "stress" => match args.stress_seconds(arch) {
+                None => continue,
+                seconds => {
+                    words.push("--stress".to_owned());
+                    seconds
+                }
+            },
+            _ => None,
+        };
+        if let Some(random) = random {
             words.extend(["--seconds".to_owned(), random.to_string()]);
             if let Some(seed) = args.seed() {
                 words.extend(["--seed".to_owned(), seed.to_string()]);

@@ -22,6 +22,7 @@ mod selftests;
 mod setup;
 mod source;
 mod step;
+mod stress;
 mod terminal;
 mod test;
 mod toolchain;
@@ -66,6 +67,8 @@ enum Verb {
     Test(test::Args),
     /// Run the kernel's own tests of memory management, and compare with a kernel without the engine
     Selftests(selftests::Args),
+    /// Do everything that can be done to merged memory at once, and compare every byte
+    Stress(stress::Args),
     /// Remove the cached trees and objects
     Clean,
     /// Serve the tool from inside a guest
@@ -111,6 +114,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Verb::Run(args) => return run::run(&Project::find()?, args, linux_src),
         Verb::Test(args) => return test::run(&Project::find()?, &args, linux_src),
         Verb::Selftests(args) => return selftests::run(&Project::find()?, args, linux_src),
+        Verb::Stress(args) => return stress::run(&Project::find()?, &args, linux_src),
         Verb::Clean => cache::clean(&Project::find()?)?,
         Verb::GuestAgent { .. } => unreachable!("handled above"),
     }

@@ -21,7 +21,7 @@ pub struct Args {
     /// Only tests whose name, as in um/sksm-abi/NAME or host/fmt, contains this
     #[arg(long, value_name = "PATTERN")]
     only: Option<String>,
-    /// How long sksm-random runs in each kernel (default: 20, in the debug kernel 60)
+    /// How long sksm-random runs in each kernel, and the stress (default: 20, in the debug kernel 60 and 120)
     #[arg(long, value_name = "SECONDS")]
     seconds: Option<u64>,
     /// Repeat the sequences of an earlier run of sksm-random
@@ -37,6 +37,16 @@ impl Args {
             (false, Arch::Um | Arch::X86_64 | Arch::Unpatched) => 20,
             (false, Arch::Debug | Arch::Kcsan) => 60,
         })
+    }
+
+    /// For the stress in this kernel, if it runs there.
+    pub fn stress_seconds(&self, arch: Arch) -> Option<u64> {
+        let usual = match (self.quick, arch) {
+            (true, Arch::Um) => None,
+            (_, Arch::Um | Arch::X86_64) => Some(20),
+            (_, Arch::Debug | Arch::Kcsan) => Some(120),
+        };
+        self.seconds.filter(|_| usual.is_some()).or(usual)
     }
 
     pub fn seed(&self) -> Option<u64> {

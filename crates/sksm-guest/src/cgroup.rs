@@ -28,6 +28,14 @@ impl Cgroup {
         fs::write(self.0.join(file), value)
     }
 
+    pub fn number(&self, file: &str) -> Result<usize> {
+        let path = self.0.join(file);
+        let text =
+            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        (text.trim().parse())
+            .with_context(|| format!("{} holds {text:?}, no number", path.display()))
+    }
+
     /// Moves this process in.
     pub fn enter(&self) -> Result<()> {
         self.write("cgroup.procs", "0")

@@ -2,6 +2,7 @@
 
 pub mod cgroup;
 pub mod demo;
+pub mod disk;
 pub mod memory;
 pub mod pagemap;
 pub mod process;

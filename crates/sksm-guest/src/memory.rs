@@ -1,6 +1,7 @@
 //! Mappings filled with known content.
 
 use std::fs::File;
+use std::io::Write;
 use std::mem::ManuallyDrop;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd};
@@ -274,6 +275,18 @@ pub fn memfd(pages: usize) -> io::Result<File> {
     // SAFETY: a new descriptor that nothing else owns.
     let file = unsafe { File::from_raw_fd(fd) };
     file.set_len((pages * PAGE) as u64)?;
+    Ok(file)
+}
+
+/// A file in memory with one page of each of these contents.
+pub fn with_contents(contents: &[u64]) -> Result<File> {
+    let mut file = memfd(0)?;
+    for id in contents {
+        let page: Vec<u8> = (0..WORDS)
+            .flat_map(|word| content(*id, word).to_ne_bytes())
+            .collect();
+        file.write_all(&page)?;
+    }
     Ok(file)
 }
 

@@ -23,6 +23,9 @@ impl Entry {
     pub fn file_or_shared(self) -> bool {
         self.0 >> 61 & 1 != 0
     }
+    pub fn soft_dirty(self) -> bool {
+        self.0 >> 55 & 1 != 0
+    }
     /// Write-protected by userfaultfd.
     pub fn uffd_wp(self) -> bool {
         self.0 >> 57 & 1 != 0

@@ -10,17 +10,26 @@ use crate::swap;
 const FILES: &[&str] = &[
     "/sys/kernel/mm/sksm/domain",
     "/sys/kernel/mm/sksm/max_page_sharing",
+    "/sys/kernel/mm/sksm/merge_across_nodes",
     "/sys/kernel/mm/ksm/run",
     "/sys/kernel/mm/ksm/pages_to_scan",
     "/sys/kernel/mm/ksm/sleep_millisecs",
     "/sys/kernel/mm/ksm/use_zero_pages",
     "/sys/kernel/mm/ksm/smart_scan",
     "/sys/kernel/mm/transparent_hugepage/enabled",
+    "/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs",
     "/proc/sys/vm/nr_hugepages",
     "/sys/kernel/debug/failslab/ignore-gfp-wait",
     "/sys/kernel/debug/failslab/verbose",
+    "/sys/kernel/debug/failslab/probability",
+    "/sys/kernel/debug/failslab/times",
+    "/sys/kernel/debug/failslab/task-filter",
     "/sys/kernel/debug/fail_page_alloc/ignore-gfp-wait",
     "/sys/kernel/debug/fail_page_alloc/verbose",
+    "/sys/kernel/debug/fail_page_alloc/probability",
+    "/sys/kernel/debug/fail_page_alloc/times",
+    "/sys/kernel/debug/fail_page_alloc/task-filter",
+    "/sys/kernel/debug/fail_page_alloc/min-order",
 ];
 
 /// The settings at one moment.

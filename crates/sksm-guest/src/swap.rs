@@ -1,17 +1,29 @@
-//! Swap space on a compressed RAM disk (zram).
+//! Swap space on a compressed RAM disk (zram), and in a file of a file system on another one.
 
 use std::ffi::CString;
 use std::fs::{self, OpenOptions};
-use std::os::unix::fs::FileExt;
-use std::path::Path;
+use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::memory::PAGE;
+use crate::process::check;
 use crate::report::skip;
 
 const DEVICE: &str = "/dev/zram0";
 const SIZE: usize = 512 << 20;
+
+/// Small, so that it is full at times and pages go to the device too.
+const FILE_SIZE: usize = 16 << 20;
+/// SWAP_FLAG_PREFER with priority 1: used before the device.
+const PREFERRED: i32 = 0x8001;
+const FILE_SYSTEM_SIZE: usize = 24 << 20;
+const HOT_ADD: &str = "/sys/class/zram-control/hot_add";
+const HOT_REMOVE: &str = "/sys/class/zram-control/hot_remove";
 
 /// Swap space that is taken away again when this is dropped.
 pub struct Swap(());
@@ -26,15 +38,11 @@ impl Swap {
         fs::write("/sys/block/zram0/disksize", SIZE.to_string()).context("cannot size zram0")?;
         let device = OpenOptions::new().write(true).open(DEVICE)?;
         device
-            .write_all_at(&header(), 0)
+            .write_all_at(&header(SIZE), 0)
             .context("cannot write swap header")?;
         drop(device);
-        let path = CString::new(DEVICE)?;
-        // SAFETY: a valid path; the device holds nothing but the swap header just written.
-        match unsafe { libc::swapon(path.as_ptr(), 0) } {
-            0 => Ok(Self(())),
-            _ => Err(std::io::Error::last_os_error()).context("swapon"),
-        }
+        swap_on(Path::new(DEVICE), 0)?;
+        Ok(Self(()))
     }
 }
 
@@ -44,6 +52,114 @@ impl Drop for Swap {
             eprintln!("swapoff: {error:#}");
         }
     }
+}
+
+/// A swap file, with a file system of its own that goes when this is dropped.
+pub struct SwapFile {
+    number: String,
+    dir: PathBuf,
+}
+
+impl SwapFile {
+    /// Turns it on, with priority over other swap space. Skips the test where there is no zram or no ext2.
+    pub fn on() -> Result<Self> {
+        let types = fs::read_to_string("/proc/filesystems")?;
+        if !types.contains("\text2\n") || !Path::new(HOT_ADD).exists() {
+            return skip(
+                "no zram device with a file system to swap to (CONFIG_ZRAM, CONFIG_EXT2_FS)",
+            );
+        }
+        // Reading adds a device and tells its number.
+        let number = fs::read_to_string(HOT_ADD).context("cannot add a zram device")?;
+        let swap = Self {
+            number: number.trim().to_owned(),
+            dir: std::env::temp_dir().join(format!("sksm-swap-{}", std::process::id())),
+        };
+        let device = format!("/dev/zram{}", swap.number);
+        let disksize = format!("/sys/block/zram{}/disksize", swap.number);
+        fs::write(disksize, FILE_SYSTEM_SIZE.to_string()).context("cannot size zram")?;
+        // Busybox has to be there, as the test kernels start with it.
+        let made = Command::new("busybox")
+            // The blocks of a zram device are no smaller.
+            .args(["mke2fs", "-b", "4096", &device])
+            .output()
+            .context("cannot run busybox mke2fs")?;
+        ensure!(
+            made.status.success(),
+            "mke2fs: {}",
+            String::from_utf8_lossy(&made.stderr)
+        );
+        fs::create_dir_all(&swap.dir)?;
+        let (from, to) = (CString::new(device)?, path_string(&swap.dir)?);
+        // SAFETY: valid strings, and no options.
+        check(unsafe {
+            libc::mount(
+                from.as_ptr(),
+                to.as_ptr(),
+                c"ext2".as_ptr(),
+                0,
+                std::ptr::null(),
+            )
+        })
+        .context("cannot mount the swap file's file system")?;
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(swap.file())?;
+        // Without holes, which the kernel refuses.
+        file.write_all(&header(FILE_SIZE))?;
+        file.write_all(&vec![0; FILE_SIZE - PAGE])?;
+        file.sync_all()?;
+        drop(file);
+        swap.again()?;
+        Ok(swap)
+    }
+
+    fn file(&self) -> PathBuf {
+        self.dir.join("swap")
+    }
+
+    /// Takes it away, reading back what lies there.
+    pub fn off(&self) -> Result<()> {
+        let path = path_string(&self.file())?;
+        // SAFETY: a valid path.
+        check(unsafe { libc::swapoff(path.as_ptr()) }).context("swapoff of the file")?;
+        Ok(())
+    }
+
+    /// Turns it on after it was taken away.
+    pub fn again(&self) -> Result<()> {
+        swap_on(&self.file(), PREFERRED)
+    }
+}
+
+impl Drop for SwapFile {
+    fn drop(&mut self) {
+        // It may be off already.
+        self.off().ok();
+        if let Ok(dir) = path_string(&self.dir) {
+            // SAFETY: a valid path.
+            unsafe { libc::umount2(dir.as_ptr(), 0) };
+        }
+        fs::remove_dir(&self.dir).ok();
+        if let Err(error) = fs::write(HOT_REMOVE, &self.number) {
+            eprintln!("cannot remove zram{}: {error}", self.number);
+        }
+    }
+}
+
+fn path_string(path: &Path) -> Result<CString> {
+    Ok(CString::new(path.as_os_str().as_bytes())?)
+}
+
+fn swap_on(path: &Path, flags: i32) -> Result<()> {
+    let name = path_string(path)?;
+    // SAFETY: a valid path; what lies there holds nothing but a swap header.
+    check(unsafe { libc::swapon(name.as_ptr(), flags) })
+        .with_context(|| format!("swapon {}", path.display()))?;
+    Ok(())
 }
 
 /// Takes all swap space away, reading back what lies there.
@@ -62,9 +178,9 @@ pub fn off_all() -> Result<()> {
 }
 
 /// The first page of a swap space, as mkswap writes it.
-fn header() -> Vec<u8> {
+fn header(size: usize) -> Vec<u8> {
     let mut page = vec![0; PAGE];
-    let last_page = (SIZE / PAGE - 1) as u32;
+    let last_page = (size / PAGE - 1) as u32;
     page[1024..1028].copy_from_slice(&1u32.to_ne_bytes());
     page[1028..1032].copy_from_slice(&last_page.to_ne_bytes());
     page[PAGE - 10..].copy_from_slice(b"SWAPSPACE2");

@@ -1,11 +1,10 @@
 //! Private copies of file pages: patched text, `.data`, `.bss`.
 
 use std::fs::File;
-use std::io::Write;
 
 use anyhow::{Context, Result, ensure};
 use libc::MAP_PRIVATE;
-use sksm_guest::memory::{EXECUTE, Map, PAGE, WORDS, WRITE, content, memfd};
+use sksm_guest::memory::{EXECUTE, Map, PAGE, WORDS, WRITE, content, with_contents};
 use sksm_guest::process::Child;
 use sksm_guest::report::{Test, test};
 
@@ -24,18 +23,6 @@ pub const TESTS: &[Test] = &[
     test("file/data-and-bss", data_and_bss),
     test("file/truncated", truncated),
 ];
-
-/// A file with one page of each of these contents.
-pub fn with_contents(contents: &[u64]) -> Result<File> {
-    let mut file = memfd(0)?;
-    for id in contents {
-        let page: Vec<u8> = (0..WORDS)
-            .flat_map(|word| content(*id, word).to_ne_bytes())
-            .collect();
-        file.write_all(&page)?;
-    }
-    Ok(file)
-}
 
 fn private(contents: &[u64]) -> Result<Map> {
     let file = with_contents(contents)?;

@@ -1,21 +1,20 @@
 //! Pages that someone else holds: O_DIRECT, vmsplice, io_uring. They are left exactly as they are.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use io_uring::{IoUring, opcode, types};
+use sksm_guest::disk::Disk;
 use sksm_guest::memory::{Map, PAGE};
-use sksm_guest::process::check;
+use sksm_guest::process::{check, pipe};
 use sksm_guest::report::{Test, skip, test};
 use sksm_guest::sysfs::Counters;
 
 use crate::expect::{apart, copies, merged, merging, one_page};
-use crate::file;
 use crate::writers::{beside, for_a_while};
 
 pub const TESTS: &[Test] = &[
@@ -26,14 +25,6 @@ pub const TESTS: &[Test] = &[
     test("pins/o_direct-read-into-merged", direct_read_into_merged),
     test("pins/o_direct-writes", direct_writes),
 ];
-
-fn pipe() -> Result<(File, File)> {
-    let mut ends = [0; 2];
-    // SAFETY: room for two descriptors.
-    check(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) })?;
-    // SAFETY: two new descriptors that nothing else owns.
-    Ok(unsafe { (File::from_raw_fd(ends[0]), File::from_raw_fd(ends[1])) })
-}
 
 /// Puts a reference to pages into a pipe.
 fn splice(map: &Map, pages: usize, into: &File) -> Result<()> {
@@ -157,73 +148,45 @@ fn io_uring_buffer() -> Result<()> {
     }
 }
 
-/// A block device with a page of content `FIRST + n` in its page n: reads from it really go through pinned pages.
-struct Disk(File);
-
 const FIRST: u64 = 1000;
 const DISK_PAGES: usize = 64;
 
-impl Disk {
-    fn open() -> Result<Self> {
-        if !Path::new("/dev/loop-control").exists() {
-            return skip("no loop devices in this kernel (CONFIG_BLK_DEV_LOOP)");
-        }
-        const GET_FREE: u64 = 0x4c82;
-        const CONFIGURE: u64 = 0x4c0a;
-        const AUTOCLEAR: u32 = 4;
-        let control = File::open("/dev/loop-control")?;
-        // SAFETY: takes no argument.
-        let number = check(unsafe { libc::ioctl(control.as_raw_fd(), GET_FREE as _) })?;
-        let contents: Vec<u64> = (0..DISK_PAGES as u64).map(|page| FIRST + page).collect();
-        let backing = file::with_contents(&contents)?;
-        // struct loop_config: descriptor, block size, struct loop_info64 with its flags, reserved.
-        let mut config = [0u32; 76];
-        config[0] = backing.as_raw_fd() as u32;
-        config[1] = PAGE as u32;
-        config[15] = AUTOCLEAR;
-        let device = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_DIRECT)
-            .open(format!("/dev/loop{number}"))?;
-        // SAFETY: a configuration of the size that the kernel reads.
-        check(unsafe { libc::ioctl(device.as_raw_fd(), CONFIGURE as _, config.as_ptr()) })
-            .context("cannot set up a loop device")?;
-        Ok(Self(device))
-    }
+/// Page n holds content `FIRST + n`.
+fn disk() -> Result<Disk> {
+    let contents: Vec<u64> = (0..DISK_PAGES as u64).map(|page| FIRST + page).collect();
+    Disk::open(&contents)
+}
 
-    /// Reads pages of the disk straight into pages of the mapping.
-    fn read(&self, from: usize, map: &Map, page: usize, pages: usize) -> Result<()> {
-        // SAFETY: whole pages of the mapping; other threads only merge them.
-        let buffer =
-            unsafe { std::slice::from_raw_parts_mut(map.page(page) as *mut u8, pages * PAGE) };
-        Ok(self.0.read_exact_at(buffer, (from * PAGE) as u64)?)
-    }
+/// Reads pages of the disk straight into pages of the mapping.
+fn read(disk: &Disk, from: usize, map: &Map, page: usize, pages: usize) -> Result<()> {
+    // SAFETY: whole pages of the mapping; other threads only merge them.
+    let buffer = unsafe { std::slice::from_raw_parts_mut(map.page(page) as *mut u8, pages * PAGE) };
+    Ok(disk.read_exact_at(buffer, (from * PAGE) as u64)?)
 }
 
 fn direct_reads() -> Result<()> {
-    let disk = Disk::open()?;
+    let disk = disk()?;
     const PAGES: usize = 32;
     const AT_ONCE: usize = 4;
     let map = Map::filled(&[5; PAGES])?;
-    let read = |round: u64| {
+    let read_once = |round: u64| {
         let page = round as usize * AT_ONCE % PAGES;
         let from = round as usize * 3 % (DISK_PAGES - AT_ONCE);
         // Equal pages, so that the merge wants them.
         (page..page + AT_ONCE).for_each(|page| map.fill(page, 5));
-        disk.read(from, &map, page, AT_ONCE)?;
+        read(&disk, from, &map, page, AT_ONCE)?;
         (0..AT_ONCE).try_for_each(|read| {
             map.expect(page + read, FIRST + (from + read) as u64)
                 .with_context(|| format!("read {round} was lost"))
         })
     };
-    merging(|| beside(1, || map.merge(), |_| for_a_while(read)))
+    merging(|| beside(1, || map.merge(), |_| for_a_while(read_once)))
 }
 
 fn direct_read_into_merged() -> Result<()> {
-    let disk = Disk::open()?;
+    let disk = disk()?;
     let map = merged(6, 5)?;
-    disk.read(10, &map, 2, 2)?;
+    read(&disk, 10, &map, 2, 2)?;
     let right = |page: usize| match page {
         2 | 3 => FIRST + 8 + page as u64,
         _ => 5,
@@ -238,16 +201,16 @@ fn direct_read_into_merged() -> Result<()> {
 
 /// Pages that are being written to a disk while they merge arrive there as they are.
 fn direct_writes() -> Result<()> {
-    let disk = Disk::open()?;
+    let disk = disk()?;
     let map = Map::filled(&[5; 8])?;
     let write = |round: u64| {
         let id = |page: usize| round + page as u64 / 3;
         map.fill_all(id);
         // SAFETY: all of the mapping, which nobody writes meanwhile.
         let whole = unsafe { std::slice::from_raw_parts(map.addr() as *const u8, map.len()) };
-        disk.0.write_all_at(whole, 0)?;
+        disk.write_all_at(whole, 0)?;
         let back = Map::anon(8)?;
-        disk.read(0, &back, 0, 8)?;
+        read(&disk, 0, &back, 0, 8)?;
         back.expect_all(id)
             .with_context(|| format!("write {round}"))
     };

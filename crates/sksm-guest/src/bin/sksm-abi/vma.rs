@@ -9,14 +9,13 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use io_uring::IoUring;
 use libc::{MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED};
-use sksm_guest::memory::{EXECUTE, Map, PAGE, READ, WRITE, memfd};
+use sksm_guest::memory::{EXECUTE, Map, PAGE, READ, WRITE, memfd, with_contents};
 use sksm_guest::pagemap::Pagemap;
 use sksm_guest::process::{Pidfd, check};
 use sksm_guest::report::{Test, skip, test};
 use sksm_guest::sysfs::Counters;
 
 use crate::expect::{copies, merge_gives, merged, one_page};
-use crate::file;
 use crate::remote::errno_of_cold;
 
 pub const TESTS: &[Test] = &[
@@ -227,7 +226,7 @@ fn no_access() -> Result<()> {
 
 /// One call over mappings of which some are not for merging.
 fn several() -> Result<()> {
-    let file = file::with_contents(&[17; 2])?;
+    let file = with_contents(&[17; 2])?;
     let map = Map::filled(&[17; 12])?;
     let fixed = |page, flags, file| {
         let flags = flags | libc::MAP_FIXED;

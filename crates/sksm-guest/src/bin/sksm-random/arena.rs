@@ -1,8 +1,12 @@
 //! A fixed range of addresses, page by page: what is mapped there, and what it must hold.
 
-use std::fs::File;
+use std::cell::Cell;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::rc::Rc;
 
 use anyhow::{Context, Result, bail, ensure};
 use libc::{MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_PRIVATE};
@@ -14,6 +18,8 @@ use crate::shadow::{FILE_PAGES, Page};
 
 /// A whole page table, so that there is room for a huge page, and a part of one on either side.
 pub const PAGES: usize = SIDE + TABLE / PAGE + SIDE;
+/// The pages of the whole table.
+pub const MIDDLE: Range<usize> = SIDE..SIDE + TABLE / PAGE;
 const SIDE: usize = 150;
 /// Far below where the kernel places mappings by itself, so that nothing else gets into the holes.
 const START: usize = (64 << 30) - SIDE * PAGE;
@@ -26,6 +32,20 @@ pub struct Slot {
     writable: bool,
     /// Slots of one mmap call; only these can be moved together.
     mapping: u64,
+    /// Somebody else holds the page and wants to know that it was written.
+    watched: Option<Rc<Cell<bool>>>,
+    /// The page's place in the buffer that is registered.
+    registered: Option<usize>,
+}
+
+impl Slot {
+    /// The page, about to be written.
+    fn written(&mut self) -> &mut Page {
+        if let Some(watched) = &self.watched {
+            watched.set(true);
+        }
+        &mut self.page
+    }
 }
 
 pub struct Arena {
@@ -63,41 +83,43 @@ impl Arena {
         self.slots[pages.clone()].iter().any(Option::is_none)
     }
 
-    /// The mapped part at the front of the range.
+    /// The first pages of the range that are mapped.
     pub fn mapped(&self, pages: Range<usize>) -> Range<usize> {
-        self.front(pages, |slot| slot.is_some())
+        self.run(pages, |slot| slot.is_some())
     }
 
-    /// The front part of the range with private anonymous pages.
+    /// The first private anonymous pages of the range.
     pub fn anonymous(&self, pages: Range<usize>) -> Range<usize> {
-        self.front(pages, |slot| {
+        self.run(pages, |slot| {
             slot.as_ref().is_some_and(|slot| slot.file.is_none())
         })
     }
 
-    /// The front part of the range that is one mapping with one protection.
+    /// The first pages of the range that are one mapping with one protection.
     pub fn alike(&self, pages: Range<usize>) -> Range<usize> {
+        let pages = self.mapped(pages);
         let key = |slot: &Option<Slot>| slot.as_ref().map(|slot| (slot.mapping, slot.writable));
-        let first = key(&self.slots[pages.start]);
-        self.front(pages, |slot| slot.is_some() && key(slot) == first)
+        let first = self.slots.get(pages.start).and_then(key);
+        self.run(pages, |slot| key(slot) == first)
     }
 
-    /// The front part of the range with nothing mapped.
+    /// The first pages of the range with nothing mapped.
     pub fn hole(&self, pages: Range<usize>) -> Range<usize> {
-        self.front(pages, Option::is_none)
+        self.run(pages, Option::is_none)
     }
 
-    fn front(&self, pages: Range<usize>, good: impl Fn(&Option<Slot>) -> bool) -> Range<usize> {
-        let len = self.slots[pages.clone()]
-            .iter()
-            .take_while(|slot| good(slot))
-            .count();
-        pages.start..pages.start + len
+    /// The first run of pages like that, possibly empty.
+    fn run(&self, pages: Range<usize>, good: impl Fn(&Option<Slot>) -> bool) -> Range<usize> {
+        let slots = &self.slots[pages.clone()];
+        let before = slots.iter().take_while(|slot| !good(slot)).count();
+        let len = slots[before..].iter().take_while(|slot| good(slot)).count();
+        let start = pages.start + before;
+        start..start + len
     }
 
-    /// The front part of the range that may be written.
+    /// The first pages of the range that may be written.
     pub fn writable(&self, pages: Range<usize>) -> Range<usize> {
-        self.front(pages, |slot| {
+        self.run(pages, |slot| {
             slot.as_ref().is_some_and(|slot| slot.writable)
         })
     }
@@ -130,6 +152,8 @@ impl Arena {
                 file,
                 writable: true,
                 mapping: self.mappings,
+                watched: None,
+                registered: None,
             });
         }
         Ok(())
@@ -143,11 +167,15 @@ impl Arena {
         Ok(())
     }
 
+    fn slot(&mut self, page: usize) -> &mut Slot {
+        self.slots[page].as_mut().expect("mapped")
+    }
+
     pub fn fill(&mut self, pages: Range<usize>, id: u64) {
         for page in pages {
-            let slot = self.slots[page].as_mut().expect("mapped");
-            slot.page = Page::of(id);
-            for (word, value) in slot.page.words().into_iter().enumerate() {
+            let found = self.slot(page).written();
+            *found = Page::of(id);
+            for (word, value) in found.words().into_iter().enumerate() {
                 put(page, word, value);
             }
         }
@@ -155,8 +183,7 @@ impl Arena {
 
     /// Writes one word of the page; a page with too many such words is filled anew.
     pub fn patch(&mut self, page: usize, word: usize, value: u64, id: u64) {
-        let slot = self.slots[page].as_mut().expect("mapped");
-        if slot.page.patch(word, value) {
+        if self.slot(page).written().patch(word, value) {
             put(page, word, value);
         } else {
             self.fill(page..page + 1, id);
@@ -186,6 +213,8 @@ impl Arena {
             .context("MADV_DONTNEED")?;
         for slot in self.slots[pages].iter_mut().flatten() {
             slot.page = slot.file.map_or(Page::of(0), Page::of_file);
+            slot.watched = None;
+            slot.registered = None;
         }
         Ok(())
     }
@@ -205,7 +234,7 @@ impl Arena {
     }
 
     /// Moves pages of one mapping into a hole. The kernel may find that they have become several mappings and refuse.
-    pub fn relocate(&mut self, pages: Range<usize>, to: usize) -> Result<()> {
+    pub fn relocate(&mut self, pages: Range<usize>, to: usize) -> Result<bool> {
         let (addr, len) = Self::bytes(&pages);
         let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
         let target = Self::addr(to) as *mut libc::c_void;
@@ -215,14 +244,119 @@ impl Arena {
             for (index, page) in pages.enumerate() {
                 self.slots[to + index] = self.slots[page].take();
             }
-            return Ok(());
+            return Ok(true);
         }
         let error = io::Error::last_os_error();
         ensure!(
             error.raw_os_error() == Some(libc::EFAULT),
             "mremap: {error}"
         );
+        Ok(false)
+    }
+
+    /// Writes one word as a debugger does, whatever the protection; false if that would be one too many.
+    pub fn poke(&mut self, page: usize, word: usize, value: u64) -> Result<bool> {
+        // The file stands for the memory of the process that opened it.
+        let memory = OpenOptions::new().write(true).open("/proc/self/mem")?;
+        let patched = self.slot(page).written().patch(word, value);
+        if patched {
+            let at = (Self::addr(page) + word * 8) as u64;
+            memory.write_all_at(&value.to_ne_bytes(), at)?;
+        }
+        Ok(patched)
+    }
+
+    /// Lets the device write its pages from `from` on, which are the file's, into pages.
+    pub fn read_from(&mut self, disk: &File, pages: Range<usize>, from: usize) -> Result<()> {
+        let (addr, len) = Self::bytes(&pages);
+        let (fd, at) = (disk.as_raw_fd(), (from * PAGE) as i64);
+        // SAFETY: writable pages of the arena, of which nothing is borrowed.
+        let read = check(unsafe { libc::pread(fd, addr as *mut _, len, at) })?;
+        ensure!(read as usize == len, "{read} of {len} bytes were read");
+        for (index, page) in pages.enumerate() {
+            *self.slot(page).written() = Page::of_file(from + index);
+        }
         Ok(())
+    }
+
+    /// Lets the device read pages, to its page `at` and following, and compares what arrived.
+    pub fn write_to(&self, disk: &File, pages: Range<usize>, at: usize) -> Result<()> {
+        let (addr, len) = Self::bytes(&pages);
+        let offset = (at * PAGE) as i64;
+        // SAFETY: mapped pages of the arena.
+        let written =
+            check(unsafe { libc::pwrite(disk.as_raw_fd(), addr as *const _, len, offset) })?;
+        ensure!(
+            written as usize == len,
+            "{written} of {len} bytes were written"
+        );
+        let back = Map::anon(pages.len())?;
+        // SAFETY: all of the mapping just made.
+        let read =
+            check(unsafe { libc::pread(disk.as_raw_fd(), back.addr() as *mut _, len, offset) })?;
+        ensure!(read as usize == len, "{read} of {len} bytes were read back");
+        for (index, page) in pages.enumerate() {
+            let right = self.slots[page].as_ref().expect("mapped").page.words();
+            for (word, right) in right.into_iter().enumerate() {
+                let found = back.get(index, word);
+                ensure!(
+                    found == right,
+                    "page {page}, word {word}, on the disk: expected {right:#x}, got {found:#x}"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// What the page holds, and a mark that is set when it is written from now on.
+    pub fn watch(&mut self, page: usize) -> ([u64; WORDS], Rc<Cell<bool>>) {
+        let slot = self.slot(page);
+        let watched = slot.watched.get_or_insert_default();
+        // Whoever watches already has to see writes until now only.
+        if watched.get() {
+            *watched = Rc::default();
+        }
+        (slot.page.words(), slot.watched.clone().expect("just set"))
+    }
+
+    /// These pages, wherever they move, are the registered buffer now.
+    pub fn register(&mut self, pages: Range<usize>) {
+        for slot in self.slots.iter_mut().flatten() {
+            slot.registered = None;
+        }
+        for (index, page) in pages.enumerate() {
+            self.slot(page).registered = Some(index);
+        }
+    }
+
+    /// The device has written its pages from `from` on into the registered buffer.
+    pub fn registered_read(&mut self, from: usize) {
+        for slot in self.slots.iter_mut().flatten() {
+            if let Some(index) = slot.registered {
+                *slot.written() = Page::of_file(from + index);
+            }
+        }
+    }
+
+    /// In a forked child: whoever holds pages holds the parent's.
+    pub fn forget_holders(&mut self) {
+        for slot in self.slots.iter_mut().flatten() {
+            slot.watched = None;
+            slot.registered = None;
+        }
+    }
+
+    /// Whether all of the range is one mapping.
+    pub fn is_one_mapping(&self, pages: &Range<usize>) -> bool {
+        self.alike(pages.clone()).len() == pages.len()
+    }
+
+    /// Changes a byte that the shadow does not know of.
+    pub fn plant(&self) {
+        let writable = |slot: &Option<Slot>| slot.as_ref().is_some_and(|slot| slot.writable);
+        if let Some(page) = self.slots.iter().position(writable) {
+            put(page, 7, get(page, 7) ^ 0x100);
+        }
     }
 
     /// Compares every mapped page with what it must hold; tells how many.
@@ -270,4 +404,30 @@ fn put(page: usize, word: usize, value: u64) {
 fn get(page: usize, word: usize) -> u64 {
     // SAFETY: in the arena; were it not mapped, the process would die as it should.
     unsafe { place(page, word).read_volatile() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_word_behind_the_shadows_back_is_found() {
+        let mut arena = Arena::new().unwrap();
+        arena.map_anonymous(3..6).unwrap();
+        arena.fill(4..6, 5);
+        arena.patch(5, 1, 2, 0);
+        assert_eq!(arena.compare().unwrap(), 3);
+        for (page, word, bit) in [(3, 0, 1), (4, WORDS - 1, 1 << 63), (5, 1, 4)] {
+            let right = get(page, word);
+            put(page, word, right ^ bit);
+            let found = arena.compare().unwrap_err().to_string();
+            let place = format!(
+                "(page {page}, anonymous): expected {right:#x}, got {:#x}; 1 of",
+                right ^ bit
+            );
+            assert!(found.contains(&place), "{found}");
+            put(page, word, right);
+        }
+        assert_eq!(arena.compare().unwrap(), 3);
+    }
 }

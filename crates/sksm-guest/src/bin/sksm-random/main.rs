@@ -4,20 +4,29 @@ use std::fs;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
-use sksm_guest::process::Child;
+use sksm_guest::cgroup::Cgroup;
+use sksm_guest::process::{Child, check};
 use sksm_guest::report;
-use sksm_guest::swap::Swap;
-use sksm_guest::sysfs::{Counters, KSM};
+use sksm_guest::swap::{Swap, SwapFile};
+use sksm_guest::sysfs::Counters;
 
 mod arena;
-mod pressure;
+mod disturb;
+mod faults;
+mod operation;
+mod pins;
 mod shadow;
 mod shared;
+mod summary;
+mod system;
 mod worker;
 
+use disturb::{Scene, Target};
 use shared::Shared;
+use summary::Summary;
+use system::{HUGE_PAGES, System};
 
 /// Does at random what can be done to memory, and compares it with what it must hold
 ///
@@ -34,12 +43,18 @@ struct Options {
     /// How many processes, besides the children that they fork
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..=200))]
     processes: u64,
+    /// Everything at once: pins, failing allocations, swap pressure, hot KSM, migration, changing settings
+    #[arg(long)]
+    stress: bool,
+    /// Change a byte behind the shadow's back, which must be found
+    #[arg(long, hide = true)]
+    plant: bool,
 }
 
-const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
-
 /// For the last verification and the exit of all processes.
-const WINDING_UP: Duration = Duration::from_secs(240);
+const WINDING_UP: Duration = Duration::from_secs(400);
+/// Between two lines that tell how far it is.
+const TELL_EVERY: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
     let options = Options::parse();
@@ -48,45 +63,96 @@ fn main() -> ExitCode {
     let seed = options.seed.unwrap_or(from_clock);
     eprintln!("--seed {seed} repeats this run's sequences");
     let time = Duration::from_secs(options.seconds);
-    let ok = report::run_one("random/shadow", time + WINDING_UP, || {
-        run(seed, time, options.processes)
-    });
+    let name = if options.stress {
+        "everything"
+    } else {
+        "random/shadow"
+    };
+    let ok = report::run_one(name, time + WINDING_UP, || run(&options, seed, time));
     ExitCode::from(u8::from(!ok))
 }
 
-fn run(seed: u64, time: Duration, processes: u64) -> Result<String> {
+fn run(options: &Options, seed: u64, time: Duration) -> Result<String> {
     let start = Counters::now()?;
-    let _swap = match Swap::on() {
-        Ok(swap) => Some(swap),
-        Err(error) => {
-            eprintln!("without swap: {error:#}");
-            None
-        }
+    let _swap = or_without(Swap::on(), "swap");
+    let swap_file = match options.stress {
+        true => or_without(SwapFile::on(), "a swap file"),
+        false => None,
     };
-    KSM.write("sleep_millisecs", 20)?;
-    KSM.write("pages_to_scan", 500)?;
-    KSM.write("run", 1)?;
     if fs::exists(HUGE_PAGES)? {
-        fs::write(HUGE_PAGES, "madvise")?;
+        fs::write(format!("{HUGE_PAGES}/enabled"), "madvise")?;
+        if options.stress {
+            fs::write(
+                format!("{HUGE_PAGES}/khugepaged/scan_sleep_millisecs"),
+                "200",
+            )?;
+        }
     }
+    disturb::set_up_ksm(options.stress)?;
+    let system = System::new(options.stress)?;
+    let groups = match options.stress {
+        true => or_without(
+            ["left", "right"].map(Cgroup::new).into_iter().collect(),
+            "groups",
+        ),
+        false => None,
+    };
+    let groups: Vec<Cgroup> = groups.unwrap_or_default();
     let shared = Shared::new(Instant::now() + time)?;
-    let file = shadow::file()?;
-    let spawn = |number| {
+    let spawn = |number: u64| {
         // Seeds of neighbouring runs share no process.
         let seed = seed.wrapping_mul(1_000_003).wrapping_add(number);
-        Child::spawn(|_| worker::run(seed, &shared, &file))
+        Child::spawn(|_| {
+            if options.stress {
+                join_domains(number, &groups)?;
+            }
+            let planted = options.plant && number == 0;
+            worker::run(seed, &shared, &system, planted)
+        })
     };
-    let workers = (0..processes).map(spawn).collect::<Result<Vec<_>>>()?;
-    pressure::keep_up(&shared)?;
+    let workers = (0..options.processes)
+        .map(spawn)
+        .collect::<Result<Vec<_>>>()?;
+    let targets = workers
+        .iter()
+        .map(|worker| {
+            Ok(Target {
+                pid: worker.pid(),
+                pidfd: worker.pidfd()?,
+            })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let (mut disturbers, undisturbed) = match options.stress {
+        true => disturb::all(Scene {
+            targets: &targets,
+            groups: &groups,
+            swap_file: swap_file.as_ref(),
+            nodes: &system.nodes,
+        }),
+        false => (disturb::ordinary(), Vec::new()),
+    };
+    let mut told = Instant::now();
+    disturb::run(&mut disturbers, seed, &shared, || {
+        if told.elapsed() >= TELL_EVERY {
+            told = Instant::now();
+            tell(&shared, &start);
+        }
+    });
+    eprintln!("the last comparison");
     let ends: Vec<Result<()>> = workers.into_iter().map(Child::join).collect();
+    let summary = Summary::of(&shared, &system, &disturbers, undisturbed);
+    if options.stress {
+        summary.print();
+    }
     if let Some(difference) = shared.difference() {
         bail!("seed {seed}: {difference}");
     }
     ends.into_iter().collect::<Result<()>>()?;
     let merged = start.change()?.pages_merged;
-    if merged == 0 {
-        bail!("seed {seed}: nothing was merged");
-    }
+    ensure!(merged > 0, "seed {seed}: nothing was merged");
+    summary
+        .expect_everything(time)
+        .with_context(|| format!("seed {seed}"))?;
     Ok(format!(
         "seed {seed}, {} operations, {} merge calls, {merged} pages merged, {} forks, {} pages compared, 0 differences",
         shared.operations(),
@@ -94,4 +160,31 @@ fn run(seed: u64, time: Duration, processes: u64) -> Result<String> {
         shared.forks(),
         shared.compared(),
     ))
+}
+
+/// Goes on without what this kernel lacks; the report tells.
+fn or_without<T>(result: Result<T>, what: &str) -> Option<T> {
+    result
+        .inspect_err(|error| eprintln!("without {what}: {error:#}"))
+        .ok()
+}
+
+/// Spreads processes over merge domains: control groups, and real users with all of root's rights.
+fn join_domains(number: u64, groups: &[Cgroup]) -> Result<()> {
+    if !groups.is_empty() {
+        groups[number as usize % groups.len()].enter()?;
+    }
+    let user = [0, 1001][number as usize / 2 % 2];
+    // SAFETY: takes numbers only.
+    check(unsafe { libc::setresuid(user, 0, 0) }).context("setresuid")?;
+    Ok(())
+}
+
+fn tell(shared: &Shared, start: &Counters) {
+    let merged = start.change().map_or(0, |change| change.pages_merged);
+    eprintln!(
+        "{} s left, {} operations, {merged} pages merged",
+        shared.left().as_secs(),
+        shared.operations()
+    );
 }

@@ -1,9 +1,5 @@
 //! What a page must hold: one of a few contents, so that pages often are equal, and a few words written since.
 
-use std::fs::File;
-use std::io::Write;
-
-use anyhow::Result;
 use sksm_guest::memory::{WORDS, content};
 
 /// Contents 0 (zeros) to this less one.
@@ -52,15 +48,4 @@ impl Page {
         }
         words
     }
-}
-
-/// The file that all processes map privately.
-pub fn file() -> Result<File> {
-    let mut file = sksm_guest::memory::memfd(0)?;
-    for page in 0..FILE_PAGES {
-        for word in Page::of_file(page).words() {
-            file.write_all(&word.to_ne_bytes())?;
-        }
-    }
-    Ok(file)
 }

@@ -3,13 +3,18 @@
 use std::sync::atomic::{
     AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst,
 };
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use libc::{MAP_ANONYMOUS, MAP_SHARED};
 use sksm_guest::memory::{Map, PAGE, WRITE};
 
+use crate::operation::{self, Operation};
+
 const TEXT: usize = 4 * PAGE;
+/// Parts of the disk that a process may write to, and their size.
+pub const AREAS: usize = 32;
+pub const AREA_PAGES: usize = 16;
 
 #[repr(C)]
 struct Block {
@@ -19,6 +24,13 @@ struct Block {
     compared: AtomicU64,
     /// Processes forked by workers and not yet ended.
     children: AtomicU64,
+    /// How often each operation had an effect.
+    done: [AtomicU64; operation::ALL.len()],
+    /// Merges that had no memory.
+    refused: AtomicU64,
+    /// Page frames taken out of use.
+    offlined: AtomicU64,
+    areas_taken: [AtomicBool; AREAS],
     stop: AtomicBool,
     differences: AtomicUsize,
     text_len: AtomicUsize,
@@ -45,6 +57,10 @@ impl Shared {
         !self.block.stop.load(Relaxed) && Instant::now() < self.end
     }
 
+    pub fn left(&self) -> Duration {
+        self.end.saturating_duration_since(Instant::now())
+    }
+
     pub fn count_operation(&self) {
         self.block.operations.fetch_add(1, Relaxed);
     }
@@ -65,6 +81,33 @@ impl Shared {
     }
     pub fn compared(&self) -> u64 {
         self.block.compared.load(Relaxed)
+    }
+
+    pub fn count_done(&self, operation: Operation) {
+        self.block.done[operation as usize].fetch_add(1, Relaxed);
+    }
+    pub fn count_refused(&self) {
+        self.block.refused.fetch_add(1, Relaxed);
+    }
+    pub fn done(&self, operation: Operation) -> u64 {
+        self.block.done[operation as usize].load(Relaxed)
+    }
+    pub fn refused(&self) -> u64 {
+        self.block.refused.load(Relaxed)
+    }
+
+    /// Asks for one more page frame to be taken out of use.
+    pub fn may_offline(&self, most: u64) -> bool {
+        self.block.offlined.fetch_add(1, Relaxed) < most
+    }
+
+    /// A part of the disk for this process alone, until given back.
+    pub fn take_area(&self) -> Option<usize> {
+        let taken = |area: &AtomicBool| !area.swap(true, Relaxed);
+        self.block.areas_taken.iter().position(taken)
+    }
+    pub fn give_area(&self, area: usize) {
+        self.block.areas_taken[area].store(false, Relaxed);
     }
 
     /// Asks for one more child; false if there are that many already.

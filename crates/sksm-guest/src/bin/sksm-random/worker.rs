@@ -1,7 +1,6 @@
 //! One process: draws operations, does them to its arena and to the shadow, and compares.
 
 use std::collections::VecDeque;
-use std::fs::File;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -11,70 +10,32 @@ use anyhow::{Context, Result, bail, ensure};
 use rand::rngs::SmallRng;
 use rand::{Rng, RngExt, SeedableRng};
 use sksm_guest::memory::{EXECUTE, PAGE, READ, WORDS, WRITE};
-use sksm_guest::process::{Ended, Pidfd, exit_now, fork, wait};
+use sksm_guest::process::{Ended, Pidfd, check, exit_now, fork, wait};
 
-use crate::arena::{Arena, PAGES};
+use crate::arena::{Arena, MIDDLE, PAGES};
+use crate::faults::Faults;
+use crate::operation::{self, Operation, Operation::*};
+use crate::pins::{self, Ring};
 use crate::shadow::{CONTENTS, FILE_PAGES};
-use crate::shared::Shared;
+use crate::shared::{AREA_PAGES, Shared};
+use crate::system::{SOFT_OFFLINE, System};
 
-/// Children of all workers at a time.
+/// Children of all workers at a time, and the operations that one lives for. A stress run is slower, and wants many forks.
 const MOST_CHILDREN: u64 = 12;
+const LIFE: Range<u64> = 10..400;
+const MOST_STRESSED_CHILDREN: u64 = 6;
+const STRESSED_LIFE: Range<u64> = 5..80;
+/// Pages put into a pipe at a time, and pipes held.
+const SPLICED_PAGES: usize = 4;
+const MOST_SPLICES: usize = 4;
+/// Page frames that soft offlining takes away for good.
+const MOST_OFFLINED: u64 = 256;
 /// How deep families get.
 const DEEPEST: u32 = 3;
 /// Operations between two comparisons of everything.
 const COMPARE_EVERY: u64 = 60;
 /// How many of the last operations a failure tells.
 const REMEMBERED: usize = 12;
-
-#[derive(Clone, Copy, Debug)]
-enum Operation {
-    MapAnonymous,
-    MapFile,
-    Unmap,
-    Fill,
-    Patch,
-    Merge,
-    MergeAll,
-    MergeChild,
-    Drop,
-    Free,
-    PageOut,
-    Move,
-    Protect,
-    Mergeable,
-    Unmergeable,
-    Huge,
-    Collapse,
-    Lock,
-    Unlock,
-    Fork,
-}
-
-use Operation::*;
-
-/// How often each comes up.
-const WEIGHTS: [(Operation, u32); 20] = [
-    (MapAnonymous, 5),
-    (MapFile, 4),
-    (Unmap, 4),
-    (Fill, 24),
-    (Patch, 24),
-    (Merge, 20),
-    (MergeAll, 3),
-    (MergeChild, 2),
-    (Drop, 4),
-    (Free, 2),
-    (PageOut, 3),
-    (Move, 5),
-    (Protect, 5),
-    (Mergeable, 2),
-    (Unmergeable, 2),
-    (Huge, 2),
-    (Collapse, 1),
-    (Lock, 1),
-    (Unlock, 2),
-    (Fork, 1),
-];
 
 /// Merges all the time what the process writes; half of the processes have one.
 struct Merger(JoinHandle<()>);
@@ -103,20 +64,29 @@ struct Worker<'a> {
     random: SmallRng,
     arena: Arena,
     shared: &'a Shared,
-    file: &'a File,
+    system: &'a System,
     children: Vec<(i32, Pidfd)>,
+    splices: VecDeque<pins::Splice>,
+    ring: Option<Ring>,
+    faults: Option<Faults>,
+    /// Changes a byte behind the shadow's back before the first comparison.
+    planted: bool,
     depth: u32,
     last: VecDeque<String>,
 }
 
 /// A worker's life, until time is over.
-pub fn run(seed: u64, shared: &Shared, file: &File) -> Result<()> {
+pub fn run(seed: u64, shared: &Shared, system: &System, planted: bool) -> Result<()> {
     Worker {
         random: SmallRng::seed_from_u64(seed),
         arena: Arena::new()?,
         shared,
-        file,
+        system,
         children: Vec::new(),
+        splices: VecDeque::new(),
+        ring: None,
+        faults: None,
+        planted,
         depth: 0,
         last: VecDeque::new(),
     }
@@ -158,22 +128,20 @@ impl Worker<'_> {
     }
 
     fn compare(&mut self) -> Result<()> {
+        if self.planted {
+            self.arena.plant();
+        }
         let pages = self.arena.compare()?;
         self.shared.count_compared(pages);
         Ok(())
     }
 
     fn draw(&mut self) -> Operation {
-        let mut left = self
-            .random
-            .random_range(0..WEIGHTS.iter().map(|(_, weight)| weight).sum());
-        for (operation, weight) in WEIGHTS {
-            if left < weight {
-                return operation;
-            }
-            left -= weight;
-        }
-        unreachable!("less than the sum of all weights")
+        let stress = self.system.stress;
+        operation::pick(
+            self.random.random_range(0..operation::total(stress)),
+            stress,
+        )
     }
 
     /// Mostly a few pages, sometimes very many.
@@ -199,74 +167,112 @@ impl Worker<'_> {
         let operation = self.draw();
         let pages = self.draw_range();
         self.remember(operation, &pages);
-        self.perform(operation, pages.clone())
-            .with_context(|| format!("{operation:?} of pages {pages:?}"))
+        if self.system.lacks(operation) {
+            return Ok(());
+        }
+        let done = self
+            .perform(operation, pages.clone())
+            .with_context(|| format!("{operation:?} of pages {pages:?}"))?;
+        if done {
+            self.shared.count_done(operation);
+        }
+        Ok(())
     }
 
-    fn perform(&mut self, operation: Operation, pages: Range<usize>) -> Result<()> {
+    /// Tells whether there was anything to do and it could be done.
+    fn perform(&mut self, operation: Operation, pages: Range<usize>) -> Result<bool> {
+        let mapped = self.arena.mapped(pages.clone());
+        let writable = self.arena.writable(pages.clone());
         match operation {
-            MapAnonymous => self.arena.map_anonymous(pages),
+            MapAnonymous => self.arena.map_anonymous(pages).map(|()| true),
             MapFile => {
                 let first = self.random.random_range(0..FILE_PAGES);
-                self.arena.map_file(pages, self.file, first)
+                let file = &self.system.file;
+                self.arena.map_file(pages, file, first).map(|()| true)
             }
-            Unmap => self.arena.unmap(pages),
+            Unmap => self.arena.unmap(pages).map(|()| true),
             Fill => {
                 let id = self.draw_content();
-                let pages = self.arena.writable(pages);
-                self.arena.fill(pages, id);
-                Ok(())
+                self.arena.fill(writable.clone(), id);
+                Ok(!writable.is_empty())
             }
             Patch => {
                 let id = self.draw_content();
-                let word = [0, 1, WORDS - 1][self.random.random_range(0..3)];
-                let value = self.random.random_range(0..3);
-                for page in self.arena.writable(pages) {
+                let (word, value) = self.draw_patch();
+                for page in writable.clone() {
                     self.arena.patch(page, word, value, id);
                 }
-                Ok(())
+                Ok(!writable.is_empty())
+            }
+            Poke => {
+                let (word, value) = self.draw_patch();
+                match mapped.is_empty() {
+                    true => Ok(false),
+                    false => self.arena.poke(mapped.start, word, value),
+                }
             }
             Merge => self.merge(&pages),
             MergeAll => self.merge(&(0..PAGES)),
+            MergeFaulty => self.merge_faulty(&pages),
             MergeChild => self.merge_child(),
+            MergeAny => merge_any(self.random.random_bool(0.5)),
             Drop => {
-                let pages = self.unlocked(self.arena.mapped(pages));
-                self.arena.drop_pages(pages)
+                let pages = self.unlocked(mapped);
+                self.arena.drop_pages(pages.clone())?;
+                Ok(!pages.is_empty())
             }
             Free => {
                 let id = self.draw_content();
-                let writable = self.arena.writable(pages);
                 let pages = self.unlocked(self.arena.anonymous(writable));
-                self.arena.free_and_fill(pages, id)
+                self.arena.free_and_fill(pages.clone(), id)?;
+                Ok(!pages.is_empty())
             }
-            PageOut => {
-                let pages = self.unlocked(self.arena.mapped(pages));
-                Ok(self.arena.advise(&pages, libc::MADV_PAGEOUT)?)
-            }
+            PageOut => self.advise(self.unlocked(mapped), libc::MADV_PAGEOUT),
+            Cold => self.advise(self.unlocked(mapped), libc::MADV_COLD),
+            WillNeed => self.advise(mapped, libc::MADV_WILLNEED),
+            Populate => self.advise(mapped, libc::MADV_POPULATE_READ),
             Move => {
                 let pages = self.arena.alike(pages);
                 let to = self.draw_range();
                 let hole = self.arena.hole(to);
                 let len = hole.len().min(pages.len());
                 if len == 0 {
-                    return Ok(());
+                    return Ok(false);
                 }
                 self.arena
                     .relocate(pages.start..pages.start + len, hole.start)
             }
             Protect => {
                 let prot = [READ, WRITE, WRITE, EXECUTE][self.random.random_range(0..4)];
-                let pages = self.arena.mapped(pages);
-                self.arena.protect(pages, prot)
+                self.arena.protect(mapped.clone(), prot)?;
+                Ok(!mapped.is_empty())
             }
-            Mergeable => self.advise_ksm(pages, libc::MADV_MERGEABLE),
-            Unmergeable => self.advise_ksm(pages, libc::MADV_UNMERGEABLE),
-            Huge => self.try_advice(pages, libc::MADV_HUGEPAGE),
-            Collapse => self.try_advice(pages, libc::MADV_COLLAPSE),
-            Lock => Ok(self.arena.lock(&self.arena.mapped(pages), true)?),
-            Unlock => Ok(self.arena.lock(&self.arena.mapped(pages), false)?),
-            Fork => self.fork(),
+            Mergeable => self.advise(mapped, libc::MADV_MERGEABLE),
+            Unmergeable => self.advise(mapped, libc::MADV_UNMERGEABLE),
+            Huge => self.advise(mapped, libc::MADV_HUGEPAGE),
+            Collapse => self.collapse(),
+            Lock => self.lock(&mapped, true),
+            Unlock => self.lock(&mapped, false),
+            Fork => self.fork(false),
+            Exec => self.fork(true),
+            DirectRead => self.direct_read(writable),
+            DirectWrite => self.direct_write(mapped),
+            Splice => self.splice(mapped),
+            Unsplice => self.unsplice(),
+            RingRegister => self.ring_register(writable),
+            RingRead => self.ring_read(),
+            MovePages => self.move_pages(mapped),
+            SoftOffline => self.soft_offline(mapped),
+            ClearSoftDirty => {
+                std::fs::write("/proc/self/clear_refs", "4").context("clear_refs")?;
+                Ok(true)
+            }
         }
+    }
+
+    fn draw_patch(&mut self) -> (usize, u64) {
+        let word = [0, 1, WORDS - 1][self.random.random_range(0..3)];
+        (word, self.random.random_range(0..pins::PATCH_VALUES))
     }
 
     /// Locked pages refuse to be dropped.
@@ -276,54 +282,195 @@ impl Worker<'_> {
         pages
     }
 
-    /// Advice about huge pages, which not every kernel knows, nor can follow every time.
-    fn try_advice(&self, pages: Range<usize>, advice: i32) -> Result<()> {
-        self.arena.advise(&self.arena.mapped(pages), advice).ok();
-        Ok(())
+    fn advise(&self, pages: Range<usize>, advice: i32) -> Result<bool> {
+        self.arena.advise(&pages, advice)?;
+        Ok(!pages.is_empty())
     }
 
-    fn advise_ksm(&self, pages: Range<usize>, advice: i32) -> Result<()> {
-        Ok(self.arena.advise(&self.arena.mapped(pages), advice)?)
+    fn lock(&self, pages: &Range<usize>, on: bool) -> Result<bool> {
+        self.arena.lock(pages, on)?;
+        Ok(!pages.is_empty())
     }
 
-    fn merge(&mut self, pages: &Range<usize>) -> Result<()> {
+    /// Makes a huge page of small ones.
+    fn collapse(&mut self) -> Result<bool> {
+        let id = self.draw_content();
+        if !self.arena.is_one_mapping(&MIDDLE) {
+            self.arena.map_anonymous(MIDDLE)?;
+            for page in MIDDLE.step_by(5) {
+                self.arena.fill(page..page + 1, id);
+            }
+        }
+        // The kernel may fail to for many reasons: pages that are pinned, locked, or a file's.
+        Ok(self.arena.advise(&MIDDLE, libc::MADV_COLLAPSE).is_ok())
+    }
+
+    fn merge(&mut self, pages: &Range<usize>) -> Result<bool> {
         let (addr, len) = Arena::bytes(pages);
         self.shared.count_merge();
-        let found = sksm::merge_exact(addr, len).map_err(|error| error.raw_os_error());
-        let wanted = if self.arena.has_hole(pages) {
-            Err(Some(libc::ENOMEM))
-        } else {
-            Ok(())
-        };
+        let found = errno(sksm::merge_exact(addr, len));
+        self.expect_merged(pages, found)
+    }
+
+    fn expect_merged(&self, pages: &Range<usize>, found: Option<i32>) -> Result<bool> {
+        let wanted = self.arena.has_hole(pages).then_some(libc::ENOMEM);
         ensure!(
             found == wanted,
-            "merge returned {found:?} instead of {wanted:?}"
+            "merge returned error {found:?} instead of {wanted:?}"
         );
-        Ok(())
+        Ok(true)
+    }
+
+    /// A merge whose allocations may fail, which it must tell by EAGAIN and nothing else.
+    fn merge_faulty(&mut self, pages: &Range<usize>) -> Result<bool> {
+        let (addr, len) = Arena::bytes(pages);
+        self.shared.count_merge();
+        if self.faults.is_none() {
+            self.faults = Some(Faults::of_this_thread()?);
+        }
+        let faults = self.faults.as_ref().expect("opened just now");
+        let found = faults.during(|| errno(sksm::merge_exact(addr, len)))?;
+        if found == Some(libc::EAGAIN) {
+            self.shared.count_refused();
+            return Ok(true);
+        }
+        self.expect_merged(pages, found)
     }
 
     /// Merges a child's arena while the child works on it.
-    fn merge_child(&mut self) -> Result<()> {
+    fn merge_child(&mut self) -> Result<bool> {
         let Some((_, child)) = self.children.last() else {
-            return Ok(());
+            return Ok(false);
         };
         self.shared.count_merge();
         let whole = (Arena::addr(0), PAGES * PAGE);
         match sksm::merge_remote(child.as_fd(), &[whole]) {
-            Ok(_) => Ok(()),
+            Ok(_) => Ok(true),
             // Its holes, or it has exited.
             Err(error) => match error.raw_os_error() {
-                Some(libc::ENOMEM | libc::ESRCH) => Ok(()),
+                Some(libc::ENOMEM) => Ok(true),
+                Some(libc::ESRCH) => Ok(false),
                 _ => bail!("merging a child: {error}"),
             },
         }
     }
 
-    /// The child inherits memory and shadow and goes its own way for a while.
-    fn fork(&mut self) -> Result<()> {
+    fn direct_read(&mut self, pages: Range<usize>) -> Result<bool> {
+        let pages = front(pages, AREA_PAGES);
+        let from = self.random.random_range(0..=FILE_PAGES - AREA_PAGES);
+        let Some(disk) = self.system.disk.as_ref().filter(|_| !pages.is_empty()) else {
+            return Ok(false);
+        };
+        self.arena.read_from(disk, pages, from)?;
+        // A registered buffer shares the pages.
+        Ok(true)
+    }
+
+    fn direct_write(&mut self, pages: Range<usize>) -> Result<bool> {
+        let pages = front(pages, AREA_PAGES);
+        let Some(disk) = self.system.disk.as_ref().filter(|_| !pages.is_empty()) else {
+            return Ok(false);
+        };
+        let Some(area) = self.shared.take_area() else {
+            return Ok(false);
+        };
+        let result = (self.arena).write_to(disk, pages, FILE_PAGES + area * AREA_PAGES);
+        self.shared.give_area(area);
+        result.map(|()| true)
+    }
+
+    fn splice(&mut self, pages: Range<usize>) -> Result<bool> {
+        let pages = front(pages, SPLICED_PAGES);
+        if self.splices.len() == MOST_SPLICES {
+            self.unsplice()?;
+        }
+        if pages.is_empty() {
+            return Ok(false);
+        }
+        let splice = pins::Splice::of(&mut self.arena, pages)?;
+        self.splices.push_back(splice);
+        Ok(true)
+    }
+
+    fn unsplice(&mut self) -> Result<bool> {
+        let Some(oldest) = self.splices.pop_front() else {
+            return Ok(false);
+        };
+        oldest.check().map(|()| true)
+    }
+
+    fn ring_register(&mut self, pages: Range<usize>) -> Result<bool> {
+        let pages = front(pages, AREA_PAGES);
+        // One buffer at a time, or an old one's pages would change where nobody looks.
+        self.ring = None;
+        if pages.is_empty() {
+            self.arena.register(pages);
+            return Ok(false);
+        }
+        self.ring = Ring::of(&mut self.arena, pages)?;
+        Ok(self.ring.is_some())
+    }
+
+    fn ring_read(&mut self) -> Result<bool> {
+        let from = self.random.random_range(0..=FILE_PAGES - AREA_PAGES);
+        let Some(mut ring) = self.ring.take() else {
+            return Ok(false);
+        };
+        let Some(disk) = &self.system.disk else {
+            return Ok(false);
+        };
+        ring.read(disk, from, || self.merge(&(0..PAGES)).map(drop))?;
+        self.arena.registered_read(from);
+        // Pages that are not mapped here any more may be in a pipe.
+        self.splices
+            .iter()
+            .for_each(pins::Splice::written_elsewhere);
+        self.ring = Some(ring);
+        Ok(true)
+    }
+
+    /// Moves pages to a node, for all who map them.
+    fn move_pages(&mut self, pages: Range<usize>) -> Result<bool> {
+        const MOVE_ALL: i32 = 4;
+        let node = self.random.random_range(0..self.system.nodes.len());
+        let node = self.system.nodes[node];
+        let addrs: Vec<usize> = pages.clone().map(Arena::addr).collect();
+        let nodes = vec![node; addrs.len()];
+        let mut found = vec![-1; addrs.len()];
+        // SAFETY: three arrays of that many, and moving changes no content.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_move_pages,
+                0,
+                addrs.len(),
+                addrs.as_ptr(),
+                nodes.as_ptr(),
+                found.as_mut_ptr(),
+                MOVE_ALL,
+            )
+        };
+        // Busy pages, or none present, are no error of the memory that is compared.
+        Ok(result >= 0 && found.contains(&node))
+    }
+
+    fn soft_offline(&mut self, pages: Range<usize>) -> Result<bool> {
+        let page = front(self.arena.anonymous(pages), 1);
+        if page.is_empty() || !self.shared.may_offline(MOST_OFFLINED) {
+            return Ok(false);
+        }
+        // A page in use may fail to move.
+        Ok(self.arena.advise(&page, SOFT_OFFLINE).is_ok())
+    }
+
+    /// The child inherits memory and shadow and goes its own way for a while, or merges and becomes another program.
+    fn fork(&mut self, exec: bool) -> Result<bool> {
         // Drawn in any case: whether there may be a child depends on the others, the sequence must not.
         let seed = self.random.next_u64();
-        let operations = self.random.random_range(10..400);
+        let (most, life) = match self.system.stress {
+            true => (MOST_STRESSED_CHILDREN, STRESSED_LIFE),
+            false => (MOST_CHILDREN, LIFE),
+        };
+        let operations = self.random.random_range(life);
         while let Some(done) = self
             .children
             .iter()
@@ -332,11 +479,16 @@ impl Worker<'_> {
             let (pid, _) = self.children.swap_remove(done);
             self.reap(pid)?;
         }
-        if self.depth == DEEPEST || !self.shared.may_fork(MOST_CHILDREN) {
-            return Ok(());
+        if self.depth == DEEPEST || !self.shared.may_fork(most) {
+            return Ok(false);
         }
         let pid = fork()?;
         if pid == 0 {
+            self.let_go();
+            if exec {
+                sksm::merge_exact(Arena::addr(0), PAGES * PAGE).ok();
+                become_another();
+            }
             self.random = SmallRng::seed_from_u64(seed);
             self.children.clear();
             self.depth += 1;
@@ -344,7 +496,18 @@ impl Worker<'_> {
             exit_now(i32::from(self.live(operations).is_err()));
         }
         self.children.push((pid, Pidfd::open(pid)?));
-        Ok(())
+        Ok(true)
+    }
+
+    /// In a forked child: what holds pages of the parent is the parent's.
+    fn let_go(&mut self) {
+        self.splices.clear();
+        if let Some(ring) = self.ring.take() {
+            ring.abandon();
+        }
+        self.faults = None;
+        self.planted = false;
+        self.arena.forget_holders();
     }
 
     fn reap(&self, pid: i32) -> Result<()> {
@@ -353,4 +516,30 @@ impl Worker<'_> {
         ensure!(ended == Ended::Exit(0), "child {pid}: {ended}");
         Ok(())
     }
+}
+
+/// At most so many pages of the range.
+fn front(pages: Range<usize>, most: usize) -> Range<usize> {
+    pages.start..pages.end.min(pages.start + most)
+}
+
+fn errno(result: Result<(), sksm::Error>) -> Option<i32> {
+    result.err().map(|error| error.raw_os_error().unwrap_or(-1))
+}
+
+/// Lets KSM have all memory of the process, or none of it.
+fn merge_any(on: bool) -> Result<bool> {
+    const PR_SET_MEMORY_MERGE: i32 = 67;
+    // SAFETY: takes numbers only.
+    check(unsafe { libc::prctl(PR_SET_MEMORY_MERGE, u64::from(on), 0, 0, 0) })
+        .context("PR_SET_MEMORY_MERGE")?;
+    Ok(true)
+}
+
+fn become_another() -> ! {
+    let program = c"/bin/true";
+    let arguments = [program.as_ptr(), std::ptr::null()];
+    // SAFETY: a valid path, and arguments that end with NULL.
+    unsafe { libc::execv(program.as_ptr(), arguments.as_ptr()) };
+    exit_now(1)
 }

@@ -1,0 +1,112 @@
+//! What a run came to, and whether that is enough.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+
+use crate::disturb::Disturber;
+use crate::operation::{self, Operation};
+use crate::shared::Shared;
+use crate::system::System;
+
+/// A run of that length comes by everything.
+const LONG: Duration = Duration::from_secs(60);
+/// Counts in a line of the table.
+const COLUMNS: usize = 4;
+
+pub struct Summary {
+    operations: Vec<(String, u64)>,
+    disturbances: Vec<(String, u64)>,
+    left_out: Vec<(String, String)>,
+}
+
+impl Summary {
+    pub fn of(
+        shared: &Shared,
+        system: &System,
+        disturbers: &[Disturber],
+        undisturbed: Vec<(&'static str, String)>,
+    ) -> Self {
+        let drawn = operation::ALL
+            .into_iter()
+            .filter_map(|(operation, ordinary, _)| {
+                (system.stress || ordinary > 0).then_some(operation)
+            });
+        let count = |operation: Operation| (format!("{operation:?}"), shared.done(operation));
+        let mut operations: Vec<_> = drawn
+            .filter(|operation| !system.lacks(*operation))
+            .map(count)
+            .collect();
+        if system.stress && !system.lacks(Operation::MergeFaulty) {
+            operations.push(("  refused".into(), shared.refused()));
+        }
+        let disturbances = disturbers
+            .iter()
+            .map(|one| (one.name.to_owned(), one.done()));
+        let mut left_out: Vec<(String, String)> = undisturbed
+            .into_iter()
+            .map(|(name, reason)| (name.to_owned(), reason))
+            .collect();
+        for (operation, reason) in system.left_out() {
+            left_out.push((format!("{operation:?}"), reason.clone()));
+        }
+        Self {
+            operations,
+            disturbances: disturbances.collect(),
+            left_out,
+        }
+    }
+
+    pub fn print(&self) {
+        println!("operations that had an effect:");
+        print_table(&self.operations);
+        println!("disturbances:");
+        print_table(&self.disturbances);
+        for (name, reason) in &self.left_out {
+            println!("left out: {name}: {reason}");
+        }
+    }
+
+    /// A test that does not do what it is for is none.
+    pub fn expect_everything(&self, time: Duration) -> Result<()> {
+        let never: Vec<&str> = (self.operations.iter().chain(&self.disturbances))
+            .filter(|(_, count)| *count == 0)
+            .map(|(name, _)| name.trim())
+            .collect();
+        ensure!(
+            time < LONG || never.is_empty(),
+            "never done: {}",
+            never.join(", ")
+        );
+        Ok(())
+    }
+}
+
+fn print_table(counts: &[(String, u64)]) {
+    for line in counts.chunks(COLUMNS) {
+        let cells = line
+            .iter()
+            .map(|(name, count)| format!("  {name:<14}{count:>8}"));
+        println!("{}", cells.collect::<String>());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_never_done_fails_a_long_run() {
+        let count = |name: &str, count| (name.to_owned(), count);
+        let mut summary = Summary {
+            operations: vec![count("Fill", 3), count("Move", 0)],
+            disturbances: vec![count("look", 1)],
+            left_out: Vec::new(),
+        };
+        assert!(summary.expect_everything(LONG / 2).is_ok());
+        let error = summary.expect_everything(LONG).unwrap_err();
+        assert_eq!(error.to_string(), "never done: Move");
+        summary.operations.pop();
+        assert!(summary.expect_everything(LONG).is_ok());
+    }
+}
