@@ -38,6 +38,9 @@ const NEEDED: &[&[&[&str]]] = &[
     &[&["busybox-static"]],
 ];
 
+/// The oldest Rust that Linux 6.12 builds with. An older package counts as not installed.
+const OLDEST_RUST: (u32, u32) = (1, 78);
+
 /// Only needed without `--linux-src`.
 const SOURCE: &str = "linux-source-6.12";
 
@@ -55,7 +58,7 @@ impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(
             f,
-            "apt-get install --yes --no-install-recommends {}",
+            "apt-get install --yes --no-install-recommends --no-remove {}",
             self.0.join(" ")
         )
     }
@@ -98,7 +101,8 @@ pub fn ensure(own_source: bool) -> Result<()> {
         missing = self::missing(own_source)?;
     }
     eprintln!("installing: {}", missing.0.join(" "));
-    let mut install = vec!["install", "--yes", "--no-install-recommends"];
+    // Whatever is on the machine may be somebody's; apt says what is in the way.
+    let mut install = vec!["install", "--yes", "--no-install-recommends", "--no-remove"];
     install.extend(&missing.0);
     apt(sudo, &install)
 }
@@ -132,8 +136,8 @@ fn cargo_has(part: &str) -> bool {
         .is_ok_and(|output| output.status.success())
 }
 
-/// Of each need that no installed alternative meets, the first alternative that apt knows. Where apt
-/// knows nothing yet, Debian 12 has the first and later ones the last.
+/// Of each need that no installed alternative meets, the one that is begun, as alternatives exclude each other, or else
+/// the first that apt knows. Where apt knows nothing yet, Debian 12 has the first and later ones the last.
 fn choose(
     installed: impl Fn(&str) -> bool,
     available: impl Fn(&str) -> bool,
@@ -151,7 +155,12 @@ fn choose(
         }
         let choice = alternatives
             .iter()
-            .find(|packages| packages.iter().all(|&package| available(package)))
+            .find(|packages| packages.iter().any(|&package| installed(package)))
+            .or_else(|| {
+                alternatives
+                    .iter()
+                    .find(|packages| packages.iter().all(|&package| available(package)))
+            })
             .unwrap_or_else(|| &alternatives[if bookworm { 0 } else { alternatives.len() - 1 }]);
         chosen.extend(choice.iter().filter(|&&package| !installed(package)));
     }
@@ -165,14 +174,26 @@ fn bookworm() -> bool {
 
 fn installed() -> Result<Vec<String>> {
     let output = Command::new("dpkg-query")
-        .args(["-W", "-f", "${db:Status-Abbrev} ${Package}\n"])
+        .args(["-W", "-f", "${db:Status-Abbrev} ${Package} ${Version}\n"])
         .output()
         .context("cannot run dpkg-query; the tool needs Debian 12 or 13")?;
     Ok(String::from_utf8_lossy(&output.stdout)
         .lines()
-        .filter_map(|line| line.strip_prefix("ii "))
-        .map(|name| name.trim().to_owned())
+        .filter_map(usable)
         .collect())
+}
+
+/// The package that a line of dpkg-query's tells of, if it can be used.
+fn usable(line: &str) -> Option<String> {
+    let (name, version) = line.strip_prefix("ii ")?.trim().split_once(' ')?;
+    let old = ["rustc", "rust-src"].contains(&name) && release(version) < Some(OLDEST_RUST);
+    (!old).then(|| name.to_owned())
+}
+
+/// Major and minor of a package's version.
+fn release(version: &str) -> Option<(u32, u32)> {
+    let mut parts = version.split('.');
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
 /// Whether apt has the package in its lists.
@@ -246,6 +267,23 @@ mod tests {
             false,
         );
         assert_eq!(chosen[0], "rust-src");
+    }
+
+    #[test]
+    fn a_rust_that_is_there_is_completed_and_not_replaced() {
+        let chosen = choose(|package| package == "rustc", |_| true, false, false);
+        assert_eq!(chosen[0], "rust-src");
+        assert!(!chosen.contains(&"rustc-web"));
+    }
+
+    #[test]
+    fn a_rust_that_is_too_old_does_not_count() {
+        let usable = |line| usable(line).unwrap_or_default();
+        assert_eq!(usable("ii  rustc 1.63.0+dfsg1-2"), "");
+        assert_eq!(usable("ii  rust-src 1.63.0+dfsg1-2"), "");
+        assert_eq!(usable("ii  rustc 1.85.0+dfsg3-1"), "rustc");
+        assert_eq!(usable("ii  bc 1.07.1-3+b1"), "bc");
+        assert_eq!(usable("rc  bc 1.07.1-3+b1"), "");
     }
 
     #[test]
