@@ -27,7 +27,7 @@ pub const TESTS: &[Test] = &[
     test("pins/o_direct-writes", direct_writes),
 ];
 
-fn pipe() -> Result<(File, File)> {
+pub fn pipe() -> Result<(File, File)> {
     let mut ends = [0; 2];
     // SAFETY: room for two descriptors.
     check(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) })?;
@@ -36,7 +36,7 @@ fn pipe() -> Result<(File, File)> {
 }
 
 /// Puts a reference to pages into a pipe.
-fn splice(map: &Map, pages: usize, into: &File) -> Result<()> {
+pub fn splice(map: &Map, pages: usize, into: &File) -> Result<()> {
     let part = libc::iovec {
         iov_base: map.addr() as *mut _,
         iov_len: pages * PAGE,
