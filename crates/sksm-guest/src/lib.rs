@@ -9,3 +9,4 @@ pub mod report;
 pub mod settings;
 pub mod swap;
 pub mod sysfs;
+pub mod tracefs;

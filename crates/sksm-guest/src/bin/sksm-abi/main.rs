@@ -21,7 +21,9 @@ mod remote;
 mod seen;
 mod sharing;
 mod swapping;
+mod trace;
 mod uffd;
+mod uprobe;
 mod vma;
 mod writers;
 
@@ -47,6 +49,8 @@ fn main() -> ExitCode {
         remote::TESTS,
         domain::TESTS,
         seen::TESTS,
+        trace::TESTS,
+        uprobe::TESTS,
         ksm::TESTS,
         uffd::TESTS,
         huge::TESTS,
