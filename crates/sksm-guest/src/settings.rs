@@ -17,6 +17,7 @@ const FILES: &[&str] = &[
     "/sys/kernel/mm/ksm/smart_scan",
     "/sys/kernel/mm/transparent_hugepage/enabled",
     "/proc/sys/vm/nr_hugepages",
+    "/proc/sys/kernel/core_pattern",
     "/sys/kernel/debug/failslab/ignore-gfp-wait",
     "/sys/kernel/debug/failslab/verbose",
     "/sys/kernel/debug/fail_page_alloc/ignore-gfp-wait",

@@ -7,6 +7,8 @@ use sksm_guest::report::{self, Options};
 
 mod advice;
 mod content;
+mod coredump;
+mod debugger;
 mod domain;
 mod expect;
 mod file;
@@ -43,6 +45,8 @@ fn main() -> ExitCode {
         vma::TESTS,
         file::TESTS,
         life::TESTS,
+        debugger::TESTS,
+        coredump::TESTS,
         fork::TESTS,
         writers::TESTS,
         pins::TESTS,
