@@ -16,6 +16,7 @@ mod fork;
 mod huge;
 mod ksm;
 mod life;
+mod locked;
 mod moving;
 mod pins;
 mod poison;
@@ -45,6 +46,7 @@ fn main() -> ExitCode {
         vma::TESTS,
         file::TESTS,
         life::TESTS,
+        locked::TESTS,
         debugger::TESTS,
         coredump::TESTS,
         fork::TESTS,
