@@ -28,6 +28,11 @@ impl Cgroup {
         fs::write(self.0.join(file), value)
     }
 
+    pub fn read(&self, file: &str) -> Result<String> {
+        let path = self.0.join(file);
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
+    }
+
     /// Moves this process in.
     pub fn enter(&self) -> Result<()> {
         self.write("cgroup.procs", "0")

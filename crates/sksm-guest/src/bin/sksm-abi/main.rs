@@ -6,6 +6,7 @@ use clap::Parser;
 use sksm_guest::report::{self, Options};
 
 mod advice;
+mod charge;
 mod content;
 mod coredump;
 mod debugger;
@@ -54,6 +55,7 @@ fn main() -> ExitCode {
         pins::TESTS,
         remote::TESTS,
         domain::TESTS,
+        charge::TESTS,
         seen::TESTS,
         trace::TESTS,
         uprobe::TESTS,
