@@ -20,10 +20,12 @@ mod life;
 mod locked;
 mod moving;
 mod pins;
+mod pkeys;
 mod poison;
 mod remote;
 mod seen;
 mod sharing;
+mod softdirty;
 mod swapping;
 mod trace;
 mod uffd;
@@ -61,6 +63,8 @@ fn main() -> ExitCode {
         uprobe::TESTS,
         ksm::TESTS,
         uffd::TESTS,
+        softdirty::TESTS,
+        pkeys::TESTS,
         huge::TESTS,
         swapping::TESTS,
         moving::TESTS,
