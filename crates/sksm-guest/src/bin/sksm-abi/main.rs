@@ -6,6 +6,7 @@ use clap::Parser;
 use sksm_guest::report::{self, Options};
 
 mod advice;
+mod batches;
 mod charge;
 mod content;
 mod coredump;
@@ -46,6 +47,7 @@ fn main() -> ExitCode {
         advice::TESTS,
         content::TESTS,
         sharing::TESTS,
+        batches::TESTS,
         vma::TESTS,
         file::TESTS,
         life::TESTS,
