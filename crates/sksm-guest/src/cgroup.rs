@@ -29,11 +29,16 @@ impl Cgroup {
     }
 
     pub fn number(&self, file: &str) -> Result<usize> {
+        let text = self.read(file)?;
+        (text.trim().parse()).with_context(|| {
+            let path = self.0.join(file);
+            format!("{} holds {text:?}, no number", path.display())
+        })
+    }
+
+    pub fn read(&self, file: &str) -> Result<String> {
         let path = self.0.join(file);
-        let text =
-            fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-        (text.trim().parse())
-            .with_context(|| format!("{} holds {text:?}, no number", path.display()))
+        fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))
     }
 
     /// Moves this process in.

@@ -10,3 +10,4 @@ pub mod report;
 pub mod settings;
 pub mod swap;
 pub mod sysfs;
+pub mod tracefs;

@@ -23,8 +23,13 @@ impl Entry {
     pub fn file_or_shared(self) -> bool {
         self.0 >> 61 & 1 != 0
     }
+    /// Written, or new, since somebody last wrote to `/proc/PID/clear_refs`.
     pub fn soft_dirty(self) -> bool {
         self.0 >> 55 & 1 != 0
+    }
+    /// Nothing else maps the page.
+    pub fn exclusive(self) -> bool {
+        self.0 >> 56 & 1 != 0
     }
     /// Write-protected by userfaultfd.
     pub fn uffd_wp(self) -> bool {

@@ -41,6 +41,18 @@ pub fn pipe() -> io::Result<(File, File)> {
     Ok(unsafe { (File::from_raw_fd(ends[0]), File::from_raw_fd(ends[1])) })
 }
 
+/// Keeps this thread, and those that it starts, on one CPU: what that CPU keeps for itself it can then find again.
+pub fn stay_on_one_cpu() -> Result<()> {
+    // SAFETY: a set of CPUs is valid when it is all zeros.
+    let mut cpus: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: CPU 0 fits into any set.
+    unsafe { libc::CPU_SET(0, &mut cpus) };
+    // SAFETY: a valid set of that size.
+    check(unsafe { libc::sched_setaffinity(0, size_of_val(&cpus), &cpus) })
+        .context("sched_setaffinity")
+        .map(drop)
+}
+
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
@@ -126,8 +138,12 @@ pub struct Pidfd(OwnedFd);
 
 impl Pidfd {
     pub fn open(pid: i32) -> Result<Self> {
+        Self::open_with(pid, 0)
+    }
+
+    pub fn open_with(pid: i32, flags: i32) -> Result<Self> {
         // SAFETY: takes numbers only.
-        let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })
+        let fd = check(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, flags) })
             .with_context(|| format!("pidfd_open of process {pid}"))?;
         // SAFETY: a new descriptor that nothing else owns.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd as i32) }))

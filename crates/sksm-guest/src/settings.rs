@@ -19,6 +19,7 @@ const FILES: &[&str] = &[
     "/sys/kernel/mm/transparent_hugepage/enabled",
     "/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs",
     "/proc/sys/vm/nr_hugepages",
+    "/proc/sys/kernel/core_pattern",
     "/sys/kernel/debug/failslab/ignore-gfp-wait",
     "/sys/kernel/debug/failslab/verbose",
     "/sys/kernel/debug/failslab/probability",

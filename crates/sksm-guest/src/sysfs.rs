@@ -59,6 +59,8 @@ pub struct Counters {
     pub calls: i64,
     pub pages_scanned: i64,
     pub pages_merged: i64,
+    pub pages_published: i64,
+    pub pages_withdrawn: i64,
     pub pages_busy: i64,
     pub bytes_metadata: i64,
 }
@@ -73,6 +75,8 @@ impl Counters {
             calls: SKSM.number("calls")?,
             pages_scanned: SKSM.number("pages_scanned")?,
             pages_merged: SKSM.number("pages_merged")?,
+            pages_published: SKSM.number("pages_published")?,
+            pages_withdrawn: SKSM.number("pages_withdrawn")?,
             pages_busy: SKSM.number("pages_busy")?,
             bytes_metadata: SKSM.number("bytes_metadata")?,
         })
@@ -107,6 +111,8 @@ impl Sub for Counters {
             calls: self.calls - earlier.calls,
             pages_scanned: self.pages_scanned - earlier.pages_scanned,
             pages_merged: self.pages_merged - earlier.pages_merged,
+            pages_published: self.pages_published - earlier.pages_published,
+            pages_withdrawn: self.pages_withdrawn - earlier.pages_withdrawn,
             pages_busy: self.pages_busy - earlier.pages_busy,
             bytes_metadata: self.bytes_metadata - earlier.bytes_metadata,
         }

@@ -24,7 +24,7 @@ pub const TESTS: &[Test] = &[
     test("file/truncated", truncated),
 ];
 
-fn private(contents: &[u64]) -> Result<Map> {
+pub fn private(contents: &[u64]) -> Result<Map> {
     let file = with_contents(contents)?;
     Map::new(contents.len(), WRITE, MAP_PRIVATE, Some(&file)).context("mmap of a file")
 }
@@ -132,13 +132,13 @@ fn patched_text_of_two() -> Result<()> {
 }
 
 /// `mov eax, NUMBER; ret`, at the start of each page.
-fn write_function(map: &Map, page: usize, number: u32) {
+pub fn write_function(map: &Map, page: usize, number: u32) {
     let mut code = [0xb8, 0, 0, 0, 0, 0xc3, 0xcc, 0xcc];
     code[1..5].copy_from_slice(&number.to_le_bytes());
     map.put(page, 0, u64::from_le_bytes(code));
 }
 
-fn call(map: &Map, page: usize) -> u32 {
+pub fn call(map: &Map, page: usize) -> u32 {
     // SAFETY: `write_function` has put a function of this type there.
     let function: extern "C" fn() -> u32 = unsafe { std::mem::transmute(map.page(page)) };
     function()

@@ -10,7 +10,7 @@ use sksm_guest::report::{Test, test};
 use sksm_guest::sysfs::{Counters, KSM};
 
 use crate::expect::{apart, copies, merged, merging, one_page};
-use crate::writers::{beside, for_a_while};
+use crate::writers::{beside, count, for_a_while};
 
 pub const TESTS: &[Test] = &[
     test("ksm/works-as-before", works_as_before),
@@ -21,6 +21,12 @@ pub const TESTS: &[Test] = &[
     test("ksm/unmergeable-breaks-zero-pages", unmergeable_breaks_zero),
     test("ksm/run-2-breaks", run_2_breaks),
     test("ksm/prctl-off-breaks", prctl_off_breaks),
+    test("ksm/prctl-on", prctl_on),
+    test("ksm/counters-of-each", counters_of_each),
+    test("ksm/unmergeable-while-merging", unmergeable_while_merging),
+    test("ksm/run-2-while-merging", run_2_while_merging),
+    test("ksm/prctl-while-merging", prctl_while_merging),
+    test("ksm/pages-of-each-stay-apart", pages_of_each_stay_apart),
     test("ksm/exit-with-both", exit_with_both),
 ];
 
@@ -168,15 +174,209 @@ fn run_2_breaks() -> Result<()> {
     map.expect_all(|page| [5, 5, 5, 6, 7, 7][page])
 }
 
-fn prctl_off_breaks() -> Result<()> {
+/// For all memory of the process, that of later calls included.
+fn set_memory_merge(on: bool) -> Result<()> {
     const SET_MEMORY_MERGE: i32 = 67;
+    // SAFETY: takes numbers only.
+    check(unsafe { libc::prctl(SET_MEMORY_MERGE, i32::from(on), 0, 0, 0) })?;
+    Ok(())
+}
+
+fn prctl_off_breaks() -> Result<()> {
     let start = Counters::now()?;
     let map = Map::filled(&[5, 5, 5, 6, 7, 7])?;
-    // SAFETY: takes numbers only.
-    let set = |on: i32| check(unsafe { libc::prctl(SET_MEMORY_MERGE, on, 0, 0, 0) });
-    set(1)?;
-    breaks(&start, &map, || Ok(set(0).map(drop)?))?;
+    set_memory_merge(true)?;
+    breaks(&start, &map, || set_memory_merge(false))?;
     map.expect_all(|page| [5, 5, 5, 6, 7, 7][page])
+}
+
+/// The engine's merged pages, of those that this process maps: how many, and how many mappings beyond the first.
+fn ours(start: &Counters, shared: i64, sharing: i64, when: &str) -> Result<()> {
+    let change = start.change()?;
+    let found = (change.pages_shared, change.pages_sharing);
+    ensure!(
+        found == (shared, sharing),
+        "{when}: SKSM's pages {change:?}"
+    );
+    Ok(())
+}
+
+/// KSM's counters, of the system and of this process.
+struct Ksm([i64; 3]);
+
+impl Ksm {
+    fn now() -> Result<Self> {
+        let own = std::fs::read_to_string("/proc/self/ksm_merging_pages")?;
+        Ok(Self([
+            KSM.number("pages_shared")?,
+            KSM.number("pages_sharing")?,
+            own.trim().parse()?,
+        ]))
+    }
+
+    /// Pages shared, mappings beyond the first, and mappings of this process, more than at `self`.
+    fn more(&self, wanted: [i64; 3], when: &str) -> Result<()> {
+        let now = Self::now()?;
+        let found = [0, 1, 2].map(|index| now.0[index] - self.0[index]);
+        ensure!(
+            found == wanted,
+            "{when}: KSM's pages {found:?}, not {wanted:?}"
+        );
+        Ok(())
+    }
+}
+
+/// With all of a process's memory KSM's to scan: what merged first stays as it is, what is left KSM merges.
+fn prctl_on() -> Result<()> {
+    let start = Counters::now()?;
+    let before = merged(6, 5)?;
+    let page = before.pfn(0)?;
+    set_memory_merge(true)?;
+    let after = merged(6, 7)?;
+    let theirs = Map::filled(&[5, 5, 5, 7, 7, 7])?;
+    let pages = after.pfn(0)?;
+    unthrottled()?;
+    scans(4)?;
+    ours(&start, 2, 10, "scanned")?;
+    ensure!(before.pfns()? == [page; 6], "KSM took pages from before");
+    ensure!(after.pfns()? == [pages; 6], "KSM took pages from after");
+    let pfns = theirs.pfns()?;
+    one_page(&pfns[..3])?;
+    one_page(&pfns[3..])?;
+    apart(&[page, pages, pfns[0], pfns[3]])?;
+    // Equal to pages of both: it merges with ours, and not with KSM's.
+    let more = Map::filled(&[5, 7])?;
+    more.merge()?;
+    ensure!(more.pfns()? == [page, pages], "merged with others");
+    ours(&start, 2, 12, "merged more")?;
+    set_memory_merge(false)?;
+    for map in [&before, &after, &theirs] {
+        apart(&map.pfns()?)?;
+    }
+    ours(&start, 0, 0, "broken")?;
+    before.expect_all(|_| 5)?;
+    after.expect_all(|_| 7)?;
+    theirs.expect_all(|page| 5 + 2 * (page as u64 / 3))
+}
+
+/// Both merge the same content in the same process, and each counts its own pages alone.
+fn counters_of_each() -> Result<()> {
+    let start = Counters::now()?;
+    let of_ours = merged(8, 5)?;
+    of_ours.advise(MADV_MERGEABLE)?;
+    let ksm = Ksm::now()?;
+    let of_theirs = Map::filled(&[5; 10])?;
+    of_theirs.advise(MADV_MERGEABLE)?;
+    unthrottled()?;
+    scans(4)?;
+    ours(&start, 1, 7, "scanned")?;
+    ksm.more([1, 9, 10], "scanned")?;
+    // A merge of KSM's pages is nothing to do.
+    of_theirs.merge()?;
+    ours(&start, 1, 7, "merged KSM's")?;
+    ksm.more([1, 9, 10], "merged KSM's")?;
+    of_ours.fill(0, 6);
+    of_theirs.fill(0, 7);
+    ours(&start, 1, 6, "written")?;
+    of_theirs.advise(MADV_UNMERGEABLE)?;
+    // It counts them until ksmd comes by.
+    scans(4)?;
+    ours(&start, 1, 6, "KSM's broken")?;
+    ksm.more([0; 3], "KSM's broken")?;
+    of_theirs.merge_pages(1..10)?;
+    ours(&start, 1, 15, "all merged by one")?;
+    ksm.more([0; 3], "all merged by one")?;
+    of_ours.advise(MADV_UNMERGEABLE)?;
+    ours(&start, 1, 8, "ours broken")?;
+    of_ours.expect_all(|page| if page == 0 { 6 } else { 5 })?;
+    of_theirs.expect_all(|page| if page == 0 { 7 } else { 5 })
+}
+
+/// Merges, writes and checks while ksmd scans and something breaks pages again and again; in the end all are apart.
+fn while_merging(breaking: impl Fn(&Map) -> Result<()> + Sync) -> Result<()> {
+    const PAGES: usize = 64;
+    unthrottled()?;
+    let start = Counters::now()?;
+    let map = Map::filled(&[0; PAGES])?;
+    map.advise(MADV_MERGEABLE)?;
+    let write = |round: u64| count(&map, 0..PAGES, round);
+    let merging_too = |_: &_| beside(1, || map.merge(), |_| for_a_while(write));
+    merging(|| beside(1, || breaking(&map), merging_too))?;
+    KSM.write("run", 0)?;
+    map.advise(MADV_MERGEABLE)?;
+    map.merge()?;
+    KSM.write("run", 2)?;
+    apart(&map.pfns()?)?;
+    let change = start.change()?;
+    let held = &change.held()[..4];
+    ensure!(held.iter().all(|(_, change)| *change == 0), "{change:?}");
+    Ok(())
+}
+
+fn unmergeable_while_merging() -> Result<()> {
+    while_merging(|map| {
+        map.advise(MADV_UNMERGEABLE)?;
+        Ok(map.advise(MADV_MERGEABLE)?)
+    })
+}
+
+fn run_2_while_merging() -> Result<()> {
+    while_merging(|map| {
+        KSM.write("run", 2)?;
+        KSM.write("run", 1)?;
+        // What was broken is not scanned any more.
+        Ok(map.advise(MADV_MERGEABLE)?)
+    })
+}
+
+fn prctl_while_merging() -> Result<()> {
+    while_merging(|_| {
+        set_memory_merge(true)?;
+        set_memory_merge(false)
+    })
+}
+
+/// Two processes with equal contents, one merging with each engine, and both writing: they never come to share a page.
+fn pages_of_each_stay_apart() -> Result<()> {
+    const PAGES: usize = 64;
+    unthrottled()?;
+    let start = KSM.number("full_scans")?;
+    let map = Map::filled(&[0; PAGES])?;
+    let id = |round: u64, page: usize| 1 + (round + page as u64) % 5;
+    let child = Child::spawn(|parent| {
+        map.advise(MADV_MERGEABLE)?;
+        for round in 0.. {
+            map.fill_all(|page| id(round, page));
+            if parent.receive()? == 0 {
+                break;
+            }
+            map.expect_all(|page| id(round, page))?;
+            parent.go()?;
+        }
+        Ok(())
+    })?;
+    let mut merged_by_ksm = 0;
+    let round = |round: u64| {
+        map.fill_all(|page| id(round, page));
+        map.merge()?;
+        scans(2)?;
+        let theirs = child.pagemap()?.pfns(map.addr(), PAGES)?;
+        let both = [map.pfns()?, theirs.clone()].concat();
+        ensure!(
+            copies(&both) == copies(&both[..PAGES]) + copies(&theirs),
+            "the two engines share a page"
+        );
+        ensure!(copies(&both[..PAGES]) == 5, "not merged");
+        merged_by_ksm += PAGES - copies(&theirs);
+        map.expect_all(|page| id(round, page))?;
+        child.send(1)?;
+        child.pause()
+    };
+    for_a_while(round)?;
+    ensure!(KSM.number("full_scans")? > start, "ksmd did not scan");
+    ensure!(merged_by_ksm > 0, "KSM merged nothing");
+    child.send(0)?;
+    child.join()
 }
 
 fn exit_with_both() -> Result<()> {

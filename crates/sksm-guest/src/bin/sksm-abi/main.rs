@@ -6,7 +6,11 @@ use clap::Parser;
 use sksm_guest::report::{self, Options};
 
 mod advice;
+mod batches;
+mod charge;
 mod content;
+mod coredump;
+mod debugger;
 mod domain;
 mod expect;
 mod file;
@@ -14,14 +18,19 @@ mod fork;
 mod huge;
 mod ksm;
 mod life;
+mod locked;
 mod moving;
 mod pins;
+mod pkeys;
 mod poison;
 mod remote;
 mod seen;
 mod sharing;
+mod softdirty;
 mod swapping;
+mod trace;
 mod uffd;
+mod uprobe;
 mod vma;
 mod writers;
 
@@ -38,17 +47,26 @@ fn main() -> ExitCode {
         advice::TESTS,
         content::TESTS,
         sharing::TESTS,
+        batches::TESTS,
         vma::TESTS,
         file::TESTS,
         life::TESTS,
+        locked::TESTS,
+        debugger::TESTS,
+        coredump::TESTS,
         fork::TESTS,
         writers::TESTS,
         pins::TESTS,
         remote::TESTS,
         domain::TESTS,
+        charge::TESTS,
         seen::TESTS,
+        trace::TESTS,
+        uprobe::TESTS,
         ksm::TESTS,
         uffd::TESTS,
+        softdirty::TESTS,
+        pkeys::TESTS,
         huge::TESTS,
         swapping::TESTS,
         moving::TESTS,

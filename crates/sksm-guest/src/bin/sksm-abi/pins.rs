@@ -27,7 +27,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// Puts a reference to pages into a pipe.
-fn splice(map: &Map, pages: usize, into: &File) -> Result<()> {
+pub fn splice(map: &Map, pages: usize, into: &File) -> Result<()> {
     let part = libc::iovec {
         iov_base: map.addr() as *mut _,
         iov_len: pages * PAGE,

@@ -1,23 +1,33 @@
 //! `process_madvise`: merging in another process, and who may.
 
+use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
 
-use anyhow::{Result, ensure};
-use libc::{EACCES, EBADF, ENOMEM, EPERM, ESRCH};
+use anyhow::{Context, Result, bail, ensure};
+use libc::{EACCES, EBADF, EINVAL, ENOMEM, EPERM, ESRCH};
 use sksm_guest::memory::{Map, PAGE};
 use sksm_guest::process::{Child, Pidfd, become_user, check};
 use sksm_guest::report::{Test, test};
+use sksm_guest::sysfs::SKSM;
 
 use crate::expect::{apart, errno, merged, one_page};
+use crate::writers::for_a_while;
 
 pub const TESTS: &[Test] = &[
     test("remote/own-process", own_process),
     test("remote/other-process", other_process),
     test("remote/several-ranges", several_ranges),
     test("remote/hole", hole),
+    test("remote/many-ranges", many_ranges),
+    test("remote/partial-result", partial_result),
+    test("remote/flags", flags),
+    test("remote/own-thread", own_thread),
     test("remote/exited-process", exited_process),
+    test("remote/exiting-process", exiting_process),
     test("remote/unprivileged", unprivileged),
     test("remote/same-user-without-nice", same_user_without_nice),
+    test("remote/same-user-with-nice", same_user_with_nice),
+    test("remote/own-process-unprivileged", own_process_unprivileged),
 ];
 
 fn own_process() -> Result<()> {
@@ -53,8 +63,7 @@ fn other_process() -> Result<()> {
 
 fn several_ranges() -> Result<()> {
     let map = Map::filled(&[5; 8])?;
-    let child = Child::spawn(|parent| parent.meet())?;
-    child.pause()?;
+    let child = target()?;
     let ranges = [0, 2, 6].map(|page| (map.page(page), PAGE));
     let advised = sksm::merge_remote(child.pidfd()?.as_fd(), &ranges)?;
     ensure!(advised == 3 * PAGE, "{advised} bytes advised");
@@ -69,8 +78,7 @@ fn several_ranges() -> Result<()> {
 fn hole() -> Result<()> {
     let map = Map::filled(&[5; 8])?;
     map.unmap_pages(4..5)?;
-    let child = Child::spawn(|parent| parent.meet())?;
-    child.pause()?;
+    let child = target()?;
     let pidfd = child.pidfd()?;
     let result = sksm::merge_remote(pidfd.as_fd(), &[(map.page(3), 3 * PAGE)]);
     ensure!(errno(result) == ENOMEM, "a hole: {result:?}");
@@ -100,19 +108,155 @@ fn exited_process() -> Result<()> {
     Ok(())
 }
 
-/// The error number that another remote advice gives in the same place.
-pub fn errno_of_cold(pidfd: &Pidfd, addr: usize, len: usize) -> i32 {
-    let part = libc::iovec {
-        iov_base: addr as *mut _,
-        iov_len: len,
+/// `process_madvise` itself: bytes advised, or the error number.
+fn advise(pidfd: &Pidfd, ranges: &[(usize, usize)], advice: i32, flags: u32) -> Result<usize, i32> {
+    let part = |(addr, len): &(usize, usize)| libc::iovec {
+        iov_base: *addr as *mut _,
+        iov_len: *len,
     };
+    let parts: Vec<_> = ranges.iter().map(part).collect();
     let fd = pidfd.as_fd().as_raw_fd();
     let call = libc::SYS_process_madvise;
-    // SAFETY: one valid part; the advice changes no content.
-    match check(unsafe { libc::syscall(call, fd, &raw const part, 1, libc::MADV_COLD, 0) }) {
-        Ok(_) => 0,
-        Err(error) => error.raw_os_error().unwrap_or(-1),
+    // SAFETY: valid parts; none of these tests gives an advice that changes content.
+    check(unsafe { libc::syscall(call, fd, parts.as_ptr(), parts.len(), advice, flags) })
+        .map(|advised| advised as usize)
+        .map_err(|error| error.raw_os_error().unwrap_or(-1))
+}
+
+/// The error number that another remote advice gives in the same place.
+pub fn errno_of_cold(pidfd: &Pidfd, addr: usize, len: usize) -> i32 {
+    advise(pidfd, &[(addr, len)], libc::MADV_COLD, 0)
+        .err()
+        .unwrap_or(0)
+}
+
+/// A child that has these pages, and stays until it is told to go.
+fn target() -> Result<Child> {
+    let child = Child::spawn(|parent| parent.meet())?;
+    child.pause()?;
+    Ok(child)
+}
+
+/// As many ranges as the kernel takes in one call, and one more.
+fn many_ranges() -> Result<()> {
+    const MOST: usize = 1024;
+    // So that one page can stand for all of them.
+    SKSM.write("max_page_sharing", 2 * MOST)?;
+    let map = Map::filled(&[5; MOST + 1])?;
+    let child = target()?;
+    let pidfd = child.pidfd()?;
+    let ranges: Vec<_> = (0..=MOST).map(|page| (map.page(page), PAGE)).collect();
+    let result = advise(&pidfd, &ranges, sksm::MADV_MERGE, 0);
+    ensure!(result == Err(EINVAL), "{} ranges: {result:?}", MOST + 1);
+    let pagemap = child.pagemap()?;
+    apart(&pagemap.pfns(map.addr(), MOST)?).context("refused, and merged all the same")?;
+    let result = advise(&pidfd, &ranges[..MOST], sksm::MADV_MERGE, 0);
+    ensure!(result == Ok(MOST * PAGE), "{MOST} ranges: {result:?}");
+    one_page(&pagemap.pfns(map.addr(), MOST)?)?;
+    let last = pagemap.pfn(map.page(MOST))?;
+    apart(&[pagemap.pfn(map.addr())?, last])?;
+    // The library asks as often as is needed.
+    let advised = sksm::merge_remote(pidfd.as_fd(), &ranges)?;
+    ensure!(advised == map.len(), "{advised} bytes advised");
+    one_page(&pagemap.pfns(map.addr(), MOST + 1)?)?;
+    child.go()?;
+    child.join()
+}
+
+/// It stops at the first range that it refuses and tells how far it came: what comes after is untouched.
+fn partial_result() -> Result<()> {
+    let map = Map::filled(&[5; 40])?;
+    map.unmap_pages(30..31)?;
+    let child = target()?;
+    let (pidfd, pagemap) = (child.pidfd()?, child.pagemap()?);
+    // A range of one page, one of two, one with a bad address or a hole, and one that is not reached.
+    let stops = |first: usize, bad: (usize, usize)| -> Result<()> {
+        let ranges = [
+            (map.page(first), PAGE),
+            (map.page(first + 1), 2 * PAGE),
+            bad,
+            (map.page(first + 5), 2 * PAGE),
+        ];
+        let result = advise(&pidfd, &ranges, sksm::MADV_MERGE, 0);
+        ensure!(result == Ok(3 * PAGE), "{result:?} bytes, not {}", 3 * PAGE);
+        one_page(&pagemap.pfns(map.page(first), 3)?)?;
+        let untouched = pagemap.pfns(map.page(first + 5), 2)?;
+        apart(&[vec![pagemap.pfn(map.page(first))?], untouched].concat())
+    };
+    stops(0, (map.page(3) + 1, PAGE)).context("an address that is no page's")?;
+    stops(10, (map.page(29), 3 * PAGE)).context("a hole")?;
+    // The pages around the hole were advised, though the range does not count.
+    one_page(&[0, 29, 31].map(|page| pagemap.pfn(map.page(page)).unwrap_or(page as u64)))?;
+    let result = advise(&pidfd, &[(map.page(3) + 1, PAGE)], sksm::MADV_MERGE, 0);
+    ensure!(result == Err(EINVAL), "a bad address alone: {result:?}");
+    let result = advise(&pidfd, &[(map.page(30), PAGE)], sksm::MADV_MERGE, 0);
+    ensure!(result == Err(ENOMEM), "a hole alone: {result:?}");
+    child.go()?;
+    child.join()
+}
+
+fn flags() -> Result<()> {
+    let map = Map::filled(&[5; 2])?;
+    let child = target()?;
+    let pidfd = child.pidfd()?;
+    for flags in [1, 1 << 31] {
+        let result = advise(&pidfd, &[(map.addr(), map.len())], sksm::MADV_MERGE, flags);
+        ensure!(result == Err(EINVAL), "flags {flags:#x}: {result:?}");
     }
+    apart(&child.pagemap()?.pfns(map.addr(), 2)?)?;
+    child.go()?;
+    child.join()
+}
+
+/// Another thread asks, by a descriptor of the process and by one of a thread.
+fn own_thread() -> Result<()> {
+    const PIDFD_THREAD: i32 = libc::O_EXCL;
+    // SAFETY: takes nothing.
+    let asking = unsafe { libc::gettid() };
+    let map = Map::filled(&[5; 4])?;
+    let ask = |pidfd: Pidfd, pages: Range<usize>| -> Result<()> {
+        let range = (map.page(pages.start), pages.len() * PAGE);
+        let advised = sksm::merge_remote(pidfd.as_fd(), &[range])?;
+        ensure!(advised == range.1, "{advised} bytes advised");
+        one_page(&map.pfns()?[..pages.end])
+    };
+    let thread = || -> Result<()> {
+        ask(Pidfd::open(std::process::id() as i32)?, 0..2)?;
+        ask(Pidfd::open_with(asking, PIDFD_THREAD)?, 2..4)
+    };
+    std::thread::scope(|scope| scope.spawn(thread).join().expect("the thread panicked"))?;
+    map.expect_all(|_| 5)
+}
+
+/// A process that exits while others merge its memory: done, or it is not there any more.
+fn exiting_process() -> Result<()> {
+    let ours = merged(1, 5)?;
+    let map = Map::filled(&[0; 64])?;
+    let (mut done, mut gone) = (0, 0);
+    for_a_while(|round| {
+        let child = Child::spawn(|parent| {
+            map.fill_all(|page| 5 + page as u64 % 2);
+            parent.meet()?;
+            // Sooner or later while it is being merged.
+            (0..round % 8).for_each(|page| map.fill(page as usize, 7));
+            Ok(())
+        })?;
+        child.pause()?;
+        let pidfd = child.pidfd()?;
+        child.go()?;
+        loop {
+            match advise(&pidfd, &[(map.addr(), map.len())], sksm::MADV_MERGE, 0) {
+                Ok(advised) if advised == map.len() => done += 1,
+                // Nothing is mapped any more, or the memory is the process's no longer.
+                Err(ENOMEM | ESRCH) => break,
+                other => bail!("while it exits: {other:?}"),
+            }
+        }
+        gone += 1;
+        child.join()
+    })?;
+    ensure!(done >= gone / 2, "merged {done} times in {gone} processes");
+    ours.expect(0, 5)
 }
 
 /// A child of user `other` asks to merge memory of a child of user `owner`. It must be refused as other advice is.
@@ -149,4 +293,71 @@ fn unprivileged() -> Result<()> {
 
 fn same_user_without_nice() -> Result<()> {
     refused(1001, 1001, EPERM)
+}
+
+/// Becomes an ordinary user that may tune other processes of its own.
+fn become_user_with_nice(uid: u32) -> Result<()> {
+    const SYS_NICE: u32 = 1 << 23;
+    const VERSION_3: u32 = 0x2008_0522;
+    // SAFETY: takes numbers only.
+    check(unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0) }).context("keepcaps")?;
+    become_user(uid)?;
+    // Version and process; then effective, permitted and inheritable, twice.
+    let (header, sets) = ([VERSION_3, 0], [SYS_NICE, SYS_NICE, 0, 0, 0, 0]);
+    // SAFETY: valid for this version.
+    check(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) })
+        .context("capset")?;
+    // SAFETY: takes numbers only. A process that has gained or lost rights is closed to others of its user.
+    check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) }).context("dumpable")?;
+    Ok(())
+}
+
+fn same_user_with_nice() -> Result<()> {
+    let map = Map::filled(&[5; 2])?;
+    let of = |uid: u32| -> Result<Child> {
+        let child = Child::spawn(|parent| {
+            become_user(uid)?;
+            map.fill_all(|_| 6);
+            parent.meet()
+        })?;
+        child.pause()?;
+        Ok(child)
+    };
+    let (same, other) = (of(1001)?, of(1002)?);
+    let (allowed, refused) = (same.pidfd()?, other.pidfd()?);
+    let range = (map.addr(), map.len());
+    let asking = Child::spawn(|_| {
+        become_user_with_nice(1001)?;
+        let advised = sksm::merge_remote(allowed.as_fd(), &[range])?;
+        ensure!(advised == range.1, "{advised} bytes advised");
+        let found = errno(sksm::merge_remote(refused.as_fd(), &[range]));
+        ensure!(found == EACCES, "another user's process: error {found}");
+        Ok(())
+    })?;
+    asking.join()?;
+    one_page(&same.pagemap()?.pfns(range.0, 2)?)?;
+    apart(&other.pagemap()?.pfns(range.0, 2)?)?;
+    for child in [same, other] {
+        child.go()?;
+        child.join()?;
+    }
+    Ok(())
+}
+
+/// One's own memory needs no right.
+fn own_process_unprivileged() -> Result<()> {
+    let child = Child::spawn(|parent| {
+        become_user(1001)?;
+        let map = Map::filled(&[5; 4])?;
+        let own = Pidfd::open(std::process::id() as i32)?;
+        let advised = sksm::merge_remote(own.as_fd(), &[(map.addr(), map.len())])?;
+        ensure!(advised == map.len(), "{advised} bytes advised");
+        // Page frame numbers are root's to see.
+        parent.send(map.addr() as u64)?;
+        parent.pause()
+    })?;
+    let addr = child.receive()? as usize;
+    one_page(&child.pagemap()?.pfns(addr, 4)?)?;
+    child.go()?;
+    child.join()
 }

@@ -1,0 +1,178 @@
+//! Which control group pays for a merged page: the one whose page was there first, until the page goes.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use sksm_guest::cgroup::Cgroup;
+use sksm_guest::memory::{Map, PAGE};
+use sksm_guest::process::Child;
+use sksm_guest::report::{Test, test};
+
+pub const TESTS: &[Test] = &[
+    test("charge/loser-is-uncharged", loser_is_uncharged),
+    test("charge/first-owner-exits", first_owner_exits),
+    test("charge/writes-are-charged", writes_are_charged),
+    test("charge/zero-pages", zero_pages),
+];
+
+/// 16 MiB: far more than what charges and statistics may be off by.
+const PAGES: i64 = 4096;
+
+/// Charges are made and given back in batches of 64 pages a CPU, one for memory of processes and one for the kernel's own, and
+/// statistics are brought up to date when they are off by 64 pages a CPU, for each level of groups. Beside them stand page
+/// tables, kernel stacks and, for a page that is merged, a node of a hundred bytes.
+fn slack() -> Result<i64> {
+    let cpus = std::thread::available_parallelism()?.get() as i64;
+    Ok(2 * 2 * 64 * cpus + PAGES / 16)
+}
+
+/// A group, and what its memory was at the start.
+struct Payer {
+    group: Cgroup,
+    start: [i64; 2],
+}
+
+const FIGURES: [&str; 2] = ["memory.current", "anon in memory.stat"];
+
+/// In pages: all that the group pays for, and the anonymous part of it.
+fn charged(group: &Cgroup) -> Result<[i64; 2]> {
+    let current: i64 = group.read("memory.current")?.trim().parse()?;
+    let stat = group.read("memory.stat")?;
+    let anon = stat.lines().find_map(|line| line.strip_prefix("anon "));
+    let anon: i64 = anon.context("no anon in memory.stat")?.parse()?;
+    Ok([current, anon].map(|bytes| bytes / PAGE as i64))
+}
+
+impl Payer {
+    fn new(name: &str) -> Result<Self> {
+        let group = Cgroup::new(name)?;
+        let start = charged(&group)?;
+        Ok(Self { group, start })
+    }
+
+    /// Waits until the group pays for this many pages more than at the start: memory is given back by those who free it, and
+    /// that may be a little later.
+    fn pays(&self, pages: i64, when: &str) -> Result<()> {
+        let slack = slack()?;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let now = charged(&self.group)?;
+            let more: Vec<i64> = (0..2)
+                .map(|figure| now[figure] - self.start[figure])
+                .collect();
+            let wrong = (0..2).find(|figure| (more[*figure] - pages).abs() > slack);
+            let Some(wrong) = wrong else { return Ok(()) };
+            ensure!(
+                Instant::now() < deadline,
+                "{when}: {} rose by {} pages, not by {pages} (give or take {slack})",
+                FIGURES[wrong],
+                more[wrong]
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// A process in this group that has written the pages, and merges them when it is told to.
+    fn process(&self, map: &Map, id: fn(usize) -> u64) -> Result<Child> {
+        let child = Child::spawn(|parent| {
+            self.group.enter()?;
+            map.fill_all(id);
+            parent.meet()?;
+            map.merge()?;
+            parent.meet()?;
+            map.expect_all(id)?;
+            map.fill_all(|page| page as u64 + 100_000);
+            parent.meet()?;
+            map.expect_all(|page| page as u64 + 100_000)
+        })?;
+        child.pause()?;
+        Ok(child)
+    }
+}
+
+fn room() -> Result<Map> {
+    let map = Map::anon(PAGES as usize)?;
+    map.no_huge();
+    Ok(map)
+}
+
+fn different(page: usize) -> u64 {
+    page as u64 + 1
+}
+
+fn step(child: &Child) -> Result<()> {
+    child.go()?;
+    child.pause()
+}
+
+/// Two groups, one process in each, everything of the second merged into the pages of the first.
+fn merged(map: &Map) -> Result<[(Payer, Child); 2]> {
+    ensure!(slack()? < PAGES / 2, "too few pages for this many CPUs");
+    let (first, second) = (Payer::new("first")?, Payer::new("second")?);
+    let one = first.process(map, different)?;
+    first.pays(PAGES, "first written")?;
+    step(&one)?;
+    first.pays(PAGES, "first published")?;
+    let other = second.process(map, different)?;
+    second.pays(PAGES, "second written")?;
+    step(&other)?;
+    let pfns = |child: &Child| child.pagemap()?.pfns(map.addr(), map.pages());
+    ensure!(pfns(&one)? == pfns(&other)?, "not merged");
+    Ok([(first, one), (second, other)])
+}
+
+fn loser_is_uncharged() -> Result<()> {
+    let map = room()?;
+    let [(first, one), (second, other)] = merged(&map)?;
+    second.pays(0, "second merged into the first's pages")?;
+    first.pays(PAGES, "the second merged into it")?;
+    // The second's end is nothing to the first.
+    drop(other);
+    second.pays(0, "second gone")?;
+    first.pays(PAGES, "second gone")?;
+    drop(one);
+    first.pays(0, "both gone")
+}
+
+fn first_owner_exits() -> Result<()> {
+    let map = room()?;
+    let [(first, one), (second, other)] = merged(&map)?;
+    drop(one);
+    // As for any page that is shared: who came first pays as long as it is there.
+    first.pays(PAGES, "first gone, second still there")?;
+    second.pays(0, "first gone, second still there")?;
+    drop(other);
+    first.pays(0, "both gone")?;
+    second.pays(0, "both gone")
+}
+
+fn writes_are_charged() -> Result<()> {
+    let map = room()?;
+    let [(first, one), (second, other)] = merged(&map)?;
+    // Copies are the writer's.
+    step(&other)?;
+    second.pays(PAGES, "second wrote")?;
+    first.pays(PAGES, "second wrote")?;
+    // In place, by the only user: nothing changes.
+    step(&one)?;
+    first.pays(PAGES, "first wrote")?;
+    for child in [one, other] {
+        child.go()?;
+        child.join()?;
+    }
+    first.pays(0, "both gone")?;
+    second.pays(0, "both gone")
+}
+
+fn zero_pages() -> Result<()> {
+    let map = room()?;
+    let payer = Payer::new("zero")?;
+    let child = payer.process(&map, |_| 0)?;
+    payer.pays(PAGES, "zeros written")?;
+    step(&child)?;
+    payer.pays(0, "zeros merged")?;
+    step(&child)?;
+    payer.pays(PAGES, "zero pages written")?;
+    drop(child);
+    payer.pays(0, "gone")
+}
