@@ -59,6 +59,7 @@ pub struct Boot<'a> {
     kernel: &'a Kernel,
     mem: String,
     smp: u32,
+    nodes: bool,
     timeout: Option<Duration>,
 }
 
@@ -179,6 +180,7 @@ impl<'a> Boot<'a> {
             kernel,
             mem: mem.into(),
             smp,
+            nodes: true,
             timeout: None,
         }
     }
@@ -192,6 +194,12 @@ impl<'a> Boot<'a> {
     /// UML has one CPU whatever is asked for.
     pub fn smp(mut self, cpus: u32) -> Self {
         self.smp = cpus;
+        self
+    }
+
+    /// All memory alike, as on most machines, and not in two NUMA nodes with a part of each that can be taken offline.
+    pub fn one_node(mut self) -> Self {
+        self.nodes = false;
         self
     }
 
@@ -343,12 +351,17 @@ impl<'a> Boot<'a> {
                 "local,id=root,path=/,security_model=none,readonly=on,multidevs=remap",
             ])
             .args(["-device", "virtio-9p-pci,fsdev=root,mount_tag=hostroot"])
+            .arg("-append")
             // Emulation on a busy host is slow, which is no lockup and no broken timer.
-            .args([
-                "-append",
+            .arg(format!(
                 "console=ttyS0 panic=-1 rdinit=/init no_timer_check \
-                 rcupdate.rcu_cpu_stall_timeout=120 watchdog_thresh=60",
-            ]);
+                 rcupdate.rcu_cpu_stall_timeout=120 watchdog_thresh=60 {}",
+                if self.nodes {
+                    "numa=fake=2 movablecore=40%"
+                } else {
+                    ""
+                }
+            ));
         command
     }
 }

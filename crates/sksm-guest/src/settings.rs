@@ -5,11 +5,12 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::swap;
+use crate::{blocks, swap};
 
 const FILES: &[&str] = &[
     "/sys/kernel/mm/sksm/domain",
     "/sys/kernel/mm/sksm/max_page_sharing",
+    "/sys/kernel/mm/sksm/merge_across_nodes",
     "/sys/kernel/mm/ksm/run",
     "/sys/kernel/mm/ksm/pages_to_scan",
     "/sys/kernel/mm/ksm/sleep_millisecs",
@@ -18,8 +19,15 @@ const FILES: &[&str] = &[
     "/sys/kernel/mm/transparent_hugepage/enabled",
     "/proc/sys/vm/nr_hugepages",
     "/sys/kernel/debug/failslab/ignore-gfp-wait",
+    "/sys/kernel/debug/failslab/probability",
+    "/sys/kernel/debug/failslab/task-filter",
+    "/sys/kernel/debug/failslab/times",
     "/sys/kernel/debug/failslab/verbose",
     "/sys/kernel/debug/fail_page_alloc/ignore-gfp-wait",
+    "/sys/kernel/debug/fail_page_alloc/min-order",
+    "/sys/kernel/debug/fail_page_alloc/probability",
+    "/sys/kernel/debug/fail_page_alloc/task-filter",
+    "/sys/kernel/debug/fail_page_alloc/times",
     "/sys/kernel/debug/fail_page_alloc/verbose",
 ];
 
@@ -36,9 +44,10 @@ impl Settings {
         ))
     }
 
-    /// Puts back what differs, and takes all swap space away.
+    /// Puts back what differs and all memory, and takes all swap space away.
     pub fn restore(&self) -> Result<()> {
         swap::off_all()?;
+        blocks::online_all()?;
         for (path, value) in &self.0 {
             if read(path)? != *value {
                 fs::write(path, value).with_context(|| format!("cannot restore {path}"))?;

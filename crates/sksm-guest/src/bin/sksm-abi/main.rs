@@ -6,18 +6,25 @@ use clap::Parser;
 use sksm_guest::report::{self, Options};
 
 mod advice;
+mod children;
 mod content;
 mod domain;
 mod expect;
+mod faults;
 mod file;
 mod fork;
 mod huge;
 mod ksm;
+mod kvm;
 mod life;
 mod moving;
+mod numa;
+mod offline;
 mod pins;
 mod poison;
+mod pressure;
 mod remote;
+mod rmap;
 mod seen;
 mod sharing;
 mod swapping;
@@ -36,12 +43,14 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let tests = [
         advice::TESTS,
+        faults::TESTS,
         content::TESTS,
         sharing::TESTS,
         vma::TESTS,
         file::TESTS,
         life::TESTS,
         fork::TESTS,
+        children::TESTS,
         writers::TESTS,
         pins::TESTS,
         remote::TESTS,
@@ -50,8 +59,13 @@ fn main() -> ExitCode {
         ksm::TESTS,
         uffd::TESTS,
         huge::TESTS,
+        rmap::TESTS,
         swapping::TESTS,
+        pressure::TESTS,
         moving::TESTS,
+        numa::TESTS,
+        offline::TESTS,
+        kvm::TESTS,
         // Last: it takes pages away from the system for good.
         poison::TESTS,
     ];

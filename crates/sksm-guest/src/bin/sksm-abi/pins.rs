@@ -1,14 +1,14 @@
 //! Pages that someone else holds: O_DIRECT, vmsplice, io_uring. They are left exactly as they are.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use io_uring::{IoUring, opcode, types};
+use sksm_guest::loop_device::LoopDevice;
 use sksm_guest::memory::{Map, PAGE};
 use sksm_guest::process::check;
 use sksm_guest::report::{Test, skip, test};
@@ -165,31 +165,9 @@ const DISK_PAGES: usize = 64;
 
 impl Disk {
     fn open() -> Result<Self> {
-        if !Path::new("/dev/loop-control").exists() {
-            return skip("no loop devices in this kernel (CONFIG_BLK_DEV_LOOP)");
-        }
-        const GET_FREE: u64 = 0x4c82;
-        const CONFIGURE: u64 = 0x4c0a;
-        const AUTOCLEAR: u32 = 4;
-        let control = File::open("/dev/loop-control")?;
-        // SAFETY: takes no argument.
-        let number = check(unsafe { libc::ioctl(control.as_raw_fd(), GET_FREE as _) })?;
         let contents: Vec<u64> = (0..DISK_PAGES as u64).map(|page| FIRST + page).collect();
         let backing = file::with_contents(&contents)?;
-        // struct loop_config: descriptor, block size, struct loop_info64 with its flags, reserved.
-        let mut config = [0u32; 76];
-        config[0] = backing.as_raw_fd() as u32;
-        config[1] = PAGE as u32;
-        config[15] = AUTOCLEAR;
-        let device = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .custom_flags(libc::O_DIRECT)
-            .open(format!("/dev/loop{number}"))?;
-        // SAFETY: a configuration of the size that the kernel reads.
-        check(unsafe { libc::ioctl(device.as_raw_fd(), CONFIGURE as _, config.as_ptr()) })
-            .context("cannot set up a loop device")?;
-        Ok(Self(device))
+        Ok(Self(LoopDevice::on(&backing, libc::O_DIRECT)?.file))
     }
 
     /// Reads pages of the disk straight into pages of the mapping.

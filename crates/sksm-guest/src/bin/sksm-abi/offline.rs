@@ -1,0 +1,158 @@
+//! Memory that is taken away: blocks with merged pages go offline, and the pages move elsewhere.
+
+use anyhow::{Context, Result, bail, ensure};
+use sksm_guest::blocks::Block;
+use sksm_guest::memory::Map;
+use sksm_guest::pagemap::Pagemap;
+use sksm_guest::process::Child;
+use sksm_guest::report::{Test, skip, test};
+
+use crate::expect::{copies, merging};
+use crate::writers::{beside, count, for_a_while};
+
+pub const TESTS: &[Test] = &[
+    test("offline/merged-pages", merged_pages),
+    test("offline/while-used", while_used),
+];
+
+/// Blocks that can be emptied, those with most of these pages first.
+fn blocks(pfns: &[u64]) -> Result<Vec<Block>> {
+    let mut blocks = Vec::new();
+    for block in Block::all()? {
+        if block.is_online()? && block.is_movable()? {
+            blocks.push(block);
+        }
+    }
+    if blocks.is_empty() {
+        return skip(
+            "no memory block that can be taken offline (CONFIG_MEMORY_HOTREMOVE, movablecore=)",
+        );
+    }
+    blocks.retain(|block| held(block, pfns) > 0);
+    blocks.sort_by_key(|block| std::cmp::Reverse(held(block, pfns)));
+    ensure!(
+        !blocks.is_empty(),
+        "no page in any block that can be taken offline"
+    );
+    Ok(blocks)
+}
+
+fn held(block: &Block, pfns: &[u64]) -> usize {
+    pfns.iter().filter(|pfn| block.holds(**pfn)).count()
+}
+
+/// Takes one of the blocks away. Some page in one may be busy for long, but not in all.
+fn offline(blocks: &[Block]) -> Result<&Block> {
+    let mut last = None;
+    for block in blocks.iter().cycle().take(3 * blocks.len()) {
+        match block.offline() {
+            Ok(()) => return Ok(block),
+            Err(error) => last = Some(error),
+        }
+    }
+    match last {
+        Some(error) => Err(error).context("no block with merged pages can be taken offline"),
+        None => bail!("no block"),
+    }
+}
+
+fn merged_pages() -> Result<()> {
+    const PAGES: usize = 4096;
+    let id = |page: usize| 1 + page as u64 / 4;
+    let map = Map::anon(PAGES)?;
+    map.no_huge();
+    map.fill_all(id);
+    map.merge()?;
+    let before = map.pfns()?;
+    ensure!(copies(&before) == PAGES / 4, "not merged");
+    let blocks = blocks(&before)?;
+    let body = |own: bool| {
+        let map = &map;
+        Child::spawn(move |parent| {
+            if own {
+                map.fill_all(id);
+                map.merge()?;
+            }
+            parent.meet()?;
+            map.expect_all(id)?;
+            map.fill(9, 1);
+            parent.meet()?;
+            map.expect_all(|page| if page == 9 { 1 } else { id(page) })
+        })
+    };
+    // One that maps the pages by fork, and one that merged its own.
+    let children = [body(false)?, body(true)?];
+    children.iter().try_for_each(|child| child.pause())?;
+    let block = offline(&blocks)?;
+    let after = map.pfns()?;
+    eprintln!("{} mappings were in {block:?}", held(block, &before));
+    ensure!(held(block, &after) == 0, "pages are still in the block");
+    ensure!(copies(&after) == PAGES / 4, "moving parted merged pages");
+    for child in &children {
+        ensure!(
+            child.pagemap()?.pfns(map.addr(), PAGES)? == after,
+            "a process maps another page"
+        );
+    }
+    map.expect_all(id)?;
+    for child in &children {
+        child.go()?;
+        child.pause()?;
+    }
+    // They are found by content where they are now.
+    let twin = Map::anon(PAGES)?;
+    twin.no_huge();
+    twin.fill_all(id);
+    twin.merge()?;
+    ensure!(twin.pfns()? == after, "moved pages are not found");
+    block.online().context("cannot put the block back")?;
+    map.expect_all(id)?;
+    for child in children {
+        child.go()?;
+        child.join()?;
+    }
+    Ok(())
+}
+
+/// Blocks come and go while pages in them are written and merged.
+fn while_used() -> Result<()> {
+    const PAGES: usize = 512;
+    let map = Map::filled(&[0; PAGES])?;
+    map.merge()?;
+    blocks(&map.pfns()?)?;
+    let write = |round| {
+        count(&map, 0..PAGES, round)?;
+        if round % 8 == 7 {
+            map.merge()?;
+        }
+        Ok(())
+    };
+    write(0)?;
+    let away = std::sync::atomic::AtomicUsize::new(0);
+    let offline_and_online = || {
+        // Those that are on the move just now are nowhere.
+        let entries = Pagemap::own()?.entries(map.addr(), PAGES)?;
+        let present: Vec<u64> = entries.iter().filter_map(|entry| entry.pfn()).collect();
+        // Each may have a page that is busy for long; and a page may be nowhere near one.
+        for block in blocks(&present)? {
+            if block.offline().is_ok() {
+                away.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                block.online().context("cannot put the block back")?;
+                break;
+            }
+        }
+        Ok(())
+    };
+    let mut round = 0;
+    let work = |_: &_| {
+        for_a_while(|_| {
+            round += 1;
+            write(round)
+        })
+    };
+    merging(|| beside(1, offline_and_online, work))?;
+    let away = away.into_inner();
+    eprintln!("a block was away {away} times");
+    ensure!(away > 0, "no block was taken offline");
+    Ok(())
+}
