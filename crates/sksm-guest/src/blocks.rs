@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 
 use crate::memory::PAGE;
+use crate::pagemap::Flags;
 
 const BLOCKS: &str = "/sys/devices/system/memory";
 
@@ -58,9 +59,14 @@ impl Block {
         Ok(self.read("state")? == "online")
     }
 
-    /// Whether it holds movable pages only, so that it can be emptied.
-    pub fn is_movable(&self) -> Result<bool> {
-        Ok(self.read("valid_zones")? == "Movable")
+    /// Whether it can be emptied, as all of its pages can move, and put back, as none of them has failed.
+    pub fn can_go(&self) -> Result<bool> {
+        if !self.is_online()? || self.read("valid_zones")? != "Movable" {
+            return Ok(false);
+        }
+        let flags = Flags::range(self.first_pfn, self.pages as usize)?;
+        let stays = |flags: Flags| flags.reserved() || flags.poisoned();
+        Ok(!flags.into_iter().any(stays))
     }
 
     /// Moves all pages away, and takes the block out of use.

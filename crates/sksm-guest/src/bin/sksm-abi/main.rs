@@ -50,7 +50,6 @@ fn main() -> ExitCode {
         file::TESTS,
         life::TESTS,
         fork::TESTS,
-        children::TESTS,
         writers::TESTS,
         pins::TESTS,
         remote::TESTS,
@@ -59,14 +58,15 @@ fn main() -> ExitCode {
         ksm::TESTS,
         uffd::TESTS,
         huge::TESTS,
-        rmap::TESTS,
         swapping::TESTS,
         pressure::TESTS,
         moving::TESTS,
         numa::TESTS,
         offline::TESTS,
         kvm::TESTS,
-        // Last: it takes pages away from the system for good.
+        // Last: these take pages away from the system for good.
+        rmap::TESTS,
+        children::TESTS,
         poison::TESTS,
     ];
     report::run(&tests.concat(), &arguments.options)

@@ -1,9 +1,10 @@
 //! NUMA nodes: which pages merge, and moving merged pages between nodes, also while they are used.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use sksm_guest::memory::Map;
+use libc::{MAP_ANONYMOUS, MAP_SHARED};
+use sksm_guest::memory::{Map, WRITE};
 use sksm_guest::numa::{self, NODES, migrate, move_all, nodes, try_move};
 use sksm_guest::process::{Child, Link};
 use sksm_guest::report::{Test, test};
@@ -11,7 +12,7 @@ use sksm_guest::sysfs::SKSM;
 
 use crate::expect::{apart, copies, merging, one_page};
 use crate::moving::compact;
-use crate::writers::{beside, for_a_while};
+use crate::writers::beside;
 
 pub const TESTS: &[Test] = &[
     test("numa/merge-across-nodes", across),
@@ -215,10 +216,19 @@ fn migrated_pages() -> Result<()> {
     move_all(0, &map, 0)?;
     for (child, from, to) in [(0, 0, 1), (1, 1, 0), (0, 0, 1)] {
         let pid = children[child].pid();
-        let left = migrate(pid, from, to)?;
-        eprintln!("{left} pages stayed on node {from}");
-        // Pages that somebody looked at just then are busy.
-        move_all(pid, &map, to)?;
+        // It moves each page at the first of its mappings, and tells of the others as not moved.
+        let mut found = Vec::new();
+        for _ in 0..20 {
+            migrate(pid, from, to)?;
+            found = nodes(pid, &map)?;
+            if found.iter().all(|found| *found == to) {
+                break;
+            }
+        }
+        ensure!(
+            found.iter().all(|found| *found == to),
+            "pages did not move to node {to}: {found:?}"
+        );
         still_shared(&map, &children, to)?;
     }
     part(&map, children)
@@ -226,13 +236,15 @@ fn migrated_pages() -> Result<()> {
 
 /// Pages go from node to node, by every means, while three processes write, read and merge them.
 fn moved_while_used(across: bool) -> Result<()> {
+    const WANTED: usize = 400;
     merge_across_nodes(across)?;
     let map = Map::filled(&[1; PAGES])?;
+    let stop = Map::new(1, WRITE, MAP_SHARED | MAP_ANONYMOUS, None)?;
     let body = |number: u64| {
-        let map = &map;
+        let (map, stop) = (&map, &stop);
         Child::spawn(move |_| {
             let mut shadow = [1; PAGES];
-            let write = |round: u64| {
+            let mut write = |round: u64| {
                 for step in 0..4 {
                     let page = (round * 7 + step * 17 + number) as usize % PAGES;
                     shadow[page] = 1 + (round / 16 + page as u64 / 16) % 6;
@@ -240,29 +252,36 @@ fn moved_while_used(across: bool) -> Result<()> {
                 }
                 map.expect_all(|page| shadow[page])
             };
-            beside(1, || map.merge(), |_| for_a_while(write))
+            let go_on = |round: &u64| *round == 0 || stop.get(0, 0) == 0;
+            let work = |_: &_| (0..).take_while(go_on).try_for_each(&mut write);
+            beside(1, || map.merge(), work)
         })
     };
     merging(|| {
         let children = [body(0)?, body(1)?, body(2)?];
-        let mut arrived = 0;
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut moved = 0;
         for round in 0.. {
             let child = &children[round % 3];
-            if child.pidfd()?.ends_within(Duration::ZERO)? {
+            let to = NODES[round / 3 % 2];
+            let before = nodes(child.pid(), &map)?;
+            match round % 4 {
+                0 => migrate(child.pid(), 1 - to, to).map(drop)?,
+                1 => compact()?,
+                _ => try_move(child.pid(), &map, to)?,
+            }
+            let after = nodes(child.pid(), &map)?;
+            let has_moved = |(was, is): &(&i32, &i32)| **was == 1 - to && **is == to;
+            moved += before.iter().zip(&after).filter(has_moved).count();
+            if moved >= WANTED {
                 break;
             }
-            let to = NODES[round / 3 % 2];
-            // A process may end meanwhile.
-            match round % 4 {
-                0 => migrate(child.pid(), 1 - to, to).map(drop).ok(),
-                1 => Some(compact()?),
-                _ => try_move(child.pid(), &map, to).ok(),
-            };
-            let found = nodes(child.pid(), &map).unwrap_or_default();
-            arrived += found.iter().filter(|found| **found == to).count();
+            ensure!(
+                Instant::now() < deadline,
+                "only {moved} mappings have moved"
+            );
         }
-        ensure!(arrived > PAGES, "hardly any page moved");
-        eprintln!("{arrived} pages were where they were sent");
+        stop.put(0, 0, 1);
         children.into_iter().try_for_each(Child::join)
     })
 }
