@@ -44,9 +44,9 @@ fn needed() -> Result<()> {
     set("fail_page_alloc", "min-order", "0")
 }
 
-const PAGES: usize = 640;
+const PAGES: usize = 96;
 
-/// Some contents often, so that reverse maps grow, and some once; more than one page table.
+/// Some contents often, so that reverse maps grow, and some once.
 fn id(seed: u64, page: usize) -> u64 {
     seed * 1000
         + match page % 4 {
@@ -126,7 +126,7 @@ fn at_random() -> Result<()> {
     let switch = OpenOptions::new()
         .write(true)
         .open("/proc/thread-self/make-it-fail")?;
-    let seeds = 1..=24;
+    let seeds = 1..=16;
     let (mut refused, mut merged) = (0, 0);
     for seed in seeds {
         let probability = [1, 3, 10, 30][seed as usize % 4];
