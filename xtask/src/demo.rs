@@ -90,6 +90,8 @@ pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<Ex
     ];
     let outcome = Boot::new(project, &kernel)
         .mem(&memory(args.processes))
+        // As on most machines.
+        .parameters("")
         .timeout(Duration::from_secs(
             900 + u64::from(args.processes) + 2 * args.ksm_timeout,
         ))

@@ -170,17 +170,19 @@ impl Outcome {
 
 impl<'a> Boot<'a> {
     pub fn new(project: &'a Project, kernel: &'a Kernel) -> Self {
-        let (mem, smp) = match kernel.arch {
-            Arch::Um => ("2G", 1),
-            Arch::X86_64 | Arch::Unpatched => ("2G", 2),
-            Arch::Debug | Arch::Kcsan => ("3G", 2),
+        // Two NUMA nodes, and a part of each that can be taken offline.
+        let nodes = "numa=fake=2 movablecore=40%";
+        let (mem, smp, parameters) = match kernel.arch {
+            Arch::Um => ("2G", 1, ""),
+            Arch::X86_64 | Arch::Unpatched => ("2G", 2, nodes),
+            Arch::Debug | Arch::Kcsan => ("3G", 2, nodes),
         };
         Self {
             project,
             kernel,
             mem: mem.into(),
             smp,
-            parameters: String::new(),
+            parameters: parameters.into(),
             timeout: None,
         }
     }
@@ -197,7 +199,8 @@ impl<'a> Boot<'a> {
         self
     }
 
-    /// More of the kernel's parameters, as in `numa=fake=2`.
+    /// Those of the kernel's parameters that say what its memory is like. Without this, machines under QEMU have two NUMA
+    /// nodes with movable memory.
     pub fn parameters(mut self, parameters: &str) -> Self {
         self.parameters = parameters.into();
         self

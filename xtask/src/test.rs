@@ -42,7 +42,7 @@ impl Args {
     /// For the stress in this kernel, if it runs there.
     pub fn stress_seconds(&self, arch: Arch) -> Option<u64> {
         let usual = match (self.quick, arch) {
-            (true, Arch::Um) => None,
+            (true, Arch::Um) | (_, Arch::Unpatched) => None,
             (_, Arch::Um | Arch::X86_64) => Some(20),
             (_, Arch::Debug | Arch::Kcsan) => Some(120),
         };

@@ -1,9 +1,11 @@
 //! What the programs that run inside the test kernel share.
 
+pub mod blocks;
 pub mod cgroup;
 pub mod demo;
 pub mod disk;
 pub mod memory;
+pub mod numa;
 pub mod pagemap;
 pub mod process;
 pub mod report;

@@ -94,8 +94,21 @@ pub struct Flags(u64);
 
 impl Flags {
     pub fn of(pfn: u64) -> Result<Self> {
+        Ok(Self::range(pfn, 1)?[0])
+    }
+    /// Those of `count` pages from `first`.
+    pub fn range(first: u64, count: usize) -> Result<Vec<Self>> {
         let file = File::open("/proc/kpageflags").context("cannot open /proc/kpageflags")?;
-        Ok(Self(words(&file, pfn, 1).context("kpageflags")?[0]))
+        let words = words(&file, first, count).context("kpageflags")?;
+        Ok(words.into_iter().map(Self).collect())
+    }
+    /// The kernel keeps it for ever.
+    pub fn reserved(self) -> bool {
+        self.0 >> 32 & 1 != 0
+    }
+    /// The page has failed, or was taken out of use before it could.
+    pub fn poisoned(self) -> bool {
+        self.0 >> 19 & 1 != 0
     }
     pub fn anon(self) -> bool {
         self.0 >> 12 & 1 != 0

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
-use crate::swap;
+use crate::{blocks, swap};
 
 const FILES: &[&str] = &[
     "/sys/kernel/mm/sksm/domain",
@@ -21,11 +21,18 @@ const FILES: &[&str] = &[
     "/proc/sys/vm/nr_hugepages",
     "/proc/sys/kernel/core_pattern",
     "/sys/kernel/debug/failslab/ignore-gfp-wait",
+    "/sys/kernel/debug/failslab/probability",
+    "/sys/kernel/debug/failslab/task-filter",
+    "/sys/kernel/debug/failslab/times",
     "/sys/kernel/debug/failslab/verbose",
     "/sys/kernel/debug/failslab/probability",
     "/sys/kernel/debug/failslab/times",
     "/sys/kernel/debug/failslab/task-filter",
     "/sys/kernel/debug/fail_page_alloc/ignore-gfp-wait",
+    "/sys/kernel/debug/fail_page_alloc/min-order",
+    "/sys/kernel/debug/fail_page_alloc/probability",
+    "/sys/kernel/debug/fail_page_alloc/task-filter",
+    "/sys/kernel/debug/fail_page_alloc/times",
     "/sys/kernel/debug/fail_page_alloc/verbose",
     "/sys/kernel/debug/fail_page_alloc/probability",
     "/sys/kernel/debug/fail_page_alloc/times",
@@ -46,9 +53,10 @@ impl Settings {
         ))
     }
 
-    /// Puts back what differs, and takes all swap space away.
+    /// Puts back what differs and all memory, and takes all swap space away.
     pub fn restore(&self) -> Result<()> {
         swap::off_all()?;
+        blocks::online_all()?;
         for (path, value) in &self.0 {
             if read(path)? != *value {
                 fs::write(path, value).with_context(|| format!("cannot restore {path}"))?;

@@ -1,17 +1,15 @@
 //! The call: what it returns, what it refuses, how often and how long it may run.
 
-use std::fs::{self, OpenOptions};
-use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail, ensure};
-use libc::{EAGAIN, EINVAL, ENOMEM};
+use anyhow::{Result, ensure};
+use libc::{EINVAL, ENOMEM};
 use sksm_guest::memory::{Map, PAGE, READ};
 use sksm_guest::process::{Child, Ended, check};
-use sksm_guest::report::{Test, skip, test};
+use sksm_guest::report::{Test, test};
 use sksm_guest::sysfs::Counters;
 
-use crate::expect::{apart, copies, errno, merge_gives, merged, one_page};
+use crate::expect::{apart, copies, merge_gives, merged, one_page};
 
 pub const TESTS: &[Test] = &[
     test("advice/feature-test", feature_test),
@@ -28,7 +26,6 @@ pub const TESTS: &[Test] = &[
     test("advice/absent-pages-stay-absent", absent_pages_stay_absent),
     test("advice/fatal-signal", fatal_signal),
     test("advice/other-signals", other_signals),
-    test("advice/out-of-memory", out_of_memory),
 ];
 
 fn feature_test() -> Result<()> {
@@ -214,57 +211,4 @@ fn other_signals() -> Result<()> {
     // Bounded sharing makes one copy for every 256 mappings.
     ensure!(copies(&pfns) == 8, "not all is merged");
     map.expect_all(|_| 6)
-}
-
-/// Makes each allocation of a merge fail in turn: what was merged so far stays, and calling again does the rest.
-fn out_of_memory() -> Result<()> {
-    const NTH: &str = "/proc/thread-self/fail-nth";
-    const FAULTS: &str = "/sys/kernel/debug";
-    if !fs::exists(NTH)? || !fs::exists(format!("{FAULTS}/failslab"))? {
-        return skip(
-            "no fault injection in this kernel (CONFIG_FAILSLAB, CONFIG_FAULT_INJECTION_DEBUG_FS)",
-        );
-    }
-    for kind in ["failslab", "fail_page_alloc"] {
-        fs::write(format!("{FAULTS}/{kind}/ignore-gfp-wait"), "N")?;
-        fs::write(format!("{FAULTS}/{kind}/verbose"), "0")?;
-    }
-    // Opened once: opening would allocate, and fail in the merge's place.
-    let faults = OpenOptions::new().read(true).write(true).open(NTH)?;
-    let arm = |nth: u64| faults.write_all_at(nth.to_string().as_bytes(), 0);
-    let mut refused = 0;
-    for nth in 1..500 {
-        let id = |page: usize| nth * 100 + page as u64 / 2;
-        let map = Map::anon(64)?;
-        map.no_huge();
-        map.fill_all(id);
-        let mut left = [0; 8];
-        arm(nth)?;
-        let result = errno(sksm::merge_exact(map.addr(), map.len()));
-        // The file tells how many more allocations it takes until the failure; 0 after it.
-        let read = faults.read_at(&mut left, 0)?;
-        arm(0)?;
-        let injected = left[..read].trim_ascii() == b"0";
-        ensure!(
-            result == 0 || result == EAGAIN && injected,
-            "allocation {nth} failed: error {result}"
-        );
-        refused += u32::from(result == EAGAIN);
-        map.expect_all(id)?;
-        map.merge()?;
-        ensure!(
-            copies(&map.pfns()?) == 32,
-            "allocation {nth}: merging again does not finish"
-        );
-        map.expect_all(id)?;
-        if !injected {
-            eprintln!(
-                "{} allocations failed, {refused} merges were refused",
-                nth - 1
-            );
-            ensure!(refused > 0, "no failure has shown");
-            return Ok(());
-        }
-    }
-    bail!("the merge of 64 pages allocates without end")
 }

@@ -31,7 +31,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// Lets ksmd scan without a pause.
-fn unthrottled() -> Result<()> {
+pub fn unthrottled() -> Result<()> {
     KSM.write("pages_to_scan", 10_000)?;
     KSM.write("sleep_millisecs", 0)?;
     if KSM.text("smart_scan").is_ok() {
@@ -41,7 +41,7 @@ fn unthrottled() -> Result<()> {
 }
 
 /// Waits until ksmd has been all around that often.
-fn scans(times: i64) -> Result<()> {
+pub fn scans(times: i64) -> Result<()> {
     let start = KSM.number("full_scans")?;
     let deadline = Instant::now() + Duration::from_secs(120);
     while KSM.number("full_scans")? - start < times {

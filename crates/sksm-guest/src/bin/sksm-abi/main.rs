@@ -8,22 +8,29 @@ use sksm_guest::report::{self, Options};
 mod advice;
 mod batches;
 mod charge;
+mod children;
 mod content;
 mod coredump;
 mod debugger;
 mod domain;
 mod expect;
+mod faults;
 mod file;
 mod fork;
 mod huge;
 mod ksm;
+mod kvm;
 mod life;
 mod locked;
 mod moving;
+mod numa;
+mod offline;
 mod pins;
 mod pkeys;
 mod poison;
+mod pressure;
 mod remote;
+mod rmap;
 mod seen;
 mod sharing;
 mod softdirty;
@@ -45,6 +52,7 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let tests = [
         advice::TESTS,
+        faults::TESTS,
         content::TESTS,
         sharing::TESTS,
         batches::TESTS,
@@ -69,8 +77,14 @@ fn main() -> ExitCode {
         pkeys::TESTS,
         huge::TESTS,
         swapping::TESTS,
+        pressure::TESTS,
         moving::TESTS,
-        // Last: it takes pages away from the system for good.
+        numa::TESTS,
+        offline::TESTS,
+        kvm::TESTS,
+        // Last: these take pages away from the system for good.
+        rmap::TESTS,
+        children::TESTS,
         poison::TESTS,
     ];
     report::run(&tests.concat(), &arguments.options)

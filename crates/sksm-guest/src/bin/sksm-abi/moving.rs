@@ -15,7 +15,7 @@ pub const TESTS: &[Test] = &[
     test("moving/compaction-with-writes", compaction_with_writes),
 ];
 
-fn compact() -> Result<()> {
+pub fn compact() -> Result<()> {
     fs::write("/proc/sys/vm/compact_memory", "1").context("cannot compact memory")
 }
 

@@ -1,21 +1,35 @@
 //! Memory failure on merged pages.
 
+use std::fs;
 use std::io::ErrorKind;
+use std::os::fd::AsFd;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use libc::MADV_MERGEABLE;
 use sksm_guest::memory::Map;
-use sksm_guest::process::{Child, Ended, Link};
+use sksm_guest::pagemap::map_count;
+use sksm_guest::process::{Child, Ended, Link, check, exit_now};
 use sksm_guest::report::{Test, skip, test};
+use sksm_guest::sysfs::{Counters, KSM};
 
 use crate::expect::{merged, one_page};
+use crate::ksm::{scans, unthrottled};
 
 pub const TESTS: &[Test] = &[
     test("poison/soft-offline", soft_offline),
     test("poison/memory-failure", memory_failure),
+    test("poison/signals-by-madvise-as-for-ksm", || {
+        signals_as_for_ksm(Cause::Madvise)
+    }),
+    test("poison/signals-by-hardware-as-for-ksm", || {
+        signals_as_for_ksm(Cause::Hardware)
+    }),
+    test("poison/index-forgets", index_forgets),
 ];
 
 /// An advice on no pages tells whether the kernel knows it.
-fn needs_memory_failure(map: &Map) -> Result<()> {
+pub fn needs_memory_failure(map: &Map) -> Result<()> {
     if map.advise_pages(0..0, libc::MADV_HWPOISON).is_err() {
         return skip("no memory failure handling in this kernel (CONFIG_MEMORY_FAILURE)");
     }
@@ -23,7 +37,7 @@ fn needs_memory_failure(map: &Map) -> Result<()> {
 }
 
 /// Moves a page off its frame and takes the frame out of use. An isolated page or a full batch is busy for a moment only.
-fn offline(map: &Map, page: usize) -> Result<()> {
+pub fn offline(map: &Map, page: usize) -> Result<()> {
     const SOFT_OFFLINE: i32 = 101;
     const ATTEMPTS: usize = 20;
     for attempt in 1.. {
@@ -111,4 +125,216 @@ fn memory_failure() -> Result<()> {
     let more = merged(3, 5)?;
     more.expect_all(|_| 5)?;
     map.expect(2, 6)
+}
+
+const INJECT: &str = "/sys/kernel/debug/hwpoison/corrupt-pfn";
+
+/// What makes a page fail: an advice of a process that maps it, or the frame by itself.
+#[derive(Clone, Copy, PartialEq)]
+enum Cause {
+    Madvise,
+    Hardware,
+}
+
+#[derive(Clone, Copy)]
+enum Engine {
+    Sksm,
+    Ksm,
+}
+
+/// Exit status of a process that was told of a memory failure: this and the code of the signal.
+const TOLD: i32 = 40;
+const ON_ACCESS: i32 = TOLD + libc::BUS_MCEERR_AR;
+const AT_ONCE: i32 = TOLD + libc::BUS_MCEERR_AO;
+
+extern "C" fn on_bus_error(_: i32, info: *const libc::siginfo_t, _: *const libc::c_void) {
+    // SAFETY: the kernel passes the signal's information.
+    exit_now(TOLD + unsafe { (*info).si_code })
+}
+
+/// Lets this process report a memory failure with its exit status; `early`: also one in a page that it does not touch.
+fn tell(early: bool) -> Result<()> {
+    // SAFETY: all zeros is an empty set of signals and flags.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = on_bus_error as extern "C" fn(_, _, _) as usize;
+    action.sa_flags = libc::SA_SIGINFO;
+    // SAFETY: a valid action, whose handler only ends the process.
+    check(unsafe { libc::sigaction(libc::SIGBUS, &action, std::ptr::null_mut()) })?;
+    let policy = if early {
+        libc::PR_MCE_KILL_EARLY
+    } else {
+        libc::PR_MCE_KILL_LATE
+    };
+    // SAFETY: takes numbers only.
+    check(unsafe { libc::prctl(libc::PR_MCE_KILL, libc::PR_MCE_KILL_SET, policy, 0, 0) })
+        .context("PR_MCE_KILL")?;
+    Ok(())
+}
+
+/// What a process does about the page that fails.
+#[derive(Clone, Copy, PartialEq)]
+enum Role {
+    Late,
+    Early,
+    /// Late, and its pages come from its parent.
+    Forked,
+    NeverLooks,
+    /// Makes it fail, where a process does that.
+    Causes,
+}
+
+const ROLES: [Role; 5] = [
+    Role::Late,
+    Role::Early,
+    Role::Forked,
+    Role::NeverLooks,
+    Role::Causes,
+];
+
+/// Starts a process that shares page 0 with all others; page 1 is its own.
+fn sharer(engine: Engine, cause: Cause, role: Role, map: &Map) -> Result<Child> {
+    let child = Child::spawn(|parent| {
+        tell(role == Role::Early)?;
+        if role != Role::Forked {
+            // Pages of its own.
+            map.fill_all(|page| [5, 1000 + u64::from(std::process::id())][page]);
+        }
+        if matches!(engine, Engine::Ksm) {
+            map.advise(MADV_MERGEABLE)?;
+        }
+        parent.meet()?;
+        match role {
+            Role::NeverLooks => {}
+            Role::Causes if cause == Cause::Madvise => fail(map, 0)?,
+            _ => map.expect(0, 5)?,
+        }
+        // Its other page is as good as ever.
+        let own = if role == Role::Forked {
+            7
+        } else {
+            1000 + u64::from(std::process::id())
+        };
+        map.expect(1, own)
+    })?;
+    child.pause()?;
+    Ok(child)
+}
+
+/// How each of the processes ends, in the order of [`ROLES`], when a page that this engine merged fails.
+fn ends(engine: Engine, cause: Cause) -> Result<Vec<Ended>> {
+    let map = Map::filled(&[5, 7])?;
+    match engine {
+        Engine::Sksm => map.merge()?,
+        Engine::Ksm => map.advise(MADV_MERGEABLE)?,
+    }
+    // A forked process shares from the start; the others when they are merged below.
+    let children = ROLES.map(|role| sharer(engine, cause, role, &map));
+    let children = children.into_iter().collect::<Result<Vec<_>>>()?;
+    match engine {
+        Engine::Sksm => {
+            for child in &children {
+                sksm::merge_remote(child.pidfd()?.as_fd(), &[(map.addr(), map.len())])?;
+            }
+        }
+        Engine::Ksm => {
+            unthrottled()?;
+            scans(4)?;
+            KSM.write("run", 0)?;
+        }
+    }
+    let pfn = map.pfn(0)?;
+    for child in &children {
+        ensure!(child.pagemap()?.pfn(map.page(0))? == pfn, "not one page");
+    }
+    ensure!(
+        map_count(pfn)? == 1 + ROLES.len() as u64,
+        "{} mappings",
+        map_count(pfn)?
+    );
+    // This process must not be told: it gives its mapping up.
+    drop(map);
+    let died = |child: &Child, patience| child.pidfd()?.ends_within(Duration::from_secs(patience));
+    let (first, causing) = (&children[..4], &children[4]);
+    match cause {
+        Cause::Madvise => {
+            causing.go()?;
+            ensure!(
+                died(causing, 60)?,
+                "the process that made the page fail lives"
+            );
+        }
+        Cause::Hardware => {
+            fs::write(INJECT, format!("{pfn:#x}")).context("cannot inject a failure")?
+        }
+    }
+    for (child, role) in first.iter().zip(ROLES) {
+        let at_once = role == Role::Early;
+        // Who is told late must live on by itself.
+        ensure!(
+            died(child, if at_once { 60 } else { 0 })? == at_once,
+            "told {}",
+            if at_once { "too late" } else { "too early" }
+        );
+    }
+    children
+        .into_iter()
+        .map(|child| {
+            // It may be dead already, then nobody listens.
+            child.go().ok();
+            child.ended()
+        })
+        .collect()
+}
+
+/// Every process that maps a failed page gets the signal that it gets for a page that KSM merged, with the same code.
+fn signals_as_for_ksm(cause: Cause) -> Result<()> {
+    needs_memory_failure(&Map::anon(1)?)?;
+    if cause == Cause::Hardware && !fs::exists(INJECT)? {
+        return skip("no hardware poison to inject in this kernel (CONFIG_HWPOISON_INJECT)");
+    }
+    let (ours, theirs) = (ends(Engine::Sksm, cause)?, ends(Engine::Ksm, cause)?);
+    let wanted = [ON_ACCESS, AT_ONCE, ON_ACCESS, 0, ON_ACCESS].map(Ended::Exit);
+    ensure!(
+        ours == wanted,
+        "of SKSM's page: {ours:?}, wanted {wanted:?}"
+    );
+    ensure!(
+        ours == theirs,
+        "of SKSM's page: {ours:?}, of KSM's: {theirs:?}"
+    );
+    Ok(())
+}
+
+/// A page that failed is out of the index: equal pages are published anew, and the counters know nothing of it.
+fn index_forgets() -> Result<()> {
+    let start = Counters::now()?;
+    let map = merged(3, 5)?;
+    needs_memory_failure(&map)?;
+    let failed = map.pfn(0)?;
+    Child::spawn(|_| {
+        tell(false)?;
+        fail(&map, 0)
+    })?
+    .ended()?;
+    let change = start.change()?;
+    ensure!(
+        (change.pages_shared, change.pages_sharing) == (0, 0),
+        "the failed page counts: {change:?}"
+    );
+    let more = merged(4, 5)?;
+    ensure!(more.pfn(0)? != failed, "the failed page was found");
+    let change = start.change()?;
+    ensure!(
+        (change.pages_shared, change.pages_sharing) == (1, 3),
+        "{change:?}"
+    );
+    let again = merged(2, 5)?;
+    one_page(&[more.pfns()?, again.pfns()?].concat())?;
+    again.expect_all(|_| 5)?;
+    more.expect_all(|_| 5)?;
+    // Who drops the failed page gets a new one.
+    map.advise(libc::MADV_DONTNEED)?;
+    map.fill_all(|_| 5);
+    map.merge()?;
+    one_page(&[map.pfns()?, again.pfns()?].concat())
 }

@@ -1,0 +1,251 @@
+//! A machine that runs short of memory: merged pages go to swap space of both kinds, and come back.
+
+use std::fs;
+use std::os::fd::AsFd;
+
+use anyhow::{Context, Result, ensure};
+use libc::{MAP_ANONYMOUS, MAP_LOCKED, MAP_POPULATE, MAP_PRIVATE};
+use sksm_guest::cgroup::Cgroup;
+use sksm_guest::memory::{Map, PAGE, WORDS, WRITE};
+use sksm_guest::pagemap::Pagemap;
+use sksm_guest::process::{Child, Link};
+use sksm_guest::report::{Test, test};
+use sksm_guest::swap::{self, Swap, SwapFile};
+
+use crate::expect::copies;
+
+pub const TESTS: &[Test] = &[
+    test("pressure/zram-and-back", || {
+        let _swap = Swap::on()?;
+        out_and_back(Back::ByAccess)
+    }),
+    test("pressure/zram-and-swapoff", || {
+        let _swap = Swap::on()?;
+        out_and_back(Back::BySwapoff)
+    }),
+    test("pressure/swap-file-and-back", || {
+        let _swap = SwapFile::on()?;
+        out_and_back(Back::ByAccess)
+    }),
+    test("pressure/swap-file-and-swapoff", || {
+        let _swap = SwapFile::on()?;
+        out_and_back(Back::BySwapoff)
+    }),
+    test("pressure/pageout-of-published-pages", pageout_of_published),
+    test("pressure/pageout-leaves-shared-pages", pageout_of_shared),
+    test("pressure/whole-machine", whole_machine),
+];
+
+#[derive(Clone, Copy)]
+enum Back {
+    ByAccess,
+    BySwapoff,
+}
+
+const PAGES: usize = 512;
+
+fn id(page: usize) -> u64 {
+    1 + page as u64 / 4
+}
+
+fn swapped(pagemap: &Pagemap, map: &Map) -> Result<usize> {
+    let entries = pagemap.entries(map.addr(), map.pages())?;
+    Ok(entries.iter().filter(|entry| entry.swapped()).count())
+}
+
+/// Merged pages of two processes and a forked child all go out, come back equal, and merge again.
+fn out_and_back(back: Back) -> Result<()> {
+    let group = Cgroup::new("pressure")?;
+    let map = Map::anon(PAGES)?;
+    map.no_huge();
+    let body = |parent: &Link| {
+        group.enter()?;
+        map.fill_all(id);
+        map.merge()?;
+        let child = Child::spawn(|parent| {
+            parent.meet()?;
+            map.expect_all(id)?;
+            map.fill(0, 99);
+            map.expect_all(|page| if page == 0 { 99 } else { id(page) })
+        })?;
+        child.pause()?;
+        parent.meet()?;
+        child.go()?;
+        child.join()?;
+        map.expect_all(id)?;
+        parent.meet()?;
+        map.expect_all(id)?;
+        map.fill_all(|page| 2000 + page as u64);
+        map.expect_all(|page| 2000 + page as u64)
+    };
+    let children = [Child::spawn(body)?, Child::spawn(body)?];
+    children.iter().try_for_each(|child| child.pause())?;
+    let mut out = [0; 2];
+    // One attempt may give up at pages that are busy just then.
+    for _ in 0..10 {
+        group.reclaim(64 << 20)?;
+        for (child, out) in children.iter().zip(&mut out) {
+            *out = swapped(&child.pagemap()?, &map)?;
+        }
+        if out == [PAGES; 2] {
+            break;
+        }
+    }
+    eprintln!("{out:?} of {PAGES} pages were swapped out");
+    ensure!(
+        out.iter().all(|out| *out > PAGES * 9 / 10),
+        "merged pages are not reclaimed: {out:?}"
+    );
+    if matches!(back, Back::BySwapoff) {
+        swap::off_all()?;
+        for child in &children {
+            let left = swapped(&child.pagemap()?, &map)?;
+            ensure!(left == 0, "{left} pages are in swap space that is off");
+        }
+    }
+    for child in &children {
+        child.go()?;
+        child.pause()?;
+    }
+    // Sharing may have been lost; merging again restores it.
+    let mut pfns = Vec::new();
+    for child in &children {
+        sksm::merge_remote(child.pidfd()?.as_fd(), &[(map.addr(), map.len())])?;
+        pfns.push(child.pagemap()?.pfns(map.addr(), PAGES)?);
+    }
+    ensure!(
+        pfns[0] == pfns[1] && copies(&pfns[0]) == PAGES / 4,
+        "{} copies",
+        copies(&pfns.concat())
+    );
+    children.into_iter().try_for_each(|child| {
+        child.go()?;
+        child.join()
+    })
+}
+
+/// What one process maps once goes out when it is told to.
+fn pageout_of_published() -> Result<()> {
+    let _swap = Swap::on()?;
+    let map = Map::anon(PAGES)?;
+    map.no_huge();
+    let unique = |page: usize| 1 + page as u64;
+    map.fill_all(unique);
+    map.merge()?;
+    map.advise(libc::MADV_PAGEOUT)?;
+    let out = swapped(&Pagemap::own()?, &map)?;
+    ensure!(
+        out > PAGES * 9 / 10,
+        "{out} of {PAGES} published pages were paged out"
+    );
+    map.expect_all(unique)?;
+    map.merge()?;
+    map.fill_all(|page| unique(page) + 1);
+    map.expect_all(|page| unique(page) + 1)
+}
+
+/// The advice is about pages of this mapping alone, of whatever kind.
+fn pageout_of_shared() -> Result<()> {
+    let _swap = Swap::on()?;
+    let map = Map::anon(PAGES)?;
+    map.no_huge();
+    map.fill_all(id);
+    map.merge()?;
+    let before = map.pfns()?;
+    map.advise(libc::MADV_PAGEOUT)?;
+    ensure!(
+        map.pfns()? == before,
+        "pages that others map were paged out"
+    );
+    map.expect_all(id)
+}
+
+/// Memory that nothing can take away, so that little is left for everybody else.
+fn hog(leave: usize) -> Result<Map> {
+    let info = fs::read_to_string("/proc/meminfo")?;
+    let available = info
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))
+        .and_then(|rest| rest.trim().strip_suffix(" kB"))
+        .and_then(|number| number.parse::<usize>().ok())
+        .context("MemAvailable")?
+        << 10;
+    let pages = available.saturating_sub(leave) / PAGE;
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE | MAP_LOCKED;
+    Map::new(pages, WRITE, flags, None).context("cannot lock memory")
+}
+
+/// Two processes, each with three times the memory that is left, half of it in equal pages, some of them another process's too.
+fn whole_machine() -> Result<()> {
+    const LEFT: usize = 64 << 20;
+    const PAGES: usize = 3 * LEFT / PAGE;
+    const CHUNK: usize = 512;
+    let _swap = Swap::on()?;
+    let held = hog(LEFT)?;
+    eprintln!("{} MiB are locked", held.len() >> 20);
+    let start = vmstat("pswpout")?;
+    // Little in each page, so that a compressed disk in this same memory helps.
+    let id = |page: usize| {
+        1 + if page % 2 == 0 {
+            page as u64 / 16
+        } else {
+            1 << 32 | page as u64
+        }
+    };
+    let expect = |map: &Map, first: u64| {
+        (0..PAGES).try_for_each(|page| {
+            let found = (
+                map.get(page, 0),
+                map.get(page, WORDS - 1),
+                (1..WORDS - 1).all(|word| map.get(page, word) == 0),
+            );
+            let right = (first + id(page), id(page), true);
+            ensure!(
+                found == right,
+                "page {page} holds {found:?} instead of {right:?}"
+            );
+            Ok(())
+        })
+    };
+    let body = |parent: &Link| {
+        let map = Map::anon(PAGES)?;
+        map.no_huge();
+        for first in [0, 1] {
+            for page in 0..PAGES {
+                map.put(page, 0, first + id(page));
+                map.put(page, WORDS - 1, id(page));
+                if page % CHUNK == CHUNK - 1 {
+                    map.merge_pages(page + 1 - CHUNK..page + 1)?;
+                }
+            }
+            for _ in 0..2 {
+                expect(&map, first)?;
+                map.merge()?;
+            }
+            parent.send(swapped(&Pagemap::own()?, &map)? as u64)?;
+        }
+        Ok(())
+    };
+    let children = [Child::spawn(body)?, Child::spawn(body)?];
+    for child in &children {
+        for _ in 0..2 {
+            eprintln!("{} of {PAGES} pages are in swap space", child.receive()?);
+        }
+    }
+    children.into_iter().try_for_each(Child::join)?;
+    let out = vmstat("pswpout")? - start;
+    eprintln!("{out} pages were swapped out");
+    ensure!(
+        out > LEFT / PAGE / 2,
+        "hardly any page was swapped out: {out}"
+    );
+    drop(held);
+    Ok(())
+}
+
+fn vmstat(name: &str) -> Result<usize> {
+    let text = fs::read_to_string("/proc/vmstat")?;
+    text.lines()
+        .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+        .with_context(|| format!("no {name} in /proc/vmstat"))
+}
