@@ -104,12 +104,11 @@ impl Folio {
         unsafe { bindings::sksm_folio_swapcache(self.as_ptr()) }
     }
 
-    /// Whether a per-CPU batch of the LRU or of mlock may hold a reference.
+    /// Whether references too many may be those of per-CPU batches of the LRU or of mlock, of which
+    /// the page itself says nothing. Pins for DMA count differently.
     pub(crate) fn maybe_batched(&self) -> bool {
         // SAFETY: The folio is in use.
-        unsafe {
-            !bindings::sksm_folio_lru(self.as_ptr()) || bindings::sksm_folio_mlocked(self.as_ptr())
-        }
+        !unsafe { bindings::sksm_folio_maybe_dma_pinned(self.as_ptr()) }
     }
 
     pub(crate) fn mapcount(&self) -> i32 {

@@ -119,14 +119,9 @@ bool sksm_folio_zone_device(struct folio *folio)
 	return folio_is_zone_device(folio);
 }
 
-bool sksm_folio_lru(struct folio *folio)
+bool sksm_folio_maybe_dma_pinned(struct folio *folio)
 {
-	return folio_test_lru(folio);
-}
-
-bool sksm_folio_mlocked(struct folio *folio)
-{
-	return folio_test_mlocked(folio);
+	return folio_maybe_dma_pinned(folio);
 }
 
 bool sksm_folio_dirty(struct folio *folio)

@@ -3,7 +3,7 @@
 //! One `MADV_MERGE` call: walks the range and decides, page by page, what happens.
 
 use core::mem::{replace, take};
-use core::ptr::NonNull;
+use core::ptr::{read_volatile, NonNull};
 use core::sync::atomic::Ordering;
 use kernel::bindings;
 use kernel::ffi::{c_int, c_ulong};
@@ -107,8 +107,11 @@ impl Call {
         start: usize,
         end: usize,
     ) -> Result {
-        // SAFETY: `vma` is valid.
-        let worthwhile = unsafe { bindings::vma_ksm_compatible(vma) && !(*vma).anon_vma.is_null() };
+        // SAFETY: `vma` is valid. Volatile, as a page fault may set the pointer meanwhile, once.
+        let worthwhile = unsafe {
+            bindings::vma_ksm_compatible(vma)
+                && !read_volatile(&raw const (*vma).anon_vma).is_null()
+        };
         if !worthwhile || self.domain.is_none() {
             return Ok(());
         }

@@ -229,14 +229,14 @@ impl Node {
             return false;
         };
         // Cheap looks first, as wp_can_reuse_anon_folio() does: most writes hit shared pages.
-        // SAFETY: As above; draining the local batches does not sleep.
-        unsafe {
-            if bindings::sksm_folio_mapcount(folio) > 1 {
-                return false;
-            }
-            if !bindings::sksm_folio_lru(folio) {
-                bindings::lru_add_drain();
-            }
+        // SAFETY: As above; the view is not used longer.
+        let seen = unsafe { LockedFolio::borrow(folio) };
+        if seen.mapcount() > 1 {
+            return false;
+        }
+        if seen.users() > 1 && seen.maybe_batched() {
+            // SAFETY: Drains the local batches, without sleeping.
+            unsafe { bindings::lru_add_drain() };
         }
         // SAFETY: As above.
         let Some(locked) = (unsafe { LockedFolio::try_lock(nonnull) }) else {
