@@ -60,7 +60,7 @@ impl Arch {
             Arch::X86_64 => 2140,
             Arch::Debug => 2160,
             Arch::Kcsan => 2160,
-            Arch::Unpatched => 2110,
+            Arch::Unpatched => 2170,
         }
     }
 }

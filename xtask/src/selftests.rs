@@ -49,6 +49,10 @@ pub struct Args {
 
 pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<ExitCode> {
     let pattern = args.only.unwrap_or_default();
+    let docs = project.root.join("docs");
+    let out = args
+        .out
+        .unwrap_or_else(|| project.target.join("sksm/selftests"));
     let chosen: Vec<&Program> = PROGRAMS
         .iter()
         .filter(|program| program.name().contains(&pattern) && !(args.short && program.long))
@@ -94,11 +98,17 @@ pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<Ex
                     for splat in &outcome.splats {
                         step.print(&format!("     {splat}"));
                     }
+                    if outcome.hung {
+                        step.print("     so it is not recorded; is the machine very busy?");
+                        table.unpatched.remove(&program.name());
+                        return Ok(());
+                    }
                     let entry = match table.unpatched.remove(&program.name()) {
                         Some(before) => before.worst(&outcome.entry),
                         None => outcome.entry,
                     };
                     table.unpatched.insert(program.name(), entry);
+                    table.save(&docs)
                 },
             )?;
         }
@@ -110,7 +120,6 @@ pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<Ex
         );
     }
     let mut tally = Tally::default();
-    let mut results = Column::new();
     column::run(
         project,
         &patched,
@@ -120,22 +129,15 @@ pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<Ex
             let name = program.name();
             let verdict = judge(&outcome, table.unpatched.get(&name));
             step.print(&tally.add(&name, verdict, Some(&outcome.log)));
-            results.insert(name, outcome.entry);
+            table.patched.insert(name, outcome.entry);
+            table.save(if args.record { &docs } else { &out })
         },
     )?;
     for &(name, why) in LEFT_OUT.iter().filter(|(name, _)| name.contains(&pattern)) {
         println!("{}", tally.add(name, Verdict::Skipped(why.into()), None));
     }
-    table.patched.extend(results.clone());
-    if args.record {
-        table.save(&project.root.join("docs"))?;
-    }
-    table.save(
-        &args
-            .out
-            .unwrap_or_else(|| project.target.join("sksm/selftests")),
-    )?;
-    println!("\n{}", columns(&chosen, &table.unpatched, &results));
+    table.save(&out)?;
+    println!("\n{}", columns(&chosen, &table.unpatched, &table.patched));
     println!("{}", tally.closing());
     Ok(if tally.success() {
         ExitCode::SUCCESS
@@ -184,6 +186,7 @@ pub fn test(run: &mut Run, kernel: &Kernel, linux_src: Option<&Path>) -> Result<
                     verdict,
                     Some(&outcome.log),
                 );
+                Ok(())
             },
         )
     });
@@ -267,6 +270,7 @@ mod tests {
         Outcome {
             entry: Entry::new(end, String::new(), Vec::new()),
             splats: splats.iter().map(|&splat| splat.into()).collect(),
+            hung: false,
             seconds: 3,
             log: PathBuf::new(),
         }

@@ -47,6 +47,8 @@ pub struct Outcome {
     pub entry: Entry,
     /// The kernel's complaints meanwhile.
     pub splats: Vec<String>,
+    /// It came to its limit.
+    pub hung: bool,
     pub seconds: u64,
     pub log: PathBuf,
 }
@@ -57,7 +59,7 @@ pub fn run(
     kernel: &Kernel,
     built: &Path,
     programs: &[&Program],
-    mut on_outcome: impl FnMut(&Step, &Program, Outcome),
+    mut on_outcome: impl FnMut(&Step, &Program, Outcome) -> Result<()>,
 ) -> Result<()> {
     let mut guest: Option<Guest> = None;
     for program in programs {
@@ -72,7 +74,7 @@ pub fn run(
         } else {
             outcome.splats = running.finish()?.0;
         }
-        on_outcome(&step, program, outcome);
+        on_outcome(&step, program, outcome)?;
     }
     if let Some(guest) = guest {
         let (splats, console) = guest.finish()?;
@@ -146,14 +148,17 @@ fn run_one(
             .stderr(Output::Lines(Box::new(|line| {
                 let _ = writeln!(log.borrow_mut(), "{line}");
             }))),
-        Some(Duration::from_secs(program.limit)),
+        Some(program.limit()),
     )?;
     let splats = guest.splats()?;
     let (status, why) = match end {
         End::Exited(0) => (Status::Pass, String::new()),
         End::Exited(4) => (Status::Skip, String::new()),
         End::Exited(status) => (Status::Fail, format!("status {status}")),
-        End::TimedOut => (Status::Fail, format!("not done after {} s", program.limit)),
+        End::TimedOut => (
+            Status::Fail,
+            format!("not done after {} s", program.limit().as_secs()),
+        ),
         End::Panicked => (Status::Fail, "the kernel panicked".into()),
         End::Died => (Status::Fail, "the kernel went away".into()),
     };
@@ -161,6 +166,7 @@ fn run_one(
     let outcome = Outcome {
         entry: Entry::new(status, why, parser.into_inner().finish()),
         splats,
+        hung: end == End::TimedOut,
         seconds: started.elapsed().as_secs(),
         log: path,
     };

@@ -1,6 +1,8 @@
 //! Which of the kernel's test programs run, and how: as `run_vmtests.sh` does it, but for sizes that suit a small
 //! guest whose processor may be emulated.
 
+use std::time::Duration;
+
 use super::outcome::Dialect::{self, *};
 
 pub struct Program {
@@ -9,8 +11,6 @@ pub struct Program {
     pub dialect: Dialect,
     /// Huge pages that it finds.
     pub huge_pages: u32,
-    /// What it may take, in seconds, where the processor is emulated and the host busy.
-    pub limit: u64,
     /// Whether it is too slow for every `cargo xtask test`.
     pub long: bool,
 }
@@ -29,6 +29,11 @@ impl Program {
             .trim_start_matches("./")
     }
 
+    /// Only what hangs comes to it, also where the processor is emulated and the host busy.
+    pub fn limit(&self) -> Duration {
+        Duration::from_secs(60 * if self.long { 40 } else { 10 })
+    }
+
     /// As in `ksm_tests-M-p-10`: what reports call it.
     pub fn name(&self) -> String {
         let command = self.command.strip_prefix(AS_NOBODY).unwrap_or(self.command);
@@ -41,12 +46,11 @@ impl Program {
     }
 }
 
-const fn program(command: &'static str, dialect: Dialect, limit: u64) -> Program {
+const fn program(command: &'static str, dialect: Dialect) -> Program {
     Program {
         command,
         dialect,
         huge_pages: 0,
-        limit,
         long: false,
     }
 }
@@ -63,90 +67,86 @@ impl Program {
     }
 }
 
-/// In the order they run in.
+/// In the order they run in: what takes seconds first. All that `./uffd-unit-tests` has is in it, in pieces.
 pub const PROGRAMS: &[Program] = &[
-    program("./ksm_functional_tests", Tap, 120),
-    program("./ksm_tests -M -p 10", Tap, 150),
-    program("./ksm_tests -U", Tap, 150),
-    program("./ksm_tests -Z -p 10 -z 0", Tap, 150),
-    program("./ksm_tests -Z -p 10 -z 1", Tap, 150),
-    program("./ksm_tests -N -m 1", Tap, 150),
-    program("./ksm_tests -N -m 0", Tap, 150),
-    program("./ksm_tests -P -s 20", Tap, 150),
-    program("./ksm_tests -H -s 20", Tap, 150),
-    program("./ksm_tests -D -s 20", Tap, 150),
-    program("./ksm_tests -C", Tap, 150),
-    program("./cow", Tap, 600).huge(32),
-    program("./gup_longterm", Tap, 120).huge(32),
-    program("./gup_test -u -m 32", Tap, 120),
-    program("./gup_test -a -m 32", Tap, 120),
-    program("./gup_test -ct -F 0x1 0 19 0x1000", Tap, 120),
-    program("./madv_populate", Tap, 120),
-    program("./mremap_test", Tap, 300),
-    program("./mremap_dontunmap", Tap, 120),
-    program("./mlock-random-test", Tap, 120),
-    program("./mlock2-tests", Tap, 120),
+    program("./ksm_tests -M -p 10", Tap),
+    program("./ksm_tests -U", Tap),
+    program("./ksm_tests -Z -p 10 -z 0", Tap),
+    program("./ksm_tests -Z -p 10 -z 1", Tap),
+    program("./ksm_tests -N -m 1", Tap),
+    program("./ksm_tests -N -m 0", Tap),
+    program("./ksm_tests -P -s 20 -l 500", Tap),
+    program("./ksm_tests -H -s 20 -l 500", Tap),
+    program("./ksm_tests -D -s 20 -l 500", Tap),
+    program("./ksm_tests -C -l 500", Tap),
+    program("./cow", Tap).huge(32),
+    program("./gup_longterm", Tap).huge(32),
+    program("./gup_test -u -m 32", Tap),
+    program("./gup_test -a -m 32", Tap),
+    program("./gup_test -ct -F 0x1 0 19 0x1000", Tap),
+    program("./madv_populate", Tap),
+    program("./mremap_test", Tap),
+    program("./mremap_dontunmap", Tap),
+    program("./mlock-random-test", Tap),
+    program("./mlock2-tests", Tap),
     program(
         "setpriv --reuid=65534 --regid=65534 --clear-groups ./on-fault-limit",
         Tap,
-        60,
     ),
-    program("./pagemap_ioctl", Tap, 300).huge(32),
-    program("./soft-dirty", Tap, 300),
-    // All that `./uffd-unit-tests` has, in pieces, because some take minutes.
-    program("./uffd-unit-tests -f register-ioctls", Userfaultfd, 120).huge(128),
-    program("./uffd-unit-tests -f zeropage", Userfaultfd, 120).huge(128),
-    program("./uffd-unit-tests -f move", Userfaultfd, 120).huge(128),
-    program("./uffd-unit-tests -f wp-fork", Userfaultfd, 120).huge(128),
-    program("./uffd-unit-tests -f wp-unpopulated", Userfaultfd, 120).huge(128),
-    program("./uffd-unit-tests -f minor", Userfaultfd, 600)
+    program("./pagemap_ioctl", Tap).huge(32),
+    program("./soft-dirty", Tap),
+    program("./uffd-stress anon 20 4", Status),
+    program("./uffd-stress shmem 20 4", Status),
+    program("./uffd-stress shmem-private 20 4", Status),
+    program("./uffd-stress hugetlb 64 4", Status).huge(128),
+    program("./uffd-stress hugetlb-private 64 4", Status).huge(128),
+    program("./mkdirty", Tap),
+    program("./memfd_secret", Tap),
+    program("./mrelease_test", Tap),
+    program("./map_populate", Tap),
+    program("./map_fixed_noreplace", Tap),
+    program("./mdwe_test", Tap),
+    program("./mseal_test", Tap),
+    program("./seal_elf", Tap),
+    program("./droppable", Tap),
+    program("./pkey_sighandler_tests_64", Tap),
+    program("./thuge-gen", Tap).huge(32),
+    program("./hugepage-mmap", Tap).huge(128),
+    program("./hugepage-shm", Status).huge(128),
+    program("./map_hugetlb", Tap).huge(128),
+    program("./hugepage-mremap", Tap).huge(128),
+    program("./hugepage-vmemmap", Status).huge(128),
+    program("./hugetlb-madvise", Status).huge(128),
+    program("./hugetlb_dio", Tap).huge(128),
+    program("./hugetlb_madv_vs_map", Tap).huge(1),
+    program("./ksm_functional_tests", Tap),
+    program("./uffd-unit-tests -f register-ioctls", Userfaultfd).huge(128),
+    program("./uffd-unit-tests -f zeropage", Userfaultfd).huge(128),
+    program("./uffd-unit-tests -f move", Userfaultfd).huge(128),
+    program("./uffd-unit-tests -f wp-fork", Userfaultfd).huge(128),
+    program("./uffd-unit-tests -f wp-unpopulated", Userfaultfd).huge(128),
+    program("./split_huge_page_test", Tap),
+    program("./khugepaged", Khugepaged),
+    program("./khugepaged -s 2", Khugepaged),
+    program("./transhuge-stress -d 10", Tap),
+    program("./protection_keys_64", Says("done (all tests OK)")),
+    program("./hugetlb-soft-offline", Tap).huge(8),
+    program("./hugetlb-read-hwpoison", Tap).huge(8),
+    program("./compaction_test", Tap),
+    program("./uffd-unit-tests -f minor", Userfaultfd)
         .huge(128)
         .long(),
-    program("./uffd-unit-tests -f sigbus", Userfaultfd, 600)
+    program("./uffd-unit-tests -f sigbus", Userfaultfd)
         .huge(128)
         .long(),
-    program("./uffd-unit-tests -f events", Userfaultfd, 1800)
+    program("./uffd-unit-tests -f events", Userfaultfd)
         .huge(128)
         .long(),
-    program("./uffd-unit-tests -f poison", Userfaultfd, 600)
+    program("./uffd-unit-tests -f poison", Userfaultfd)
         .huge(128)
         .long(),
-    program("./uffd-stress anon 20 4", Status, 300),
-    program("./uffd-stress shmem 20 4", Status, 300),
-    program("./uffd-stress shmem-private 20 4", Status, 300),
-    program("./uffd-stress hugetlb 64 4", Status, 300).huge(128),
-    program("./uffd-stress hugetlb-private 64 4", Status, 300).huge(128),
-    program("./split_huge_page_test", Tap, 120),
-    program("./khugepaged", Khugepaged, 900),
-    program("./khugepaged -s 2", Khugepaged, 900),
-    program("./transhuge-stress -d 10", Tap, 120),
-    program("./migration", Tap, 300).huge(32).long(),
-    program("./mkdirty", Tap, 120),
-    program("./memfd_secret", Tap, 60),
-    program("./mrelease_test", Tap, 120),
-    program("./map_populate", Tap, 60),
-    program("./map_fixed_noreplace", Tap, 60),
-    program("./mdwe_test", Tap, 60),
-    program("./mseal_test", Tap, 120),
-    program("./seal_elf", Tap, 60),
-    program("./droppable", Tap, 120),
-    program("./protection_keys_64", Says("done (all tests OK)"), 600),
-    program("./pkey_sighandler_tests_64", Tap, 60),
-    program("./thuge-gen", Tap, 60).huge(32),
-    program("./hugepage-mmap", Tap, 60).huge(128),
-    program("./hugepage-shm", Status, 60).huge(128),
-    program("./map_hugetlb", Tap, 60).huge(128),
-    program("./hugepage-mremap", Tap, 60).huge(128),
-    program("./hugepage-vmemmap", Status, 60).huge(128),
-    program("./hugetlb-madvise", Status, 60).huge(128),
-    program("./hugetlb_dio", Tap, 60).huge(128),
-    program("./hugetlb_fault_after_madv", Tap, 600)
-        .huge(1)
-        .long(),
-    program("./hugetlb_madv_vs_map", Tap, 120).huge(1),
-    program("./hugetlb-soft-offline", Tap, 60).huge(8),
-    program("./hugetlb-read-hwpoison", Tap, 60).huge(8),
-    program("./compaction_test", Tap, 300),
+    program("./migration", Tap).huge(32).long(),
+    program("./hugetlb_fault_after_madv", Tap).huge(1).long(),
 ];
 
 /// Those that do not, and why.
