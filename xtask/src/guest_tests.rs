@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// The test programs, in the order they run in.
-const PROGRAMS: &[&str] = &["sksm-selftest", "sksm-abi", "sksm-random"];
+const PROGRAMS: &[&str] = &["sksm-selftest", "sksm-abi", "sksm-library", "sksm-random"];
 
 /// One program and how it is to run.
 pub struct Item {

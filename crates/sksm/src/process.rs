@@ -30,6 +30,8 @@ pub struct Mapping {
     pub path: PathBuf,
     /// Its pages.
     pub statistics: ProcessStatistics,
+    /// Whether the kernel takes any of its pages: not if it belongs to a device, holds huge pages of hugetlbfs, and the like.
+    pub mergeable: bool,
 }
 
 impl Process {
@@ -142,6 +144,10 @@ impl Process {
     }
 }
 
+/// Flags of mappings that KSM and SKSM leave alone, as smaps names them: of page frames, devices, not to be expanded, mixed,
+/// hugetlbfs, droppable, shadow stacks.
+const NEVER_MERGED: &[&str] = &["pf", "io", "de", "mm", "ht", "dp", "ss"];
+
 fn parse_smaps(text: &str) -> Vec<Mapping> {
     let mut mappings: Vec<Mapping> = Vec::new();
     for line in text.lines() {
@@ -149,11 +155,16 @@ fn parse_smaps(text: &str) -> Vec<Mapping> {
         if line.starts_with(|first: char| first.is_ascii_uppercase()) {
             if let Some(mapping) = mappings.last_mut() {
                 mapping.statistics.add_line(line);
+                if let Some(flags) = line.strip_prefix("VmFlags:") {
+                    let never = |flag| NEVER_MERGED.contains(&flag);
+                    mapping.mergeable &= !flags.split_whitespace().any(never);
+                }
             }
         } else if let Some(line) = Line::parse(line.as_bytes()) {
             mappings.push(Mapping {
                 region: line.region,
                 kind: line.kind(),
+                mergeable: line.private,
                 path: String::from_utf8_lossy(line.path).into_owned().into(),
                 statistics: ProcessStatistics::default(),
             });

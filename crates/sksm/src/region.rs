@@ -31,6 +31,7 @@ impl Region {
     }
 
     /// The pages that it touches; none if they run past the end of the address space.
+    #[cfg(feature = "std")]
     pub(crate) fn outward(self, page: usize) -> Option<Region> {
         let end = (self.start.checked_add(self.len)?).checked_next_multiple_of(page)?;
         let start = self.start - self.start % page;

@@ -16,7 +16,7 @@ fn preload() -> &'static Path {
     OBJECT.get_or_init(|| {
         let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
         let status = Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--offline", "--package", "sksm-capi"])
+            .args(["build", "--quiet", "--offline", "--package", "sksm-preload"])
             .args([
                 "--profile",
                 "preload",
