@@ -11,12 +11,13 @@ use anyhow::{Context, Result, bail};
 
 use crate::project::{self, Project};
 
-/// Builds the guest's programs and the preload object; returns their directory.
+/// Builds the guest's programs, the command and the preload object; returns their directory.
 pub fn guest_programs(project: &Project) -> Result<PathBuf> {
     release(
         project::cargo()
             .args(["build", "--release"])
             .args(["--package", "sksm-guest", "--package", "sksm-preload"])
+            .args(["--package", "sksm-cli"])
             .current_dir(&project.root),
     )
     .context("the guest's programs do not build")?;

@@ -192,3 +192,193 @@ fn an_idle_object_costs_one_page_and_no_other_library() {
         "more than the loader, libc and the object: {objects:?}"
     );
 }
+
+/// A program with the object loaded as a user would, quiet.
+fn with_object(program: &str, arguments: &[&str]) -> Command {
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .env("LD_PRELOAD", preload())
+        .env("SKSM", "text,data,heap");
+    command
+}
+
+/// What SKSM_VERBOSE lets it say.
+fn said(command: &mut Command) -> String {
+    let output = command.env("SKSM_VERBOSE", "1").output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+fn outcome() -> &'static str {
+    match support() {
+        Support::Merge => "merged ",
+        _ => "nothing done, this kernel has no MADV_MERGE",
+    }
+}
+
+#[test]
+fn programs_run_as_without_it() {
+    let programs: [(&str, &[&str]); 7] = [
+        ("bash", &["-c", "echo $((6 * 7)) >&2; bash -c 'exit 3'"]),
+        ("perl", &["-e", "print 1 .. 9; exit 3"]),
+        ("python3", &["-c", "import json; print(json.dumps([1]))"]),
+        ("git", &["--version"]),
+        ("sqlite3", &[":memory:", "select 6 * 7"]),
+        ("openssl", &["dgst", "-sha256", "/etc/hostname"]),
+        ("node", &["-e", "console.log([1, 2].map(x => x * 2))"]),
+    ];
+    let mut tried = 0;
+    for (program, arguments) in programs {
+        // Not every machine has them all.
+        let Ok(plain) = Command::new(program).args(arguments).output() else {
+            continue;
+        };
+        tried += 1;
+        assert_eq!(with_object(program, arguments).output().unwrap(), plain);
+    }
+    assert!(tried >= 2, "this machine has hardly a program to try");
+}
+
+#[test]
+fn it_says_what_it_did_when_asked() {
+    let line = said(&mut with_object("/bin/echo", &["hello"]));
+    assert!(line.starts_with("sksm: process "), "{line}");
+    assert!(line.contains(" at start: "), "{line}");
+    assert!(line.contains(outcome()), "{line}");
+    assert_eq!(line.matches('\n').count(), 1);
+}
+
+#[test]
+fn a_list_that_is_not_understood_does_nothing() {
+    let line = said(with_object("/bin/echo", &["hello"]).env("SKSM", "everything"));
+    assert_eq!(line, "");
+}
+
+#[test]
+fn it_merges_again_after_the_time() {
+    let line = said(with_object("/bin/sleep", &["1"]).env("SKSM_AFTER", "10ms"));
+    assert!(line.contains(" after the time: "), "{line}");
+    assert!(line.lines().all(|line| line.contains(outcome())), "{line}");
+}
+
+#[test]
+fn it_merges_again_at_the_signal() {
+    let arguments = ["-c", "kill -USR2 $$; kill -USR2 $$; echo alive"];
+    let line = said(with_object("bash", &arguments).env("SKSM_SIGNAL", "USR2"));
+    assert_eq!(line.matches(" at the signal: ").count(), 2, "{line}");
+    let without = with_object("bash", &arguments).output().unwrap();
+    assert!(!without.status.success(), "nobody else catches it");
+}
+
+/// Puts a filter over the program in which `madvise` has this result.
+fn filtered(command: &mut Command, result: u32) -> &mut Command {
+    use std::os::unix::process::CommandExt;
+    let word = |code: u32, k| libc::sock_filter {
+        code: code as u16,
+        jt: 0,
+        jf: 0,
+        k,
+    };
+    let mut filter = [
+        // The number of the call.
+        word(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0),
+        word(
+            libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+            libc::SYS_madvise as u32,
+        ),
+        word(libc::BPF_RET | libc::BPF_K, result),
+        word(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW),
+    ];
+    filter[1].jf = 1;
+    let set = move || {
+        let program = libc::sock_fprog {
+            len: filter.len() as u16,
+            filter: filter.as_ptr().cast_mut(),
+        };
+        // SAFETY: takes numbers, and a program that is valid for the call.
+        let done = unsafe {
+            libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+                && libc::prctl(
+                    libc::PR_SET_SECCOMP,
+                    libc::SECCOMP_MODE_FILTER,
+                    &raw const program,
+                ) == 0
+        };
+        if done {
+            Ok(())
+        } else {
+            Err(std::io::Error::last_os_error())
+        }
+    };
+    // SAFETY: makes two system calls, and allocates nothing.
+    unsafe { command.pre_exec(set) }
+}
+
+#[test]
+fn a_filter_that_kills_is_not_provoked() {
+    for result in [
+        libc::SECCOMP_RET_KILL_PROCESS,
+        libc::SECCOMP_RET_ERRNO | libc::EPERM as u32,
+    ] {
+        let mut command = with_object("/bin/echo", &["hello"]);
+        let output = filtered(&mut command, result).output().unwrap();
+        assert_said_hello(&output);
+        let mut command = with_object("/bin/echo", &["hello"]);
+        let line = said(filtered(&mut command, result));
+        assert!(line.contains("see SKSM_SECCOMP"), "{line}");
+    }
+}
+
+/// The one who says that the filter allows it is believed: a refusal harms nobody, and the call is made.
+#[test]
+fn a_filter_can_be_declared_harmless() {
+    let mut command = with_object("/bin/echo", &["hello"]);
+    command.env("SKSM_SECCOMP", "allowed");
+    let refuse = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+    let line = said(filtered(&mut command, refuse));
+    assert!(line.contains("no MADV_MERGE"), "{line}");
+    let mut command = with_object("/bin/echo", &["hello"]);
+    command.env("SKSM_SECCOMP", "allowed");
+    let output = filtered(&mut command, libc::SECCOMP_RET_KILL_PROCESS).output();
+    assert!(
+        !output.unwrap().status.success(),
+        "the filter does not filter"
+    );
+}
+
+/// Builds a C program and runs it with the object.
+fn run_c(name: &str, flags: &[&str], source: &str) -> Output {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let file = dir.join(format!("{name}.c"));
+    std::fs::write(&file, source).unwrap();
+    let program = dir.join(name);
+    let mut compiler = Command::new("cc");
+    compiler.args(flags).arg(&file).arg("-o").arg(&program);
+    assert!(compiler.status().unwrap().success());
+    with_object(program.to_str().unwrap(), &[])
+        .env("SKSM_VERBOSE", "1")
+        .output()
+        .unwrap()
+}
+
+#[test]
+fn static_programs_do_not_notice() {
+    let source = "#include <stdio.h>\nint main(void) { puts(\"hello\"); return 0; }";
+    assert_said_hello(&run_c("static", &["-static"], source));
+}
+
+#[test]
+fn it_works_after_constructors_and_keeps_errno() {
+    let source = r#"
+#include <errno.h>
+#include <unistd.h>
+__attribute__((constructor)) static void before(void) { write(2, "constructor\n", 12); errno = EXDEV; }
+int main(void) { return errno == EXDEV ? 0 : 1; }"#;
+    let output = run_c("constructor", &[], source);
+    assert!(output.status.success(), "errno is another one: {output:?}");
+    let text = String::from_utf8(output.stderr).unwrap();
+    let (first, second) = text.split_once('\n').unwrap();
+    assert_eq!(first, "constructor");
+    assert!(second.contains(" at start: "), "{text}");
+}

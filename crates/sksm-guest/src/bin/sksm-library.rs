@@ -1,6 +1,9 @@
-//! The library on a kernel that merges: what it promises beyond the call itself.
+//! The library, the preload object and the command on a kernel that merges: what they promise beyond the call itself.
 
-use std::process::{Command, ExitCode};
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
@@ -10,7 +13,7 @@ use sksm_guest::pagemap::Pagemap;
 use sksm_guest::process::Child;
 use sksm_guest::report::{self, Options, Test, skip, test};
 
-/// Checks the library sksm, one line a test; needs root
+/// Checks the user-space side of SKSM, one line a test; needs root
 #[derive(Parser)]
 struct Arguments {
     #[command(flatten)]
@@ -28,6 +31,9 @@ const TESTS: &[Test] = &[
     test("measured", measured),
     test("patched-text-is-shared", patched_text_is_shared),
     test("static-keys", static_keys),
+    test("preload/programs-as-without-it", programs_as_without_it),
+    test("preload/merges", preload_merges),
+    test("estimate-agrees-with-merge", estimate_agrees_with_merge),
 ];
 
 fn main() -> ExitCode {
@@ -288,5 +294,217 @@ fn static_keys() -> Result<()> {
         "{text}{}",
         String::from_utf8_lossy(&output.stderr)
     );
+    Ok(())
+}
+
+/// A file built with this program.
+fn beside(name: &str) -> Result<PathBuf> {
+    let path = std::env::current_exe()?.with_file_name(name);
+    ensure!(path.is_file(), "{} was not built", path.display());
+    Ok(path)
+}
+
+fn preload() -> Result<PathBuf> {
+    beside("libsksm_preload.so")
+}
+
+/// Programs of the machine, those that it has.
+fn programs() -> Vec<(&'static str, &'static [&'static str])> {
+    let programs: [(_, &[_]); 7] = [
+        ("bash", &["-c", "echo $((6 * 7)); bash -c 'exit 3'"]),
+        (
+            "perl",
+            &["-e", "print join ',', map { $_ ** 2 } 1 .. 9; exit 3"],
+        ),
+        (
+            "python3",
+            &["-c", "import json; print(json.dumps(list(range(9))))"],
+        ),
+        ("git", &["--version"]),
+        (
+            "sqlite3",
+            &[
+                ":memory:",
+                "create table t(a); insert into t values (42); select * from t",
+            ],
+        ),
+        ("openssl", &["dgst", "-sha256", "/etc/hostname"]),
+        ("node", &["-e", "console.log([1, 2].map(x => x * 2))"]),
+    ];
+    let there = |program: &str| {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+    };
+    programs
+        .into_iter()
+        .filter(|(program, _)| there(program))
+        .collect()
+}
+
+fn programs_as_without_it() -> Result<()> {
+    let programs = programs();
+    ensure!(programs.len() >= 2, "hardly a program to try");
+    for (program, arguments) in programs {
+        let plain = Command::new(program).args(arguments).output()?;
+        let merged = Command::new(program)
+            .args(arguments)
+            .env("LD_PRELOAD", preload()?)
+            .env("SKSM", "text,data,heap,stack")
+            .output()?;
+        ensure!(plain == merged, "{program}: {plain:?} became {merged:?}");
+        let said = Command::new(program)
+            .args(arguments)
+            .env("LD_PRELOAD", preload()?)
+            .env("SKSM", "data,heap")
+            .env("SKSM_VERBOSE", "1")
+            .output()?;
+        let said = String::from_utf8_lossy(&said.stderr).into_owned();
+        ensure!(
+            said.contains("at start: merged ") && !said.contains("refused"),
+            "{program}: {said}"
+        );
+    }
+    Ok(())
+}
+
+/// Programs that run until they are dropped, each after its first line of output.
+struct Crew(Vec<std::process::Child>);
+
+impl Crew {
+    fn start(commands: impl IntoIterator<Item = Command>) -> Result<Self> {
+        let mut crew = Self(Vec::new());
+        for mut command in commands {
+            command.stdin(Stdio::piped()).stdout(Stdio::piped());
+            crew.0.push(command.spawn()?);
+        }
+        for child in &mut crew.0 {
+            let output = child.stdout.as_mut().context("no output")?;
+            let mut line = String::new();
+            BufReader::new(output).read_line(&mut line)?;
+            ensure!(line == "ready\n", "said {line:?}");
+        }
+        Ok(crew)
+    }
+
+    fn pids(&self) -> impl Iterator<Item = u32> + '_ {
+        self.0.iter().map(std::process::Child::id)
+    }
+
+    /// The physical pages of anonymous memory of the kinds that `sksm merge` takes.
+    fn frames(&self) -> Result<BTreeSet<u64>> {
+        let mut frames = BTreeSet::new();
+        for pid in self.pids() {
+            let pagemap = Pagemap::of(pid as i32)?;
+            for mapping in Process::open(pid)?.mappings()? {
+                use sksm::Kind::{Data, Heap, Text};
+                if !matches!(mapping.kind, Text | Data | Heap) {
+                    continue;
+                }
+                let pages = mapping.region.len / PAGE;
+                for entry in pagemap.entries(mapping.region.start, pages)? {
+                    let Some(pfn) = entry.pfn().filter(|_| !entry.file_or_shared()) else {
+                        continue;
+                    };
+                    if !sksm_guest::pagemap::Flags::of(pfn)?.zero_page() {
+                        frames.insert(pfn);
+                    }
+                }
+            }
+        }
+        Ok(frames)
+    }
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+}
+
+/// What is built before main is merged at start, and what comes later when it is asked for.
+fn preload_merges() -> Result<()> {
+    let script = "my @a = map { 'x' . $_ x 50 } 1 .. 20000; $| = 1; print \"ready\\n\"; <STDIN>";
+    let mut command = Command::new("perl");
+    command
+        .args(["-e", script])
+        .env("LD_PRELOAD", preload()?)
+        .env("SKSM", "heap")
+        .env("SKSM_SIGNAL", "USR2");
+    let mut second = Command::new("perl");
+    second.args(["-e", script]).envs(
+        command
+            .get_envs()
+            .filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned()))),
+    );
+    let crew = Crew::start([command, second])?;
+    let merged = |pid| Ok::<_, Error>(ProcessStatistics::of(pid)?.ksm);
+    let before: u64 = crew.pids().map(merged).sum::<Result<u64, _>>()?;
+    for pid in crew.pids() {
+        // SAFETY: takes numbers only; our own child, not waited for yet.
+        ensure!(unsafe { libc::kill(pid as i32, libc::SIGUSR2) } == 0);
+    }
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    loop {
+        let after: u64 = crew.pids().map(merged).sum::<Result<u64, _>>()?;
+        // Each holds more than 1 MiB of those strings.
+        if after > before + (2 << 20) {
+            return Ok(());
+        }
+        ensure!(
+            std::time::Instant::now() < deadline,
+            "{before} bytes merged before the signal, {after} after it"
+        );
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
+/// The prediction for interpreters that nobody has prepared for it, and what a merge then saves.
+fn estimate_agrees_with_merge() -> Result<()> {
+    let perl = "use POSIX; my %h = map { $_ => [$_, rand] } 1 .. 30000; my $z = \"\\0\" x 3e6;
+                my @w = map { sprintf '%064d', $_ } 1 .. 20000; $| = 1; print \"ready\\n\"; <STDIN>";
+    let python = "import json, os, re, sys\n\
+                  table = {i: str(i) * 20 for i in range(30000)}\n\
+                  noise, zeros = os.urandom(2000000), bytearray(3000000)\n\
+                  print('ready', flush=True)\nsys.stdin.read()";
+    let interpreters = programs();
+    let has = |name| interpreters.iter().any(|(program, _)| *program == name);
+    let mut commands = Vec::new();
+    for (program, flag, script) in [("perl", "-e", perl), ("python3", "-c", python)] {
+        for _ in 0..if has(program) { 4 } else { 0 } {
+            let mut command = Command::new(program);
+            command.args([flag, script]);
+            commands.push(command);
+        }
+    }
+    ensure!(!commands.is_empty(), "neither perl nor python3 is there");
+    let crew = Crew::start(commands)?;
+    let sksm = |verb: &str| -> Result<serde_json::Value> {
+        let output = Command::new(beside("sksm")?)
+            .args([verb, "--json", "--pid"])
+            .args(crew.pids().map(|pid| pid.to_string()))
+            .output()?;
+        ensure!(output.status.success(), "sksm {verb}: {output:?}");
+        Ok(serde_json::from_slice(&output.stdout)?)
+    };
+    let estimate = sksm("estimate")?;
+    let figure = |name: &str| {
+        let value = estimate["within_users"][name].as_f64();
+        value.with_context(|| format!("no {name} in {estimate}"))
+    };
+    let before = crew.frames()?.len();
+    sksm("merge")?;
+    let saved = before - crew.frames()?.len();
+    let predicted = figure("saved_pages")?;
+    let off = (predicted - saved as f64) / saved as f64;
+    ensure!(
+        off.abs() <= 0.02,
+        "predicted {predicted} of {} pages, saved {saved} of {before}",
+        figure("pages")?
+    );
+    // Enough to tell.
+    ensure!(saved > 2000, "only {saved} of {before} pages saved");
     Ok(())
 }
