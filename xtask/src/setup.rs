@@ -36,6 +36,7 @@ const NEEDED: &[&[&[&str]]] = &[
     &[&["xz-utils"]],
     &[&["qemu-system-x86"]],
     &[&["busybox-static"]],
+    &[&["pkgconf"]],
 ];
 
 /// Only needed without `--linux-src`.

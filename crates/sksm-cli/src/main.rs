@@ -36,6 +36,8 @@ enum Verb {
     /// Counters of the system, or of processes
     Stat(stat::Args),
     /// What merging would save, on any kernel; nothing is merged
+    ///
+    /// Takes 12 MiB of memory for each GiB that it looks at, twice that with --settle.
     Estimate(estimate::Args),
     /// Write completions and man pages
     #[command(hide = true)]

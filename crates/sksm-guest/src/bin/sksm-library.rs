@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Command, ExitCode, Stdio};
 
@@ -9,7 +11,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use sksm::{Error, Patch, Process, ProcessStatistics, Region, Support, SystemStatistics};
 use sksm_guest::memory::{Map, PAGE, memfd};
-use sksm_guest::pagemap::Pagemap;
+use sksm_guest::pagemap::{Flags, Pagemap};
 use sksm_guest::process::Child;
 use sksm_guest::report::{self, Options, Test, skip, test};
 
@@ -33,6 +35,7 @@ const TESTS: &[Test] = &[
     test("static-keys", static_keys),
     test("preload/programs-as-without-it", programs_as_without_it),
     test("preload/merges", preload_merges),
+    test("preload/set-uid", set_uid),
     test("estimate-agrees-with-merge", estimate_agrees_with_merge),
 ];
 
@@ -405,7 +408,7 @@ impl Crew {
                     let Some(pfn) = entry.pfn().filter(|_| !entry.file_or_shared()) else {
                         continue;
                     };
-                    if !sksm_guest::pagemap::Flags::of(pfn)?.zero_page() {
+                    if !frames.contains(&pfn) && !Flags::of(pfn)?.zero_page() {
                         frames.insert(pfn);
                     }
                 }
@@ -459,6 +462,30 @@ fn preload_merges() -> Result<()> {
         );
         std::thread::sleep(std::time::Duration::from_millis(10));
     }
+}
+
+/// A program that runs with another user's rights says and does nothing of it.
+fn set_uid() -> Result<()> {
+    let program = std::env::temp_dir().join(format!("sksm-set-uid-{}", std::process::id()));
+    std::fs::copy("/usr/bin/id", &program)?;
+    std::os::unix::fs::chown(&program, Some(1002), Some(1002))?;
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o6755))?;
+    let output = Command::new(&program)
+        .args(["-u"])
+        .uid(1001)
+        .gid(1001)
+        .env("LD_PRELOAD", preload()?)
+        .env("SKSM_VERBOSE", "1")
+        .output();
+    std::fs::remove_file(&program)?;
+    let output = output?;
+    ensure!(
+        output.status.success() && output.stdout == b"1002\n",
+        "the program did not run as user 1002: {output:?}"
+    );
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(!said.contains("sksm: process"), "{said}");
+    Ok(())
 }
 
 /// The prediction for interpreters that nobody has prepared for it, and what a merge then saves.
