@@ -144,7 +144,7 @@ fn build_preload(project: &Project) -> Result<PathBuf> {
         .args([
             "build",
             "--package",
-            "sksm-capi",
+            "sksm-preload",
             "--profile",
             "preload",
             "--no-default-features",
