@@ -1,11 +1,16 @@
 //! What the programs that run inside the test kernel share.
 
+pub mod bench;
 pub mod cgroup;
+pub mod cpu;
 pub mod demo;
+pub mod ksmd;
 pub mod memory;
 pub mod pagemap;
 pub mod process;
 pub mod report;
 pub mod settings;
+pub mod statistics;
 pub mod swap;
 pub mod sysfs;
+pub mod system;
