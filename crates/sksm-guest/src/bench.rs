@@ -50,7 +50,7 @@ pub struct Row {
 #[serde(rename_all = "kebab-case")]
 pub enum Unit {
     NsPerPage,
-    /// Of a call, a fault, a fork: whatever the row is named after.
+    /// Of something that is not done by the page: a fork.
     Ns,
     PagesPerSecond,
     Bytes,
@@ -93,10 +93,9 @@ impl Report {
 }
 
 impl Row {
-    /// How often a memcmp of two pages would fit in, for times of a page or a call.
+    /// How often a memcmp of two pages would fit in, for times of a page.
     pub fn in_memcmps(&self) -> Option<f64> {
-        let timed = matches!(self.unit, Unit::Ns | Unit::NsPerPage);
-        let yardstick = self.yardstick.filter(|_| timed)?;
+        let yardstick = self.yardstick.filter(|_| self.unit == Unit::NsPerPage)?;
         Some(self.value.median / yardstick.memcmp)
     }
 }

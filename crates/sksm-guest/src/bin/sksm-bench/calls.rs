@@ -74,14 +74,14 @@ fn single(bench: &mut Bench) -> Result<()> {
     };
     let map = filled(pages, first)?;
     let values = samples(&map, &mut |_| Ok(()))?;
-    bench.row(name(WHAT, "written a while ago"), Unit::Ns, values)?;
+    bench.row(name(WHAT, "written a while ago"), Unit::NsPerPage, values)?;
 
     let map = Map::aligned(pages, TABLE, 0)?;
     let values = samples(&map, &mut |page| {
         map.fill(page, first + page as u64);
         Ok(())
     })?;
-    bench.row(name(WHAT, "written just before"), Unit::Ns, values)?;
+    bench.row(name(WHAT, "written just before"), Unit::NsPerPage, values)?;
 
     if std::thread::available_parallelism()?.get() < 2 {
         bench.note("a page that another CPU has written just before: there is no other");
@@ -113,7 +113,7 @@ fn single(bench: &mut Bench) -> Result<()> {
     })?;
     bench.row(
         name(WHAT, "written just before on another CPU"),
-        Unit::Ns,
+        Unit::NsPerPage,
         values,
     )
 }

@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use sksm_guest::bench::Unit;
+use sksm_guest::ksmd;
 use sksm_guest::memory::Map;
 use sksm_guest::sysfs::SKSM;
 
@@ -53,10 +54,10 @@ fn sksm(pages: usize, mappings: usize) -> Result<(f64, f64)> {
 
 fn by_ksm(pages: usize, mappings: usize) -> Result<f64> {
     let maps = maps(pages, mappings)?;
+    ksmd::forget()?;
     let before = slabs()?;
     ksm::merge(&maps)?;
     let slabs = slabs()? - before;
-    sksm_guest::ksmd::forget()?;
     Ok(slabs as f64 / pages as f64)
 }
 

@@ -70,7 +70,7 @@ fn measure(bench: &mut Bench, variant: &str) -> Result<()> {
         let single = |page| Ok(timed_merge(&map, page..page + 1)?.as_nanos() as f64);
         (0..pages).map(single).collect::<Result<Vec<_>>>()
     })?;
-    bench.row(name("one page, one call", variant), Unit::Ns, values)?;
+    bench.row(name("one page, one call", variant), Unit::NsPerPage, values)?;
     drop(published);
     if !flushes::known() {
         return Ok(());
