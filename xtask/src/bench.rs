@@ -109,7 +109,7 @@ pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<Ex
 
 /// What the figures are from, in words.
 fn setting(report: &Report) -> String {
-    let machine = if report.processor.contains("User Mode Linux") {
+    let machine = if report.processor == "UML" {
         "User-Mode Linux, where faults and page-table changes are the host's work"
     } else if report.processor.contains("TCG") {
         "emulated by QEMU, where instructions do not cost what they cost on hardware"

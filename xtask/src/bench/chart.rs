@@ -203,7 +203,7 @@ fn bars(family: &Family, what: &str) -> Vec<Bar> {
 
 fn bar(label: &str, row: &Row, colour: &'static str) -> Bar {
     let remark = match row.in_memcmps() {
-        Some(times) => format!("{times:.2} × memcmp"),
+        Some(times) => format!("{} × memcmp", table::digits(times)),
         None => String::new(),
     };
     let (label, detail) = label.split_once(": ").unwrap_or((label, ""));

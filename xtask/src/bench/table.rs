@@ -112,7 +112,8 @@ fn relative(family: &Family, row: &Row) -> String {
         .map_or(String::new(), |times| format!("{} × memcmp", digits(times)))
 }
 
-fn digits(number: f64) -> String {
+/// A ratio.
+pub fn digits(number: f64) -> String {
     match number {
         ..0.0995 => format!("{number:.3}"),
         ..9.95 => format!("{number:.2}"),

@@ -52,22 +52,17 @@ fn write_faults(bench: &mut Bench, pages: usize) -> Result<()> {
     bench.per_page(name(WRITE, "new page"), pages, repeats, || {
         write(&Map::aligned(pages, TABLE, 0)?)
     })?;
+    bench.per_page(name(WRITE, "forked page: copied"), pages, repeats, || {
+        let map = filled(pages, fresh(pages))?;
+        let child = Child::spawn(|parent| parent.meet())?;
+        child.pause()?;
+        let taken = write_and_look(&map, true)?;
+        child.go()?;
+        child.join()?;
+        Ok(taken)
+    })?;
     bench.per_page(
-        name(WRITE, "ordinary page, forked: copied"),
-        pages,
-        repeats,
-        || {
-            let map = filled(pages, fresh(pages))?;
-            let child = Child::spawn(|parent| parent.meet())?;
-            child.pause()?;
-            let taken = write_and_look(&map, true)?;
-            child.go()?;
-            child.join()?;
-            Ok(taken)
-        },
-    )?;
-    bench.per_page(
-        name(WRITE, "ordinary page, forked, child gone: in place"),
+        name(WRITE, "forked page, child gone: in place"),
         pages,
         repeats,
         || {
