@@ -104,6 +104,7 @@ impl Bench {
         mut sample: impl FnMut() -> Result<Duration>,
     ) -> Result<()> {
         self.tell(name.what);
+        let mut sample = || sample().with_context(|| format!("{}, {}", name.what, name.variant));
         sample()?;
         let values = (0..repeats).map(|_| Ok(sample()?.as_nanos() as f64 / pages as f64));
         let values = values.collect::<Result<Vec<_>>>()?;
@@ -237,11 +238,12 @@ impl Wanted {
 /// Does some work, in which the engine must do just that. One page of a hundred may be left out: reclaim or compaction may be
 /// using it.
 pub fn counting<T>(wanted: Wanted, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let read = || -> Result<[i64; 3]> {
+    let read = || -> Result<[i64; 4]> {
         Ok([
             SKSM.number("pages_scanned")?,
             SKSM.number("pages_published")?,
             SKSM.number("pages_merged")?,
+            SKSM.number("pages_busy")?,
         ])
     };
     let before = read()?;
@@ -253,7 +255,8 @@ pub fn counting<T>(wanted: Wanted, work: impl FnOnce() -> Result<T>) -> Result<T
         let (found, wanted) = (after[index] - before[index], wanted[index] as i64);
         ensure!(
             (found - wanted).abs() <= wanted / 100,
-            "the engine {name} {found} pages instead of {wanted}: this measures something else"
+            "the engine {name} {found} pages instead of {wanted}, and {} were busy: this measures something else",
+            after[3] - before[3]
         );
     }
     Ok(result)
