@@ -1,8 +1,6 @@
 //! The verb `demo`: the experiment in a freshly booted kernel, as a table, as JSON and as a picture.
 
 mod chart;
-mod format;
-mod host;
 mod table;
 
 use std::{
@@ -18,13 +16,13 @@ use serde::{Deserialize, Serialize};
 use sksm_guest::demo::Report;
 
 use crate::{
-    build,
+    build, format,
     guest::{Boot, Cmd, End, Output},
     kernel::{self, Arch},
+    ksmd_watch::KsmdWatch,
     progress::Step,
     project::{self, Project},
 };
-use host::KsmdWatch;
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -63,7 +61,6 @@ pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<Ex
         format::thousands(args.processes)
     ));
     let errors = RefCell::new(Vec::new());
-    // Only UML's own account is too coarse; and only its host sees it as a process that does nothing else.
     let watch = (args.arch == Arch::Um).then(|| RefCell::new(KsmdWatch::default()));
     let failed = Cell::new(false);
     let on_line = |line: &str| {
@@ -112,7 +109,11 @@ pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<Ex
     let mut report: Report =
         serde_json::from_slice(&outcome.stdout).context("cannot read what the guest printed")?;
     if let Some(watch) = watch {
-        watch.into_inner().fill_in(&mut report);
+        let runs = report
+            .phases
+            .iter_mut()
+            .filter_map(|phase| phase.ksm.as_mut());
+        watch.into_inner().fill_in(runs);
     }
     let published = Published {
         arch: args.arch.to_string(),
@@ -144,7 +145,7 @@ fn build_preload(project: &Project) -> Result<PathBuf> {
         .args([
             "build",
             "--package",
-            "sksm-capi",
+            "sksm-preload",
             "--profile",
             "preload",
             "--no-default-features",

@@ -24,6 +24,7 @@ use crate::{
 const PROGRAMS: &[(&str, &str)] = &[
     ("sksm-selftest", "sksm-selftest"),
     ("sksm-abi", "sksm-abi"),
+    ("sksm-library", "sksm-library"),
     ("sksm-random", "sksm-random"),
     ("stress", "sksm-random"),
 ];

@@ -8,11 +8,12 @@ use std::{
 
 use anyhow::Result;
 
-use crate::{interrupt, progress::Step, project, report::Verdict, step, test::Run, tree};
+use crate::{build, interrupt, progress::Step, project, report::Verdict, step, test::Run, tree};
 
 pub const NAMES: &[&str] = &[
     "host/fmt",
     "host/clippy",
+    "host/clippy-example",
     "host/test",
     "host/kernel-rustfmt",
     "host/kernel-checkpatch",
@@ -41,6 +42,20 @@ pub fn run(run: &mut Run, tree: &Path) -> Result<()> {
                     "warnings",
                 ],
             ),
+            "host/clippy-example" if !build::builds_example()? => {
+                let step = Step::begin(name);
+                let verdict = Verdict::Skipped("the example static-keys needs Rust 1.87".into());
+                run.record(&step, name, verdict, None);
+                continue;
+            }
+            "host/clippy-example" => {
+                let mut command = cargo(run, &["clippy", "--locked", "--target-dir"]);
+                command
+                    .arg(&run.project.target)
+                    .args(["--", "-D", "warnings"])
+                    .current_dir(run.project.root.join("examples/static-keys"));
+                command
+            }
             "host/test" => {
                 unit_tests(run)?;
                 continue;

@@ -1,17 +1,20 @@
 //! `cargo xtask`: builds the kernels, boots them, and tests in them.
 
 mod agent;
+mod bench;
 mod build;
 mod cache;
 mod config;
 mod console;
 mod demo;
+mod format;
 mod guest;
 mod guest_tests;
 mod host_tests;
 mod initramfs;
 mod interrupt;
 mod kernel;
+mod ksmd_watch;
 mod lock;
 mod progress;
 mod project;
@@ -23,6 +26,8 @@ mod setup;
 mod source;
 mod step;
 mod stress;
+mod svg;
+mod table;
 mod terminal;
 mod test;
 mod toolchain;
@@ -61,6 +66,8 @@ enum Verb {
     Kernel { arch: Arch },
     /// Run the experiment: the table, demo.json and demo.svg
     Demo(demo::Args),
+    /// Measure SKSM beside KSM and ordinary memory: the tables, bench.json and bench.svg
+    Bench(bench::Args),
     /// Boot a kernel on this machine's root file system and run a command in it
     Run(run::Args),
     /// Run all tests; the last line counts them
@@ -111,6 +118,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             println!("{}", kernel.image.display());
         }
         Verb::Demo(args) => return demo::run(&Project::find()?, args, linux_src),
+        Verb::Bench(args) => return bench::run(&Project::find()?, args, linux_src),
         Verb::Run(args) => return run::run(&Project::find()?, args, linux_src),
         Verb::Test(args) => return test::run(&Project::find()?, &args, linux_src),
         Verb::Selftests(args) => return selftests::run(&Project::find()?, args, linux_src),

@@ -40,6 +40,7 @@ const NEEDED: &[&[&[&str]]] = &[
     &[&["xz-utils"]],
     &[&["qemu-system-x86"]],
     &[&["busybox-static"]],
+    &[&["pkgconf"]],
 ];
 
 /// The oldest Rust that Linux 6.12 builds with. An older package counts as not installed.

@@ -1,37 +1,190 @@
-//! `libsksm_preload.so`: loaded into an unmodified program by `LD_PRELOAD`, it works before `main`, named by the environment:
-//!
-//! | variable | meaning |
-//! | --- | --- |
-//! | `SKSM_EXPERIMENT` | `idle`, `patch`, `merge` or `ksm`, see [`experiment::Step`] |
-//! | `SKSM_EXPERIMENT_FD` | an inherited descriptor that takes the one line of the report, and is then closed |
-//!
-//! It never breaks the program: no output elsewhere, `errno` kept, and without these variables no effect at all. It lives in
-//! every process, so it allocates nothing and keeps clear of all of std that needs memory or relocations.
+//! `libsksm.so` and `sksm.h`: the library sksm for C. The header is made from this file; `tests/header.rs` keeps them the same.
 
-#![cfg_attr(not(feature = "std"), no_std)]
 #![deny(missing_docs)]
+// In C a pointer and a length is what a range is; the functions never read or write what they point to unless they say so.
+#![allow(clippy::not_unsafe_ptr_arg_deref)]
 
-mod experiment;
-mod report;
-mod text;
+use std::ffi::{c_char, c_int, c_uint, c_void};
 
-/// The loader calls what stands in this section once libc is ready, before the program's own constructors and `main`.
-#[used]
-#[unsafe(link_section = ".init_array")]
-static CONSTRUCTOR: extern "C" fn() = start;
+use rust::{Error, Kind, Kinds, Partial, Patch, Process, ProcessStatistics, Support};
 
-extern "C" fn start() {
-    // SAFETY: errno's location is valid for this thread.
-    let errno = unsafe { &mut *libc::__errno_location() };
-    let kept = *errno;
-    experiment::run();
-    *errno = kept;
+/// Executable memory: text that was patched, or made by a JIT compiler.
+pub const SKSM_TEXT: c_uint = 1;
+/// Private memory of a file that is not executable: variables of programs and libraries.
+pub const SKSM_DATA: c_uint = 2;
+/// Private anonymous memory.
+pub const SKSM_HEAP: c_uint = 4;
+/// The main thread's stack.
+pub const SKSM_STACK: c_uint = 8;
+
+/// What the running kernel offers.
+#[allow(non_camel_case_types)]
+#[repr(C)]
+pub enum sksm_support {
+    /// Pages are merged when a call returns.
+    Merge = 1,
+    /// Only KSM: a kernel thread may merge pages some time later.
+    Ksm = 2,
+    /// Neither.
+    None = 3,
 }
 
-/// Nothing here panics; were it to, the program is ended rather than run on in an unknown state.
-#[cfg(not(feature = "std"))]
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    // SAFETY: abort takes nothing and does not return.
-    unsafe { libc::abort() }
+/// What the running kernel offers. Asks it once and remembers the answer.
+#[unsafe(no_mangle)]
+pub extern "C" fn sksm_get_support() -> sksm_support {
+    match rust::support() {
+        Support::Merge => sksm_support::Merge,
+        Support::Ksm => sksm_support::Ksm,
+        Support::None => sksm_support::None,
+    }
+}
+
+/// Merges the whole pages within the range: it is rounded inward. -EINVAL: this kernel has no MADV_MERGE.
+#[unsafe(no_mangle)]
+pub extern "C" fn sksm_merge(addr: *const c_void, len: usize) -> c_int {
+    status(rust::merge_range(addr as usize, len))
+}
+
+/// Merges exactly this range, which must start at a page.
+#[unsafe(no_mangle)]
+pub extern "C" fn sksm_merge_exact(addr: *const c_void, len: usize) -> c_int {
+    status(rust::merge_exact(addr as usize, len))
+}
+
+/// Hands the whole pages within the range to KSM, whose kernel thread may merge them some time later. No other function does so.
+#[unsafe(no_mangle)]
+pub extern "C" fn sksm_advise_ksm(addr: *const c_void, len: usize) -> c_int {
+    if (addr as usize).checked_add(len).is_none() || addr.is_null() {
+        return -libc::EINVAL;
+    }
+    // SAFETY: only the address and the length are used, which are those of a range; bytes of any content are valid.
+    let slice = unsafe { std::slice::from_raw_parts(addr.cast::<u8>(), len) };
+    status(rust::advise_ksm(slice))
+}
+
+/// Merges all mappings of these kinds, a sum of SKSM_TEXT and so on, in a process: 0 is this one. Others need the permissions
+/// of process_madvise(2). At `advised`, unless it is NULL, it leaves the number of bytes of the mappings that were merged;
+/// mappings that have gone meanwhile are left out.
+///
+/// # Safety
+/// `advised` must be NULL or valid for a write.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sksm_merge_process(
+    pid: libc::pid_t,
+    kinds: c_uint,
+    advised: *mut usize,
+) -> c_int {
+    let Some(kinds) = kinds_of(kinds) else {
+        return -libc::EINVAL;
+    };
+    let merge = || -> Result<Partial, Error> {
+        match u32::try_from(pid) {
+            Ok(0) => Process::own().merge_kinds(kinds),
+            Ok(pid) => Process::open(pid)?.merge_kinds(kinds),
+            Err(_) => Err(Error::Gone { errno: libc::ESRCH }),
+        }
+    };
+    let result = merge();
+    if let (Ok(done), false) = (&result, advised.is_null()) {
+        // SAFETY: the caller says that it may be written.
+        unsafe { advised.write(done.advised) };
+    }
+    status(result.map(drop))
+}
+
+/// Bytes of a process's memory that are merged, by SKSM or KSM, left at `bytes`; process 0 is this one.
+///
+/// # Safety
+/// `bytes` must be valid for a write.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sksm_merged_bytes(pid: libc::pid_t, bytes: *mut u64) -> c_int {
+    let statistics = match u32::try_from(pid) {
+        _ if bytes.is_null() => return -libc::EFAULT,
+        Ok(0) => ProcessStatistics::own(),
+        Ok(pid) => ProcessStatistics::of(pid),
+        Err(_) => return -libc::ESRCH,
+    };
+    status(statistics.map(|statistics| {
+        // SAFETY: not null, and the caller says that it may be written.
+        unsafe { bytes.write(statistics.ksm) };
+    }))
+}
+
+/// Writes `len` bytes over code at `addr`: makes its pages writable, writes, restores their protection, makes the new code
+/// visible to all threads, and merges the pages if `merge` is not 0. No thread may run these bytes meanwhile. -EINVAL from the
+/// merge means that this kernel has none; the patch is in place all the same.
+///
+/// # Safety
+/// `bytes` must be valid for reads of `len` bytes, and `addr` be code that no thread runs meanwhile.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sksm_patch(
+    addr: *mut c_void,
+    bytes: *const c_void,
+    len: usize,
+    merge: c_int,
+) -> c_int {
+    if bytes.is_null() || len > isize::MAX as usize {
+        return -libc::EFAULT;
+    }
+    // SAFETY: the caller says so.
+    let bytes = unsafe { std::slice::from_raw_parts(bytes.cast::<u8>(), len) };
+    let patch = || -> Result<(), Error> {
+        // SAFETY: the caller says so.
+        let mut patch = unsafe { Patch::begin(addr as usize, len)? };
+        patch.write(addr as usize, bytes)?;
+        if merge == 0 {
+            patch.finish()
+        } else {
+            patch.finish_and_merge()
+        }
+    };
+    status(patch())
+}
+
+/// What a returned number means and what to do about it, in words. The text is valid for ever.
+#[unsafe(no_mangle)]
+pub extern "C" fn sksm_explain(status: c_int) -> *const c_char {
+    let text = match -status {
+        0 => c"done",
+        libc::EINVAL if rust::support() != Support::Merge => {
+            c"this kernel has no MADV_MERGE; boot a kernel with CONFIG_SKSM"
+        }
+        libc::EINVAL => c"the range must start at a page and end within the address space",
+        libc::ENOMEM => c"part of the range is not mapped; the mapped parts are merged",
+        libc::EAGAIN => c"the kernel is out of memory for merging; try again later",
+        libc::EINTR => c"a signal ended the call; what was merged stays merged, call again",
+        libc::EPERM => c"merging in another process needs CAP_SYS_NICE: run as root",
+        libc::EACCES => {
+            c"not allowed: no right over the other process as for ptrace, or to make code writable"
+        }
+        libc::ESRCH => c"there is no such process",
+        libc::EDEADLK => c"this thread is patching already",
+        libc::EFAULT => c"a pointer is NULL, or the code is not mapped with one protection",
+        _ => c"see errno(3) for the number",
+    };
+    text.as_ptr()
+}
+
+fn kinds_of(bits: c_uint) -> Option<Kinds> {
+    let named = [
+        (SKSM_TEXT, Kind::Text),
+        (SKSM_DATA, Kind::Data),
+        (SKSM_HEAP, Kind::Heap),
+        (SKSM_STACK, Kind::Stack),
+    ];
+    let known = named.iter().fold(0, |sum, (bit, _)| sum | bit);
+    let chosen = named.iter().filter(|(bit, _)| bits & bit != 0);
+    let kinds: Vec<Kind> = chosen.map(|(_, kind)| *kind).collect();
+    (bits != 0 && bits & !known == 0).then(|| Kinds::of(&kinds))
+}
+
+fn status(result: Result<(), Error>) -> c_int {
+    match result {
+        Ok(()) => 0,
+        Err(error) => -error.raw_os_error().unwrap_or(match error {
+            Error::Nested { .. } => libc::EDEADLK,
+            Error::Mixed { .. } => libc::EFAULT,
+            _ => libc::EINVAL,
+        }),
+    }
 }

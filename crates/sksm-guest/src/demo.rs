@@ -4,11 +4,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-/// The ends of progress lines on stderr from which a host takes ksmd's CPU time: the kernel is at rest and ksmd stopped; ksmd
-/// starts to merge; it has merged.
-pub const KSMD_WAITS: &str = "ksmd waits";
-pub const KSMD_STARTS: &str = "ksmd starts";
-pub const KSMD_STOPS: &str = "ksmd has done its work";
+use crate::ksmd::Ksm;
+use crate::statistics::percentile;
 
 /// The whole experiment: the same processes in each phase, differing only in what is done to libc's text.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -105,33 +102,6 @@ pub struct Counters {
     pub before: BTreeMap<String, i64>,
     pub merged: BTreeMap<String, i64>,
     pub after: BTreeMap<String, i64>,
-}
-
-/// How ksmd fared.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Ksm {
-    pub sleep_millisecs: i64,
-    pub pages_to_scan: i64,
-    /// The saved pages that it had to reach: as many as MADV_MERGE saved.
-    pub target: i64,
-    pub end: KsmEnd,
-    /// Until then, by the clock and on the CPU. What the kernel cannot account precisely itself, the host fills in.
-    pub seconds: f64,
-    pub cpu_seconds: Option<f64>,
-    pub pages_scanned: i64,
-    pub full_scans: i64,
-}
-
-/// Why the wait for ksmd ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum KsmEnd {
-    /// It saved as much.
-    Reached,
-    /// It scanned everything several times and found nothing more.
-    Stalled,
-    /// The time was up.
-    TimedOut,
 }
 
 /// What must hold for the experiment to have succeeded.
@@ -232,26 +202,9 @@ impl Check {
     }
 }
 
-/// By nearest rank, of sorted values; 0 of none.
-fn percentile(sorted: &[u64], percent: usize) -> u64 {
-    let rank = (sorted.len() * percent).div_ceil(100).max(1);
-    sorted.get(rank - 1).copied().unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn percentiles_are_by_nearest_rank() {
-        let values: Vec<u64> = (1..=20).collect();
-        assert_eq!(percentile(&values, 0), 1);
-        assert_eq!(percentile(&values, 50), 10);
-        assert_eq!(percentile(&values, 95), 19);
-        assert_eq!(percentile(&values, 100), 20);
-        assert_eq!(percentile(&[7], 95), 7);
-        assert_eq!(percentile(&[], 50), 0);
-    }
 
     #[test]
     fn calls_keep_the_first_and_sort_the_rest() {

@@ -1,6 +1,6 @@
 //! Mappings filled with known content.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Write;
 use std::mem::ManuallyDrop;
 use std::ops::Range;
@@ -9,7 +9,7 @@ use std::{io, ptr};
 
 use anyhow::{Context, Result, ensure};
 
-use crate::pagemap::Pagemap;
+use crate::pagemap::{Flags, Pagemap};
 use crate::process::check;
 
 /// Every kernel that SKSM runs on in the tests has pages of 4 KiB.
@@ -83,6 +83,23 @@ impl Map {
         let map = Self { addr: start, pages };
         map.no_huge();
         Ok(map)
+    }
+
+    /// Private anonymous memory in huge pages, with these contents; none in a kernel without huge pages.
+    pub fn huge(pages: usize, id: impl Fn(usize) -> u64) -> Result<Option<Self>> {
+        const ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+        if !fs::exists(ENABLED)? {
+            return Ok(None);
+        }
+        fs::write(ENABLED, "madvise").context("cannot enable huge pages")?;
+        let map = Self::aligned(pages, TABLE, 0)?;
+        map.advise(libc::MADV_HUGEPAGE).context("MADV_HUGEPAGE")?;
+        map.fill_all(id);
+        for page in (0..pages).step_by(TABLE / PAGE) {
+            let flags = Flags::of(map.pfn(page)?)?;
+            ensure!(flags.huge(), "no huge page to be had: {flags:x?}");
+        }
+        Ok(Some(map))
     }
 
     /// Private anonymous pages with these contents.

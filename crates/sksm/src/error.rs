@@ -1,11 +1,11 @@
-use crate::Support;
+use crate::{Region, Support};
 
-/// Why a merge was refused.
+/// What failed, on what range, and what to do about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// This kernel does not know the advice.
-    #[error("this kernel has no MADV_MERGE; boot a kernel with CONFIG_SKSM")]
+    /// This kernel does not know the advice. [`crate::advise_ksm`] is the explicit way to KSM where that is offered instead.
+    #[error("this kernel has no MADV_MERGE; boot a kernel with CONFIG_SKSM{}", instead_hint(*.instead))]
     Unsupported {
         /// What this kernel offers instead.
         instead: Support,
@@ -13,32 +13,105 @@ pub enum Error {
         errno: i32,
     },
     /// The address is not the start of a page, or the range runs past the end of the address space.
-    #[error("a range of memory must start at a page and end within the address space")]
+    #[error("{region} must start at a page and end within the address space; merge_range rounds")]
     Invalid {
+        /// The range as it was given.
+        region: Region,
         /// The error number; none if the range was refused without asking the kernel.
         errno: Option<i32>,
     },
     /// Some of the range is not mapped. The mapped parts are merged.
-    #[error("part of the range is not mapped; the mapped parts are merged")]
+    #[error("part of {region} is not mapped; the mapped parts are merged, leave the rest out")]
     Hole {
+        /// The range as it was given.
+        region: Region,
         /// The error number.
         errno: i32,
     },
     /// The kernel found no memory for its bookkeeping. What was merged so far stays merged.
-    #[error("the kernel is out of memory for merging; what was merged so far stays merged")]
+    #[error(
+        "the kernel is out of memory for merging {region}; what was merged so far stays merged, \
+         try again later"
+    )]
     NoMemory {
+        /// The range as it was given.
+        region: Region,
         /// The error number.
         errno: i32,
     },
     /// A signal ended the call. What was merged so far stays merged.
-    #[error("a signal ended the call; what was merged so far stays merged")]
+    #[error(
+        "a signal ended the merge of {region}; what was merged so far stays merged, call again"
+    )]
     Interrupted {
+        /// The range as it was given.
+        region: Region,
         /// The error number.
         errno: i32,
     },
-    /// Any other error, for instance a missing permission over the other process.
-    #[error("merging failed: {}", reason(*.errno))]
+    /// The caller may not advise the other process.
+    #[error(
+        "not allowed to merge {region} of the other process: run as root, or with CAP_SYS_NICE and \
+         the rights that ptrace asks for"
+    )]
+    Denied {
+        /// The range in the other process.
+        region: Region,
+        /// The error number: `EPERM` without `CAP_SYS_NICE`, `EACCES` without the rights of ptrace.
+        errno: i32,
+    },
+    /// The other process has ended.
+    #[error("the process has ended; there is nothing left to merge")]
+    Gone {
+        /// The error number.
+        errno: i32,
+    },
+    /// The protection of code could not be changed.
+    #[error(
+        "cannot change the protection of {region}: {}; a security policy may forbid memory that \
+         is writable and executable",
+        Reason(*.errno)
+    )]
+    Protect {
+        /// The pages of the patch.
+        region: Region,
+        /// The error number.
+        errno: i32,
+    },
+    /// The pages of a patch are not mapped, or not all with one protection.
+    #[error("{region} is not mapped throughout with one protection; patch its parts one by one")]
+    Mixed {
+        /// The pages of the patch.
+        region: Region,
+    },
+    /// A patch was begun by a thread that already had one.
+    #[error("this thread is patching already; finish that patch before the one of {region}")]
+    Nested {
+        /// The range of the second patch.
+        region: Region,
+    },
+    /// The bytes to write are not all within the patch.
+    #[error("{region} is not within the range that the patch was begun for; begin it for more")]
+    Outside {
+        /// Where the bytes were to go.
+        region: Region,
+    },
+    /// No mapping is at the address or of the file that was asked for.
+    #[error("no private mapping fits; /proc/self/maps lists what there is")]
+    NotMapped,
+    /// A file of the kernel's could not be read or understood.
+    #[error("cannot read {file}: {}", Reason(*.errno))]
+    Read {
+        /// Which file.
+        file: &'static str,
+        /// The error number; `EINVAL` for content that is not understood.
+        errno: i32,
+    },
+    /// Any other error.
+    #[error("merging {region} failed: {}", Reason(*.errno))]
     Os {
+        /// The range as it was given.
+        region: Region,
         /// The error number.
         errno: i32,
     },
@@ -48,45 +121,67 @@ impl Error {
     /// The error number that the kernel gave, if it was asked.
     pub fn raw_os_error(&self) -> Option<i32> {
         match *self {
-            Error::Invalid { errno } => errno,
+            Error::Invalid { errno, .. } => errno,
+            Error::Mixed { .. }
+            | Error::Nested { .. }
+            | Error::Outside { .. }
+            | Error::NotMapped => None,
             Error::Unsupported { errno, .. }
-            | Error::Hole { errno }
-            | Error::NoMemory { errno }
-            | Error::Interrupted { errno }
-            | Error::Os { errno } => Some(errno),
+            | Error::Hole { errno, .. }
+            | Error::NoMemory { errno, .. }
+            | Error::Interrupted { errno, .. }
+            | Error::Denied { errno, .. }
+            | Error::Gone { errno }
+            | Error::Protect { errno, .. }
+            | Error::Read { errno, .. }
+            | Error::Os { errno, .. } => Some(errno),
         }
     }
 
     /// The meaning of `errno` after the kernel refused a merge.
-    pub(crate) fn from_errno(errno: i32, support: Support) -> Self {
+    pub(crate) fn from_errno(errno: i32, support: Support, region: Region) -> Self {
         match errno {
             libc::EINVAL if support != Support::Merge => Error::Unsupported {
                 instead: support,
                 errno,
             },
-            libc::EINVAL => Error::Invalid { errno: Some(errno) },
-            libc::ENOMEM => Error::Hole { errno },
-            libc::EAGAIN => Error::NoMemory { errno },
-            libc::EINTR => Error::Interrupted { errno },
-            _ => Error::Os { errno },
+            libc::EINVAL => Error::Invalid {
+                region,
+                errno: Some(errno),
+            },
+            libc::ENOMEM => Error::Hole { region, errno },
+            libc::EAGAIN => Error::NoMemory { region, errno },
+            libc::EINTR => Error::Interrupted { region, errno },
+            libc::EPERM | libc::EACCES => Error::Denied { region, errno },
+            libc::ESRCH => Error::Gone { errno },
+            _ => Error::Os { region, errno },
         }
     }
 }
 
-#[cfg(feature = "std")]
-fn reason(errno: i32) -> std::io::Error {
-    std::io::Error::from_raw_os_error(errno)
+fn instead_hint(instead: Support) -> &'static str {
+    match instead {
+        Support::Ksm => ", or ask for KSM explicitly with advise_ksm",
+        _ => "",
+    }
 }
 
-#[cfg(not(feature = "std"))]
-fn reason(errno: i32) -> impl core::fmt::Display {
-    struct Errno(i32);
-    impl core::fmt::Display for Errno {
-        fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-            write!(f, "error number {}", self.0)
-        }
+/// An error number in words where there is std.
+struct Reason(i32);
+
+impl core::fmt::Display for Reason {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        #[cfg(feature = "std")]
+        return write!(f, "{}", std::io::Error::from_raw_os_error(self.0));
+        #[cfg(not(feature = "std"))]
+        write!(f, "error number {}", self.0)
     }
-    Errno(errno)
+}
+
+/// The error number of this thread's last failed call.
+pub(crate) fn errno() -> i32 {
+    // SAFETY: errno's location is valid for this thread.
+    unsafe { *libc::__errno_location() }
 }
 
 #[cfg(feature = "std")]
@@ -103,9 +198,14 @@ impl From<Error> for std::io::Error {
 mod tests {
     use super::*;
 
+    const REGION: Region = Region {
+        start: 0x1000,
+        len: 0x2000,
+    };
+
     #[test]
     fn einval_means_unsupported_only_where_the_advice_is_unknown() {
-        let unsupported = Error::from_errno(libc::EINVAL, Support::Ksm);
+        let unsupported = Error::from_errno(libc::EINVAL, Support::Ksm, REGION);
         assert_eq!(
             unsupported,
             Error::Unsupported {
@@ -113,9 +213,11 @@ mod tests {
                 errno: libc::EINVAL
             }
         );
+        assert!(unsupported.to_string().contains("advise_ksm"));
         assert_eq!(
-            Error::from_errno(libc::EINVAL, Support::Merge),
+            Error::from_errno(libc::EINVAL, Support::Merge, REGION),
             Error::Invalid {
+                region: REGION,
                 errno: Some(libc::EINVAL)
             }
         );
@@ -129,13 +231,30 @@ mod tests {
             libc::EAGAIN,
             libc::EINTR,
             libc::EPERM,
+            libc::EACCES,
             libc::ESRCH,
+            libc::EBADF,
         ] {
             for support in [Support::Merge, Support::Ksm, Support::None] {
-                let error = Error::from_errno(errno, support);
+                let error = Error::from_errno(errno, support, REGION);
                 assert_eq!(error.raw_os_error(), Some(errno));
                 assert_eq!(std::io::Error::from(error).raw_os_error(), Some(errno));
             }
+        }
+    }
+
+    #[test]
+    fn the_range_is_named() {
+        for errno in [
+            libc::EINVAL,
+            libc::ENOMEM,
+            libc::EAGAIN,
+            libc::EINTR,
+            libc::EPERM,
+            libc::EBADF,
+        ] {
+            let text = Error::from_errno(errno, Support::Merge, REGION).to_string();
+            assert!(text.contains("0x1000-0x3000"), "{text}");
         }
     }
 }

@@ -18,22 +18,66 @@
 //! Do not merge secrets: the time that a merge or a write takes tells whether some other process of the merge domain holds the
 //! same content.
 //!
-//! Without the feature `std` the crate needs only `core` and libc; [`merge_remote`] is then left out.
+//! | for | there is |
+//! | --- | --- |
+//! | own data | [`merge`], [`merge_range`], [`merge_exact`] |
+//! | code that is patched | [`Patch`] |
+//! | what a process holds, by kind, file or address | [`Process`] |
+//! | other processes | [`Process::open`], [`merge_remote_each`] |
+//! | kernels that have only KSM | [`advise_ksm`]: explicit, never done silently |
+//! | what it brought | [`measure`], [`ProcessStatistics`], [`SystemStatistics`] |
+//!
+//! Without the feature `std` the crate needs only `core` and libc; what needs memory or threads is then left out.
 
 #![cfg_attr(not(feature = "std"), no_std)]
 #![deny(missing_docs)]
 
 mod error;
+mod kinds;
+pub mod maps;
 mod merge;
+#[cfg(all(
+    feature = "std",
+    any(
+        target_arch = "x86_64",
+        target_arch = "x86",
+        target_arch = "aarch64",
+        target_arch = "riscv64"
+    )
+))]
+mod patch;
+#[cfg(feature = "std")]
+mod process;
+mod region;
 #[cfg(feature = "std")]
 mod remote;
+#[cfg(feature = "std")]
+mod statistics;
 mod support;
+#[cfg(test)]
+mod test_pages;
 
 pub use error::Error;
-pub use merge::{merge, merge_exact, merge_range, page_size};
+pub use kinds::{Kind, Kinds};
+pub use merge::{advise_ksm, merge, merge_exact, merge_range, page_size};
+#[cfg(all(
+    feature = "std",
+    any(
+        target_arch = "x86_64",
+        target_arch = "x86",
+        target_arch = "aarch64",
+        target_arch = "riscv64"
+    )
+))]
+pub use patch::Patch;
 #[cfg(feature = "std")]
-pub use remote::merge_remote;
-pub use support::{Support, support};
+pub use process::{Mapping, Process};
+pub use region::Region;
+#[cfg(feature = "std")]
+pub use remote::{Partial, merge_remote, merge_remote_each};
+#[cfg(feature = "std")]
+pub use statistics::{Effect, ProcessStatistics, SystemStatistics, measure};
+pub use support::{Support, pretend_support, support};
 
 /// The advice that asks `madvise(2)` or `process_madvise(2)` to merge. The only place where this number stands.
 pub const MADV_MERGE: i32 = 26;

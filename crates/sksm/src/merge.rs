@@ -1,26 +1,66 @@
-use crate::{Error, MADV_MERGE, support};
+use crate::error::errno;
+use crate::support::{allowed, real};
+use crate::{Error, MADV_MERGE, Region};
 
 /// Merges the whole pages of `slice`; bytes in a page that is only partly the slice's stay alone.
 pub fn merge<T>(slice: &[T]) -> Result<(), Error> {
-    merge_range(slice.as_ptr() as usize, size_of_val(slice))
+    merge_region(slice.into())
 }
 
 /// Merges the whole pages within `len` bytes from `addr`: the range is rounded inward, so nothing outside it is advised.
 /// A range without a whole page is done at once, on any kernel.
 pub fn merge_range(addr: usize, len: usize) -> Result<(), Error> {
-    match round_inward(addr, len, page_size())? {
-        Some((start, len)) => merge_exact(start, len),
+    merge_region(Region { start: addr, len })
+}
+
+fn merge_region(region: Region) -> Result<(), Error> {
+    if region.wraps() {
+        return Err(Error::Invalid {
+            region,
+            errno: None,
+        });
+    }
+    match region.inward(page_size()) {
+        Some(region) => merge_exact(region.start, region.len),
         None => Ok(()),
     }
 }
 
-/// The call as it is: nothing rounded, nothing checked before the kernel sees it.
+/// The call as it is: nothing rounded, nothing checked before the kernel sees it. It refuses a start within a page.
 pub fn merge_exact(addr: usize, len: usize) -> Result<(), Error> {
+    allowed()?;
+    advise(Region { start: addr, len }, MADV_MERGE)
+}
+
+/// Hands the whole pages of `slice` to KSM (`MADV_MERGEABLE`), whose kernel thread, if the administrator has started it, may
+/// merge them some time later: the explicit fallback for kernels that offer no more.
+///
+/// No call of this crate does so on its own.
+///
+/// ```
+/// # let table = vec![7u64; 100_000];
+/// match sksm::merge(&table) {
+///     Err(sksm::Error::Unsupported { instead: sksm::Support::Ksm, .. }) => sksm::advise_ksm(&table)?,
+///     result => result.or_else(|error| match error {
+///         sksm::Error::Unsupported { .. } => Ok(()), // Neither: go on without.
+///         error => Err(error),
+///     })?,
+/// }
+/// # Ok::<(), sksm::Error>(())
+/// ```
+pub fn advise_ksm<T>(slice: &[T]) -> Result<(), Error> {
+    match Region::from(slice).inward(page_size()) {
+        Some(region) => advise(region, libc::MADV_MERGEABLE),
+        None => Ok(()),
+    }
+}
+
+fn advise(region: Region, advice: i32) -> Result<(), Error> {
     // libc and no safer wrapper: those take their own enum of advices, which a new number has no place in.
     // SAFETY: merging changes no content, protection or address, so it is sound on any range, mapped or not.
-    match unsafe { libc::madvise(addr as *mut libc::c_void, len, MADV_MERGE) } {
+    match unsafe { libc::madvise(region.start as *mut libc::c_void, region.len, advice) } {
         0 => Ok(()),
-        _ => Err(last_error()),
+        _ => Err(Error::from_errno(errno(), real(), region)),
     }
 }
 
@@ -32,66 +72,16 @@ pub fn page_size() -> usize {
     usize::try_from(size).unwrap_or(4096)
 }
 
-pub(crate) fn last_error() -> Error {
-    // SAFETY: errno's location is valid for this thread.
-    let errno = unsafe { *libc::__errno_location() };
-    Error::from_errno(errno, support())
-}
-
-/// The whole pages within the range, as start and length; none if there is no whole page.
-fn round_inward(addr: usize, len: usize, page: usize) -> Result<Option<(usize, usize)>, Error> {
-    let end = addr
-        .checked_add(len)
-        .ok_or(Error::Invalid { errno: None })?;
-    let end = end - end % page;
-    let start = addr.checked_next_multiple_of(page);
-    Ok(start
-        .filter(|start| *start < end)
-        .map(|start| (start, end - start)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::Support;
-
-    /// Private anonymous pages, unmapped when dropped.
-    struct Pages(&'static mut [u8]);
-
-    impl Pages {
-        fn new(count: usize, fill: impl Fn(usize) -> u8) -> Self {
-            let len = count * page_size();
-            // SAFETY: a new mapping, placed by the kernel.
-            let start = unsafe {
-                libc::mmap(
-                    core::ptr::null_mut(),
-                    len,
-                    libc::PROT_READ | libc::PROT_WRITE,
-                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-                    -1,
-                    0,
-                )
-            };
-            assert_ne!(start, libc::MAP_FAILED);
-            // SAFETY: just mapped, readable, writable, zeroed, and owned by this value alone.
-            let pages = unsafe { core::slice::from_raw_parts_mut(start.cast::<u8>(), len) };
-            for (number, page) in pages.chunks_mut(page_size()).enumerate() {
-                page.fill(fill(number));
-            }
-            Pages(pages)
-        }
-    }
-
-    impl Drop for Pages {
-        fn drop(&mut self) {
-            // SAFETY: the mapping is this value's, and nothing refers to it any more.
-            unsafe { libc::munmap(self.0.as_mut_ptr().cast(), self.0.len()) };
-        }
-    }
+    use crate::maps::Line;
+    use crate::test_pages::Pages;
 
     /// What a merge of good memory must give on this kernel.
     fn assert_expected(result: Result<(), Error>) {
-        match support() {
+        match real() {
             Support::Merge => assert_eq!(result, Ok(())),
             instead => assert_eq!(
                 result,
@@ -101,20 +91,6 @@ mod tests {
                 })
             ),
         }
-    }
-
-    #[test]
-    fn rounds_inward() {
-        let round = |addr, len| round_inward(addr, len, 0x1000);
-        assert_eq!(round(0x1000, 0x2000), Ok(Some((0x1000, 0x2000))));
-        assert_eq!(round(0x1001, 0x2000), Ok(Some((0x2000, 0x1000))));
-        assert_eq!(round(0x0fff, 0x2002), Ok(Some((0x1000, 0x2000))));
-        assert_eq!(round(0x1001, 0x1ffe), Ok(None));
-        assert_eq!(round(0x1000, 0xfff), Ok(None));
-        assert_eq!(round(0x1000, 0), Ok(None));
-        assert_eq!(round(0, 0), Ok(None));
-        assert_eq!(round(usize::MAX - 1, 1), Ok(None));
-        assert_eq!(round(usize::MAX, 2), Err(Error::Invalid { errno: None }));
     }
 
     #[test]
@@ -137,6 +113,21 @@ mod tests {
     }
 
     #[test]
+    fn a_range_past_the_end_of_the_address_space_is_refused() {
+        let region = Region {
+            start: usize::MAX,
+            len: 2,
+        };
+        assert_eq!(
+            merge_range(usize::MAX, 2),
+            Err(Error::Invalid {
+                region,
+                errno: None
+            })
+        );
+    }
+
+    #[test]
     fn exact_calls_are_not_rounded() {
         let pages = Pages::new(2, |_| 2);
         let result = merge_exact(pages.0.as_ptr() as usize + 1, page_size());
@@ -145,5 +136,28 @@ mod tests {
             Err(Some(libc::EINVAL))
         );
         assert_expected(merge_exact(pages.0.as_ptr() as usize, pages.0.len()));
+    }
+
+    #[test]
+    fn ksm_is_asked_only_explicitly() {
+        let pages = Pages::new(2, |_| 3);
+        let flags = || {
+            let addr = pages.0.as_ptr() as usize;
+            let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+            let mut lines = smaps.lines();
+            lines.find(|line| {
+                Line::parse(line.as_bytes()).is_some_and(|line| line.region.contains(addr))
+            });
+            let flags = lines.find(|line| line.starts_with("VmFlags:"));
+            flags.unwrap().contains(" mg")
+        };
+        if real() == Support::None {
+            assert!(advise_ksm(pages.0).is_err());
+            return;
+        }
+        _ = merge(pages.0);
+        assert!(!flags());
+        assert_eq!(advise_ksm(pages.0), Ok(()));
+        assert!(flags());
     }
 }

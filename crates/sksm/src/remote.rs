@@ -1,7 +1,8 @@
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use crate::merge::last_error;
-use crate::{Error, MADV_MERGE};
+use crate::error::errno;
+use crate::support::{allowed, real};
+use crate::{Error, MADV_MERGE, Region};
 
 /// How many ranges the kernel takes in one call (`UIO_MAXIOV`).
 const RANGES_PER_CALL: usize = 1024;
@@ -10,6 +11,7 @@ const RANGES_PER_CALL: usize = 1024;
 ///
 /// Nothing is rounded. It needs the permissions of `process_madvise(2)`. At the first range that is refused it stops: if any
 /// range was done before, it says so by a count below the sum of the lengths, else by the error.
+/// [`merge_remote_each`] goes on instead.
 pub fn merge_remote(pidfd: BorrowedFd<'_>, ranges: &[(usize, usize)]) -> Result<usize, Error> {
     let mut advised = 0;
     for chunk in ranges.chunks(RANGES_PER_CALL) {
@@ -28,7 +30,58 @@ pub fn merge_remote(pidfd: BorrowedFd<'_>, ranges: &[(usize, usize)]) -> Result<
     Ok(advised)
 }
 
+/// What became of each range of a call that goes on after refusals.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Partial {
+    /// The sum of the lengths of all ranges that were advised as a whole.
+    pub advised: usize,
+    /// Why others were not, each error with its range.
+    pub refused: Vec<Error>,
+}
+
+/// Merges what can be merged of these ranges of another process: a range that is refused, for instance because it has been
+/// unmapped meanwhile, is noted and left out.
+///
+/// It fails as a whole where no range could do better: without the permission, without such a kernel, after the end of the
+/// process.
+pub fn merge_remote_each(pidfd: BorrowedFd<'_>, ranges: &[Region]) -> Result<Partial, Error> {
+    let mut partial = Partial::default();
+    let ranges: Vec<(usize, usize)> = ranges
+        .iter()
+        .filter(|range| range.len > 0)
+        .map(|range| (range.start, range.len))
+        .collect();
+    let mut rest = ranges.as_slice();
+    while !rest.is_empty() {
+        let now = &rest[..rest.len().min(RANGES_PER_CALL)];
+        let count = match merge_chunk(pidfd, now) {
+            Ok(mut done) => {
+                partial.advised += done;
+                // The kernel counts whole ranges. None at all would have been an error.
+                let whole = now.iter().take_while(|(_, len)| {
+                    let whole = *len <= done;
+                    done = done.saturating_sub(*len);
+                    whole
+                });
+                whole.count().max(1)
+            }
+            Err(
+                error @ (Error::Unsupported { .. } | Error::Denied { .. } | Error::Gone { .. }),
+            ) => return Err(error),
+            Err(error @ Error::Os { errno, .. }) if errno == libc::EBADF => return Err(error),
+            Err(error) => {
+                partial.refused.push(error);
+                1
+            }
+        };
+        rest = &rest[count..];
+    }
+    Ok(partial)
+}
+
+/// The error is about the first range: had that been done, the kernel would have told a count.
 fn merge_chunk(pidfd: BorrowedFd<'_>, ranges: &[(usize, usize)]) -> Result<usize, Error> {
+    allowed()?;
     let vectors: Vec<libc::iovec> = ranges
         .iter()
         .map(|&(addr, len)| libc::iovec {
@@ -47,7 +100,8 @@ fn merge_chunk(pidfd: BorrowedFd<'_>, ranges: &[(usize, usize)]) -> Result<usize
             0,
         )
     };
-    usize::try_from(done).map_err(|_| last_error())
+    let first = ranges.first().copied().unwrap_or_default();
+    usize::try_from(done).map_err(|_| Error::from_errno(errno(), real(), first.into()))
 }
 
 #[cfg(test)]
@@ -91,6 +145,8 @@ mod tests {
     fn a_descriptor_of_no_process_is_an_error() {
         let file = std::fs::File::open("/dev/null").unwrap();
         let error = merge_remote(file.as_fd(), &[(0, 0)]).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EBADF));
+        let error = merge_remote_each(file.as_fd(), &[Region::from((0, 4096))]).unwrap_err();
         assert_eq!(error.raw_os_error(), Some(libc::EBADF));
     }
 }

@@ -1,9 +1,7 @@
 //! Transparent huge pages: split, then merged.
 
-use std::fs;
-
-use anyhow::{Context, Result, ensure};
-use sksm_guest::memory::{Map, TABLE};
+use anyhow::{Result, ensure};
+use sksm_guest::memory::Map;
 use sksm_guest::pagemap::Flags;
 use sksm_guest::process::Child;
 use sksm_guest::report::{Test, skip, test};
@@ -21,22 +19,13 @@ pub const TESTS: &[Test] = &[
 ];
 
 const HUGE: usize = 512;
-const ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 
 /// Memory in huge pages, with these contents.
 fn huge(tables: usize, id: impl Fn(usize) -> u64) -> Result<Map> {
-    if !fs::exists(ENABLED)? {
-        return skip("no transparent huge pages in this kernel (CONFIG_TRANSPARENT_HUGEPAGE)");
+    match Map::huge(tables * HUGE, id)? {
+        Some(map) => Ok(map),
+        None => skip("no transparent huge pages in this kernel (CONFIG_TRANSPARENT_HUGEPAGE)"),
     }
-    fs::write(ENABLED, "madvise")?;
-    let map = Map::aligned(tables * HUGE, TABLE, 0)?;
-    map.advise(libc::MADV_HUGEPAGE).context("MADV_HUGEPAGE")?;
-    map.fill_all(id);
-    for table in 0..tables {
-        let flags = Flags::of(map.pfn(table * HUGE)?)?;
-        ensure!(flags.huge(), "no huge page to be had: {flags:x?}");
-    }
-    Ok(map)
 }
 
 fn no_huge_left(map: &Map) -> Result<()> {

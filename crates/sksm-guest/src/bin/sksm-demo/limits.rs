@@ -2,9 +2,8 @@
 
 use anyhow::Result;
 use sksm_guest::demo::Limit;
+use sksm_guest::ksmd;
 use sksm_guest::sysfs::{Dir, KSM, SKSM};
-
-use crate::ksmd;
 
 const FILE: &str = "max_page_sharing";
 

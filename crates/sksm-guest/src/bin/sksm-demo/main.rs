@@ -4,12 +4,9 @@
 //! the exit status is 0 if the expectations hold, 2 if they do not, 1 if it could not run.
 
 mod counters;
-mod cpu;
 mod crew;
 mod expect;
-mod ksmd;
 mod limits;
-mod system;
 mod text;
 
 use std::path::PathBuf;
@@ -20,11 +17,12 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use sksm::Support;
 use sksm_guest::demo::{Call, Counters, Kind, Phase, Report, Spread};
+use sksm_guest::ksmd::{self, Ksm, Tuning};
 use sksm_guest::memory::PAGE;
 use sksm_guest::sysfs::{KSM, SKSM};
+use sksm_guest::system;
 
 use crew::Crew;
-use ksmd::Tuning;
 use limits::Limits;
 use text::Text;
 
@@ -241,12 +239,7 @@ impl Experiment {
     }
 
     /// Lets ksmd merge until it has saved as much as MADV_MERGE did.
-    fn run_ksmd(
-        &self,
-        tuning: Tuning,
-        so_far: &Report,
-        progress: &dyn Fn(String),
-    ) -> Result<sksm_guest::demo::Ksm> {
+    fn run_ksmd(&self, tuning: Tuning, so_far: &Report, progress: &dyn Fn(String)) -> Result<Ksm> {
         let copies = so_far
             .phase(Kind::Merged)
             .map_or(self.text.contents(), |phase| phase.copies);

@@ -1,15 +1,16 @@
-//! ksmd's CPU time, as the host accounts for it.
+//! ksmd's CPU time, as the host accounts for it: UML's own account is too coarse, and only its host sees it as a process that
+//! does nothing else.
 
 use std::collections::HashSet;
 
-use sksm_guest::demo::{KSMD_STARTS, KSMD_STOPS, KSMD_WAITS, Kind, Report};
+use sksm_guest::ksmd::{KSMD_STARTS, KSMD_STOPS, KSMD_WAITS, Ksm};
 
 /// Listens to the guest's progress, and reads the clocks when it speaks of ksmd.
 #[derive(Default)]
 pub struct KsmdWatch {
     waits: Option<Reading>,
     starts: Option<Reading>,
-    /// CPU seconds of each stretch, in the order of the phases.
+    /// CPU seconds of each stretch, in their order.
     taken: Vec<Option<f64>>,
 }
 
@@ -37,17 +38,10 @@ impl KsmdWatch {
         }
     }
 
-    /// Fills in what the guest could not know.
-    pub fn fill_in(self, report: &mut Report) {
-        let kinds = [Kind::Ksm, Kind::KsmUnthrottled];
-        let phases = report
-            .phases
-            .iter_mut()
-            .filter(|phase| kinds.contains(&phase.kind));
-        for (phase, taken) in phases.zip(self.taken) {
-            if let Some(ksm) = &mut phase.ksm {
-                ksm.cpu_seconds = ksm.cpu_seconds.or(taken);
-            }
+    /// Fills in what the guest could not know; the runs of ksmd in the order they were.
+    pub fn fill_in<'a>(self, runs: impl Iterator<Item = &'a mut Ksm>) {
+        for (ksm, taken) in runs.zip(self.taken) {
+            ksm.cpu_seconds = ksm.cpu_seconds.or(taken);
         }
     }
 }

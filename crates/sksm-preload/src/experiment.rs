@@ -1,5 +1,4 @@
-use core::ffi::CStr;
-
+use crate::environment::variable;
 use crate::report::{Line, report_fd};
 use crate::text::{self, Text};
 
@@ -105,14 +104,4 @@ fn now() -> u64 {
     // SAFETY: writes one timespec, into ours.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
-}
-
-fn variable(name: &CStr) -> Option<&'static [u8]> {
-    // SAFETY: the name ends in a nul byte; nobody changes the environment before main.
-    let value = unsafe { libc::getenv(name.as_ptr()) };
-    if value.is_null() {
-        return None;
-    }
-    // SAFETY: getenv's answer ends in a nul byte, and lives as long as the environment is left alone: before main, it is.
-    Some(unsafe { CStr::from_ptr(value) }.to_bytes())
 }

@@ -37,12 +37,16 @@ impl Line {
 
     /// Sends the line and closes the descriptor: the program shall not inherit it.
     pub fn send(&mut self, fd: c_int) {
+        self.write(fd);
+        // SAFETY: a descriptor that is none is an error without effect.
+        unsafe { libc::close(fd) };
+    }
+
+    /// Sends the line.
+    pub fn write(&mut self, fd: c_int) {
         self.text(b"\n");
         // SAFETY: `len` bytes of the line are written; a descriptor that is none is an error without effect.
-        unsafe {
-            libc::write(fd, self.bytes.as_ptr().cast(), self.len);
-            libc::close(fd);
-        }
+        unsafe { libc::write(fd, self.bytes.as_ptr().cast(), self.len) };
     }
 }
 

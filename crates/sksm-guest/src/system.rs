@@ -10,6 +10,18 @@ pub fn kernel() -> Result<String> {
     Ok(text.trim().to_owned())
 }
 
+/// The processor, as it calls itself: emulators and User-Mode Linux tell.
+pub fn processor() -> Result<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").context("cannot read /proc/cpuinfo")?;
+    let value = |key: &str| {
+        let line = text.lines().find(|line| line.starts_with(key))?;
+        Some(line.split_once(':')?.1.trim().to_owned())
+    };
+    Ok(value("model name")
+        .or(value("vendor_id"))
+        .unwrap_or_else(|| "unknown".to_owned()))
+}
+
 /// Anonymous pages that are mapped, in the whole system.
 pub fn nr_anon_pages() -> Result<u64> {
     // Each CPU counts for itself; this makes them add it up. A kernel with one CPU has no need, and no such file.

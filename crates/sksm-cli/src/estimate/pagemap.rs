@@ -1,0 +1,165 @@
+//! Which pages of a process are present and its own, without touching them: `/proc/PID/pagemap`.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+
+/// What a page's entry says.
+#[derive(Clone, Copy)]
+pub struct Entry(u64);
+
+impl Entry {
+    /// Present, and neither of a file nor shared memory.
+    fn anonymous(self) -> bool {
+        self.0 >> 63 & 1 != 0 && self.0 >> 61 & 1 == 0
+    }
+
+    /// The physical page; 0 for those without the right to know.
+    pub fn pfn(self) -> u64 {
+        self.0 & ((1 << 55) - 1)
+    }
+
+    /// Mapped by this process alone.
+    pub fn exclusive(self) -> bool {
+        self.0 >> 56 & 1 != 0
+    }
+}
+
+/// The kernel's `struct pm_scan_arg`.
+#[repr(C)]
+#[derive(Default)]
+struct Scan {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    regions: u64,
+    regions_len: u64,
+    max_pages: u64,
+    inverted: u64,
+    mask: u64,
+    any: u64,
+    returned: u64,
+}
+
+/// The kernel's `struct page_region`.
+#[repr(C)]
+#[derive(Default, Clone, Copy)]
+struct Found {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+const IS_FILE: u64 = 1 << 2;
+const IS_PRESENT: u64 = 1 << 3;
+const IS_ZERO: u64 = 1 << 5;
+/// `_IOWR('f', 16, struct pm_scan_arg)`
+const PAGEMAP_SCAN: libc::c_ulong =
+    0xc000_0000 | (size_of::<Scan>() as libc::c_ulong) << 16 | 0x6610;
+
+/// Whether the kernel knows PAGEMAP_SCAN.
+pub fn scans(pagemap: &File) -> bool {
+    let page = sksm::page_size() as u64;
+    scan(pagemap, page..2 * page, &mut Vec::new()).is_ok()
+}
+
+/// Adds the present anonymous pages of this range, as ranges of addresses.
+fn scan(pagemap: &File, range: Range<u64>, runs: &mut Vec<Range<u64>>) -> io::Result<()> {
+    let mut found = [Found::default(); 512];
+    let mut start = range.start;
+    while start < range.end {
+        let mut argument = Scan {
+            size: size_of::<Scan>() as u64,
+            start,
+            end: range.end,
+            regions: found.as_mut_ptr() as u64,
+            regions_len: found.len() as u64,
+            // Present, and not of a file and not the zero page.
+            inverted: IS_FILE | IS_ZERO,
+            mask: IS_FILE | IS_PRESENT | IS_ZERO,
+            returned: IS_PRESENT,
+            ..Scan::default()
+        };
+        // SAFETY: the argument and the regions that it names are valid for the call.
+        let count = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN as _, &mut argument) };
+        let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+        runs.extend(found.iter().take(count).map(|found| found.start..found.end));
+        // No loop without progress, whatever the kernel says.
+        start = argument.walk_end.max(start + 1);
+    }
+    Ok(())
+}
+
+/// Shows the present anonymous pages of this range of addresses: each with its address and entry.
+pub fn each_anonymous(
+    pagemap: &File,
+    range: Range<u64>,
+    can_scan: bool,
+    mut see: impl FnMut(u64, Entry),
+) -> io::Result<()> {
+    let mut runs = Vec::new();
+    if !can_scan || scan(pagemap, range.clone(), &mut runs).is_err() {
+        runs = vec![range];
+    }
+    let page = sksm::page_size() as u64;
+    let mut bytes = vec![0; 64 << 10];
+    for run in runs {
+        let mut addr = run.start;
+        while addr < run.end {
+            let pages = ((run.end - addr) / page).min(bytes.len() as u64 / 8);
+            let room = &mut bytes[..pages as usize * 8];
+            let count = pagemap.read_at(room, addr / page * 8)?;
+            if count < 8 {
+                return Ok(());
+            }
+            for word in room[..count].chunks_exact(8) {
+                let entry = Entry(u64::from_ne_bytes(word.try_into().unwrap_or_default()));
+                if entry.anonymous() {
+                    see(addr, entry);
+                }
+                addr += page;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The ioctl finds what the entries say.
+    #[test]
+    fn both_ways_find_the_same_pages() {
+        let page = sksm::page_size();
+        let mut memory = vec![0u8; 3000 * page];
+        let start = memory.as_mut_ptr().align_offset(page);
+        for number in [0, 1, 7, 511, 512, 1500, 1502, 2900] {
+            memory[start + number * page] = 1;
+        }
+        // Reading maps the zero page, which is no memory of this process.
+        std::hint::black_box(memory[start + 5 * page]);
+        let addr = memory.as_ptr() as u64 + start as u64;
+        let range = addr..addr + 2950 * page as u64;
+        let pagemap = File::open("/proc/self/pagemap").unwrap();
+        if !scans(&pagemap) {
+            return;
+        }
+        let pages = |can_scan| {
+            let mut pages = Vec::new();
+            each_anonymous(&pagemap, range.clone(), can_scan, |addr, _| {
+                pages.push(addr)
+            })
+            .unwrap();
+            pages
+        };
+        let expected =
+            [0, 1, 7, 511, 512, 1500, 1502, 2900].map(|number| addr + number * page as u64);
+        assert!(expected.iter().all(|page| pages(true).contains(page)));
+        assert!(pages(true).iter().all(|page| pages(false).contains(page)));
+    }
+}

@@ -1,0 +1,273 @@
+//! Reading and hashing the pages of processes, in parallel.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use indicatif::ProgressBar;
+use serde::Serialize;
+use sksm::{Error, Kind, Kinds, Mapping, Process};
+use xxhash_rust::xxh3::xxh3_128;
+
+use super::{Page, pagemap};
+use crate::output;
+use crate::target::name_of;
+
+/// A process to look at.
+pub struct Subject {
+    pub pid: u32,
+    pub name: String,
+    /// What its pages may merge with: a number for its user and user namespace.
+    pub domain: u64,
+    mappings: Vec<Mapping>,
+    pagemap: File,
+    memory: File,
+}
+
+/// A process that could not be looked at.
+#[derive(Serialize)]
+pub struct Unread {
+    pub pid: u32,
+    pub name: String,
+    pub reason: String,
+    pub denied: bool,
+}
+
+impl Unread {
+    pub fn new(pid: u32, name: String, error: &Error) -> Self {
+        let errno = error.raw_os_error();
+        let denied = matches!(errno, Some(libc::EPERM | libc::EACCES));
+        Unread {
+            pid,
+            name,
+            reason: match (denied, error) {
+                (true, _) => "not permitted: run as root, or with CAP_SYS_PTRACE".into(),
+                (_, Error::Gone { .. }) => "has exited".into(),
+                _ => error.to_string(),
+            },
+            denied,
+        }
+    }
+}
+
+impl Subject {
+    pub fn open(pid: u32, kinds: Kinds) -> Result<Self, Error> {
+        let open = |name: &str, file: &'static str| {
+            let path = format!("/proc/{pid}/{name}");
+            File::open(path).map_err(|error| failed(&error, file))
+        };
+        let domain = || {
+            let process = fs::metadata(format!("/proc/{pid}"))?;
+            let namespace = fs::metadata(format!("/proc/{pid}/ns/user"))?;
+            let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+            // The real user, which the owner of the directory is not for programs that changed it.
+            let user = (status.lines())
+                .find_map(|line| {
+                    line.strip_prefix("Uid:")?
+                        .split_whitespace()
+                        .next()?
+                        .parse()
+                        .ok()
+                })
+                .unwrap_or(process.uid());
+            Ok(namespace.ino() << 32 | u64::from(user))
+        };
+        let mut mappings = Process::open(pid)?.mappings()?;
+        mappings.retain(|mapping| {
+            kinds.has(mapping.kind) && mapping.statistics.anonymous > 0 && mapping.mergeable
+        });
+        Ok(Subject {
+            pid,
+            name: name_of(pid),
+            domain: domain().map_err(|error| failed(&error, "/proc/PID/ns/user"))?,
+            mappings,
+            pagemap: open("pagemap", "/proc/PID/pagemap")?,
+            memory: open("mem", "/proc/PID/mem")?,
+        })
+    }
+}
+
+fn failed(error: &std::io::Error, file: &'static str) -> Error {
+    match error.raw_os_error().unwrap_or(libc::EIO) {
+        libc::ENOENT | libc::ESRCH => Error::Gone { errno: libc::ESRCH },
+        errno => Error::Read { file, errno },
+    }
+}
+
+/// What was seen.
+#[derive(Default)]
+pub struct Look {
+    pub pages: Vec<Page>,
+    pub vanished: u64,
+    pub maybe_shared: u64,
+    pub bytes: u64,
+}
+
+/// So much of a mapping is one piece of work.
+const PIECE: usize = 64 << 20;
+/// So much is read at once: it stays in a processor's cache until it is hashed.
+const CHUNK: usize = 256 << 10;
+
+struct Piece<'a> {
+    process: usize,
+    subject: &'a Subject,
+    mapping: &'a Mapping,
+    start: u64,
+    end: u64,
+}
+
+/// Looks at all pages; a process that exits meanwhile is added to `unread`.
+pub fn look(subjects: &[Subject], unread: &mut Vec<Unread>) -> Look {
+    let mut pieces = Vec::new();
+    let mut total = 0;
+    for (process, subject) in subjects.iter().enumerate() {
+        for mapping in &subject.mappings {
+            total += mapping.statistics.anonymous;
+            for start in (mapping.region.start..mapping.region.end()).step_by(PIECE) {
+                let end = start.saturating_add(PIECE).min(mapping.region.end());
+                pieces.push(Piece {
+                    process,
+                    subject,
+                    mapping,
+                    start: start as u64,
+                    end: end as u64,
+                });
+            }
+        }
+    }
+    let bar = output::progress("reading", total);
+    let next = AtomicUsize::new(0);
+    let gone: Vec<AtomicU64> = subjects.iter().map(|_| AtomicU64::new(0)).collect();
+    let result = Mutex::new(Look::default());
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    std::thread::scope(|scope| {
+        for _ in 0..threads.min(pieces.len()) {
+            scope.spawn(|| {
+                let mut worker = Worker::new(&bar);
+                while let Some(piece) = pieces.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    let Err(error) = worker.read(piece) else {
+                        continue;
+                    };
+                    if let Some(gone) = gone.get(piece.process) {
+                        let errno = error.raw_os_error().unwrap_or(libc::EIO);
+                        gone.store(errno as u64, Ordering::Relaxed);
+                    }
+                }
+                let mut all = result
+                    .lock()
+                    .unwrap_or_else(|poisoned| poisoned.into_inner());
+                all.pages.append(&mut worker.look.pages);
+                all.vanished += worker.look.vanished;
+                all.maybe_shared += worker.look.maybe_shared;
+                all.bytes += worker.look.bytes;
+            });
+        }
+    });
+    bar.finish_and_clear();
+    for (subject, gone) in subjects.iter().zip(&gone) {
+        let exited = !std::path::Path::new(&format!("/proc/{}", subject.pid)).exists();
+        let error = match gone.load(Ordering::Relaxed) {
+            _ if exited => Error::Gone { errno: libc::ESRCH },
+            0 => continue,
+            errno => failed(
+                &std::io::Error::from_raw_os_error(errno as i32),
+                "/proc/PID/pagemap",
+            ),
+        };
+        unread.push(Unread::new(subject.pid, subject.name.clone(), &error));
+    }
+    result
+        .into_inner()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+struct Worker<'a> {
+    look: Look,
+    buffer: Vec<u8>,
+    bar: &'a ProgressBar,
+}
+
+impl<'a> Worker<'a> {
+    fn new(bar: &'a ProgressBar) -> Self {
+        Worker {
+            look: Look::default(),
+            buffer: vec![0; CHUNK],
+            bar,
+        }
+    }
+
+    fn read(&mut self, piece: &Piece<'_>) -> std::io::Result<()> {
+        let page = sksm::page_size() as u64;
+        let kind = match piece.mapping.kind {
+            Kind::Text => 0,
+            Kind::Data => 1,
+            Kind::Heap if piece.mapping.path.as_os_str() == "[heap]" => 2,
+            Kind::Stack => 3,
+            _ => 4,
+        };
+        let mut run: Vec<(u64, pagemap::Entry)> = Vec::new();
+        let most = CHUNK / page as usize;
+        let subject = piece.subject;
+        pagemap::each_anonymous(
+            &subject.pagemap,
+            piece.start..piece.end,
+            true,
+            |addr, entry| {
+                let follows = run.last().is_none_or(|(last, _)| last + page == addr);
+                if !follows || run.len() == most {
+                    self.hash(piece, kind, &run);
+                    run.clear();
+                }
+                run.push((addr, entry));
+            },
+        )?;
+        self.hash(piece, kind, &run);
+        Ok(())
+    }
+
+    /// Reads and hashes pages that follow each other.
+    fn hash(&mut self, piece: &Piece<'_>, kind: u8, run: &[(u64, pagemap::Entry)]) {
+        let page = sksm::page_size();
+        let Some((start, _)) = run.first() else {
+            return;
+        };
+        let memory = &piece.subject.memory;
+        let len = run.len() * page;
+        let read = self
+            .buffer
+            .get_mut(..len)
+            .map_or(Ok(0), |room| memory.read_at(room, *start));
+        let mut valid = read.unwrap_or(0) / page;
+        for (number, (addr, entry)) in run.iter().enumerate() {
+            let Some(bytes) = self.buffer.get_mut(number * page..(number + 1) * page) else {
+                return;
+            };
+            // Behind a page that went meanwhile, one by one.
+            if number >= valid
+                && memory
+                    .read_at(bytes, *addr)
+                    .is_ok_and(|count| count == page)
+            {
+                valid = number + 1;
+            }
+            if number >= valid {
+                self.look.vanished += 1;
+                continue;
+            }
+            if entry.pfn() == 0 && !entry.exclusive() {
+                self.look.maybe_shared += 1;
+            }
+            self.look.pages.push(Page {
+                hash: xxh3_128(bytes),
+                pfn: entry.pfn(),
+                addr: *addr,
+                process: piece.process as u32,
+                kind,
+                zero: bytes.iter().all(|byte| *byte == 0),
+            });
+        }
+        self.look.bytes += len as u64;
+        self.bar.inc(len as u64);
+    }
+}

@@ -1,0 +1,61 @@
+//! `sksm`: what merging would save, did save, and can do on this machine.
+
+mod doctor;
+mod estimate;
+mod exit;
+mod generate;
+mod merge;
+mod output;
+mod run;
+mod stat;
+mod target;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Merge equal memory pages of processes at once, and see what that brings
+#[derive(Parser)]
+#[command(name = "sksm", version, after_help = exit::HELP)]
+struct Cli {
+    /// Print JSON
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// What this machine offers, what is in the way, and what to do next
+    Doctor,
+    /// Run a program that merges its own memory before it starts
+    Run(run::Args),
+    /// Merge memory of running processes
+    Merge(merge::Args),
+    /// Counters of the system, or of processes
+    Stat(stat::Args),
+    /// What merging would save, on any kernel; nothing is merged
+    ///
+    /// Takes 12 MiB of memory for each GiB that it looks at, twice that with --settle.
+    Estimate(estimate::Args),
+    /// Write completions and man pages
+    #[command(hide = true)]
+    Generate(generate::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.verb {
+        Verb::Doctor => doctor::run(cli.json),
+        Verb::Run(args) => run::run(args),
+        Verb::Merge(args) => merge::run(args, cli.json),
+        Verb::Stat(args) => stat::run(args, cli.json),
+        Verb::Estimate(args) => estimate::run(args, cli.json),
+        Verb::Generate(args) => generate::run(args),
+    };
+    result.unwrap_or_else(|error| {
+        output::error(&error);
+        exit::of(&error)
+    })
+}

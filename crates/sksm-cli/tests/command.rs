@@ -1,0 +1,209 @@
+//! The command as a user runs it, on whatever kernel this machine has.
+
+use std::process::{Command, Output, Stdio};
+
+use serde_json::Value;
+use sksm::{Support, support};
+
+fn sksm(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_sksm"))
+        .args(arguments)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+fn json(arguments: &[&str]) -> Value {
+    let output = sksm(arguments);
+    assert!(output.status.success(), "{output:?}");
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Memory of this test process, whose pages are known.
+struct Pages(*mut u8, usize);
+
+impl Pages {
+    fn new(count: usize, fill: impl Fn(usize) -> [u64; 2]) -> Self {
+        let len = count * sksm::page_size();
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
+        // SAFETY: a new mapping, placed by the kernel, and written within its length.
+        unsafe {
+            let prot = libc::PROT_READ | libc::PROT_WRITE;
+            let start = libc::mmap(std::ptr::null_mut(), len, prot, flags, -1, 0);
+            assert_ne!(start, libc::MAP_FAILED);
+            for number in 0..count {
+                let page = start.byte_add(number * sksm::page_size());
+                page.cast::<[u64; 2]>().write_volatile(fill(number));
+            }
+            Pages(start.cast(), len)
+        }
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this value's.
+        unsafe { libc::munmap(self.0.cast(), self.1) };
+    }
+}
+
+fn estimate() -> [f64; 3] {
+    let pid = std::process::id().to_string();
+    let report = json(&["estimate", "--json", "--pid", &pid]);
+    assert_eq!(report["processes"][0]["pid"], std::process::id());
+    [
+        &report["within_users"]["pages"],
+        &report["within_users"]["saved_pages"],
+        &report["zero"]["saved_pages"],
+    ]
+    .map(|value| value.as_f64().unwrap())
+}
+
+/// The only test that counts its own memory; a few pages are other threads' business.
+#[test]
+fn the_estimate_is_what_the_memory_holds() {
+    let near = |found: f64, right: f64| (found - right).abs() < 40.0;
+    let before = estimate();
+    let equal = Pages::new(1000, |_| [7, 7]);
+    let zero = Pages::new(500, |_| [0, 0]);
+    let different = Pages::new(700, |number| [8, number as u64]);
+    let after = estimate();
+    let [pages, saved, zeros] = [0, 1, 2].map(|figure| after[figure] - before[figure]);
+    assert!(near(pages, 2200.0), "{pages} pages");
+    // One copy serves 256 mappings.
+    assert!(near(saved, 1000.0 - 4.0 + 500.0), "{saved} saved");
+    assert!(near(zeros, 500.0), "{zeros} pages of zeros");
+    drop((equal, zero, different));
+}
+
+#[test]
+fn the_plot_is_drawn_and_what_settles_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("plot.svg");
+    let pid = std::process::id().to_string();
+    let plot = path.to_str().unwrap();
+    let report = json(&[
+        "estimate", "--json", "--pid", &pid, "--plot", plot, "--settle", "0",
+    ]);
+    let svg = std::fs::read_to_string(&path).unwrap();
+    assert!(
+        svg.starts_with("<svg ") && svg.ends_with("</svg>\n") && svg.contains("other anonymous")
+    );
+    let stable = report["stable"]["pages"].as_f64().unwrap();
+    assert!(stable > 0.0 && stable <= report["within_users"]["pages"].as_f64().unwrap());
+}
+
+#[test]
+fn a_process_that_is_not_there_is_named() {
+    for verb in ["estimate", "stat"] {
+        let output = sksm(&[verb, "--pid", "2147483647"]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(text(&output.stderr).contains("2147483647"), "{output:?}");
+        // With others it is left out.
+        let pid = std::process::id().to_string();
+        let output = sksm(&[verb, "--pid", "2147483647", &pid]);
+        assert_eq!(output.status.code(), Some(5), "{output:?}");
+    }
+}
+
+#[test]
+fn merging_says_where_it_cannot() {
+    let pid = std::process::id().to_string();
+    let output = sksm(&["merge", "--pid", &pid]);
+    match support() {
+        Support::Merge => assert!(output.status.success(), "{output:?}"),
+        _ => {
+            assert_eq!(output.status.code(), Some(3), "{output:?}");
+            assert!(text(&output.stderr).contains("CONFIG_SKSM"), "{output:?}");
+        }
+    }
+    let report = json(&["merge", "--dry-run", "--json", "--pid", &pid]);
+    assert_eq!(report["dry_run"], true);
+    assert!(report["processes"][0]["pages"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn doctor_knows_the_kernel() {
+    let report = json(&["doctor", "--json"]);
+    let checks = report["checks"].as_array().unwrap();
+    let merge = checks.iter().find(|check| check["name"] == "MADV_MERGE");
+    let state = &merge.unwrap()["state"];
+    assert_eq!(*state == "yes", support() == Support::Merge);
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    assert_eq!(report["kernel"], release.trim());
+    // No colours where there is no terminal.
+    let output = sksm(&["doctor"]);
+    assert!(text(&output.stdout).contains("What to do next"));
+    assert!(!text(&output.stdout).contains('\u{1b}'));
+}
+
+#[test]
+fn stat_is_fit_for_prometheus() {
+    let pid = std::process::id().to_string();
+    let output = sksm(&["stat", "--openmetrics", "--pid", &pid]);
+    let metrics = text(&output.stdout);
+    assert!(metrics.ends_with("\n# EOF\n"), "{metrics}");
+    assert!(metrics.contains(&format!("sksm_process_anonymous_bytes{{pid=\"{pid}\"")));
+}
+
+#[test]
+fn run_ends_as_the_program() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = |object: &str, program: &[&str]| {
+        Command::new(env!("CARGO_BIN_EXE_sksm"))
+            .args(["run", "--what", "data", "--"])
+            .args(program)
+            .env("SKSM_PRELOAD", object)
+            .output()
+            .unwrap()
+    };
+    // An object that is none: the loader says so and goes on.
+    let object = dir.path().join("object");
+    std::fs::write(&object, "").unwrap();
+    let object = object.to_str().unwrap();
+    let output = run(object, &["sh", "-c", "echo $SKSM $LD_PRELOAD; exit 7"]);
+    assert_eq!(output.status.code(), Some(7));
+    assert!(text(&output.stdout).starts_with("data /"), "{output:?}");
+    assert_eq!(run(object, &["/no/such/program"]).status.code(), Some(127));
+    assert_eq!(run(object, &[object]).status.code(), Some(126));
+    let output = run("/no/such/object", &["true"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("SKSM_PRELOAD"));
+}
+
+#[test]
+fn a_wrong_command_line_is_refused() {
+    for wrong in [
+        &["merge"] as &[&str],
+        &["merge", "--pid", "1", "--what", "texts"],
+        &["estimate", "--name", "("],
+        &["estimate", "--all", "--max-page-sharing", "1"],
+        &["stat", "--json", "--openmetrics"],
+        &["nonsense"],
+    ] {
+        let output = sksm(wrong);
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}: {output:?}");
+    }
+}
+
+#[test]
+fn pages_and_completions_are_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_str().unwrap();
+    assert!(sksm(&["generate", "--dir", path]).status.success());
+    for (file, part) in [
+        ("sksm.1", "Exit status"),
+        ("sksm-estimate.1", "settle"),
+        ("sksm-run.1", "verbose"),
+        ("sksm.bash", "estimate"),
+        ("_sksm", "doctor"),
+        ("sksm.fish", "stat"),
+    ] {
+        let text = std::fs::read_to_string(dir.path().join(file)).unwrap();
+        assert!(text.contains(part), "{file}");
+    }
+}

@@ -1,0 +1,187 @@
+//! What a call costs, by its length.
+
+use std::sync::mpsc::sync_channel;
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use sksm_guest::bench::Unit;
+use sksm_guest::memory::{Map, TABLE};
+
+use crate::measure::{
+    Bench, TABLE_PAGES, Wanted, affordable_pages, counting, filled, fresh, merged, name, settle,
+    stay_on, timed_merge,
+};
+
+pub const PUBLISH: &str = "publish unique content";
+pub const MERGE: &str = "merge duplicates";
+/// The rows that make up the curves.
+pub const IN_ONE_CALL: &str = "pages in one call";
+
+const GIB_PAGES: usize = (1 << 30) / 4096;
+
+pub fn run(bench: &mut Bench) -> Result<()> {
+    nothing(bench)?;
+    single(bench)?;
+    let small = bench.size(8, 40);
+    for length in [1, 4, 16, 64, TABLE_PAGES] {
+        parts(bench, length, small)?;
+    }
+    for length in [8 * TABLE_PAGES, 64 * TABLE_PAGES, GIB_PAGES] {
+        if bench.quick && length > 8 * TABLE_PAGES {
+            bench.note(format!("calls over {length} pages: left out to be quick"));
+        } else if affordable_pages()? < 2 * length {
+            bench.note(format!("calls over {length} pages: not enough memory"));
+        } else {
+            whole(bench, length)?;
+        }
+    }
+    Ok(())
+}
+
+/// What is in every figure here: reading the clock, and a call that does nothing.
+fn nothing(bench: &mut Bench) -> Result<()> {
+    let clock = || {
+        let start = Instant::now();
+        start.elapsed().as_nanos() as f64
+    };
+    let values = (0..500).map(|_| clock()).collect();
+    bench.row(name("the clock itself", ""), Unit::Ns, values)?;
+    let call = || -> Result<f64> {
+        let start = Instant::now();
+        let result = sksm::merge_exact(0, 0);
+        let taken = start.elapsed().as_nanos() as f64;
+        result?;
+        Ok(taken)
+    };
+    let values = (0..500).map(|_| call()).collect::<Result<_>>()?;
+    bench.row(name("a call over nothing", ""), Unit::Ns, values)
+}
+
+/// One call for one page that has been written just before: it is in a batch of the LRU yet.
+fn single(bench: &mut Bench) -> Result<()> {
+    const WHAT: &str = "one page, one call";
+    let pages = TABLE_PAGES;
+    let first = fresh(pages);
+    let _published = merged(pages, first)?;
+    let samples = |map: &Map, write: &mut dyn FnMut(usize) -> Result<()>| -> Result<Vec<f64>> {
+        counting(Wanted::merge(pages), || {
+            let sample = |page| {
+                write(page)?;
+                Ok(timed_merge(map, page..page + 1)?.as_nanos() as f64)
+            };
+            (0..pages).map(sample).collect()
+        })
+    };
+    let map = filled(pages, first)?;
+    let values = samples(&map, &mut |_| Ok(()))?;
+    bench.row(name(WHAT, "written a while ago"), Unit::NsPerPage, values)?;
+
+    let map = Map::aligned(pages, TABLE, 0)?;
+    let values = samples(&map, &mut |page| {
+        map.fill(page, first + page as u64);
+        Ok(())
+    })?;
+    bench.row(name(WHAT, "written just before"), Unit::NsPerPage, values)?;
+
+    if std::thread::available_parallelism()?.get() < 2 {
+        bench.note("a page that another CPU has written just before: there is no other");
+        return Ok(());
+    }
+    let map = Map::aligned(pages, TABLE, 0)?;
+    let values = std::thread::scope(|scope| -> Result<_> {
+        let (ask, asked) = sync_channel(0);
+        let (tell, told) = sync_channel(0);
+        let map = &map;
+        let writer = scope.spawn(move || -> Result<()> {
+            stay_on(1)?;
+            for page in asked {
+                map.fill(page, first + page as u64);
+                tell.send(())?;
+            }
+            Ok(())
+        });
+        let main = scope.spawn(move || -> Result<_> {
+            stay_on(0)?;
+            samples(map, &mut |page| {
+                ask.send(page)?;
+                Ok(told.recv()?)
+            })
+        });
+        let values = main.join().expect("no panic");
+        writer.join().expect("no panic")?;
+        values
+    })?;
+    bench.row(
+        name(WHAT, "written just before on another CPU"),
+        Unit::NsPerPage,
+        values,
+    )
+}
+
+/// Calls over parts of one page table.
+fn parts(bench: &mut Bench, length: usize, repeats: usize) -> Result<()> {
+    let pages = TABLE_PAGES;
+    let calls = pages / length;
+    let repeats = (repeats / calls).max(3);
+    let samples = |map: &Map, wanted| -> Result<Vec<f64>> {
+        counting(wanted, || {
+            let part = |call| {
+                Ok(
+                    timed_merge(map, call * length..(call + 1) * length)?.as_nanos() as f64
+                        / length as f64,
+                )
+            };
+            (0..calls).map(part).collect()
+        })
+    };
+    let first = fresh(pages);
+    let published = merged(pages, first)?;
+    let (mut publish, mut merge) = (Vec::new(), Vec::new());
+    for round in 0..=repeats {
+        let map = filled(pages, fresh(pages))?;
+        let new = samples(&map, Wanted::publish(pages))?;
+        drop(map);
+        settle()?;
+        let map = filled(pages, first)?;
+        let same = samples(&map, Wanted::merge(pages))?;
+        ensure!(map.pfns()? == published.pfns()?, "equal pages apart");
+        // The first round warms up.
+        if round > 0 {
+            publish.extend(new);
+            merge.extend(same);
+        }
+    }
+    bench.row(
+        name(IN_ONE_CALL, PUBLISH).at(length),
+        Unit::NsPerPage,
+        publish,
+    )?;
+    bench.row(name(IN_ONE_CALL, MERGE).at(length), Unit::NsPerPage, merge)
+}
+
+/// Calls over many page tables.
+fn whole(bench: &mut Bench, length: usize) -> Result<()> {
+    let per_page = |taken: std::time::Duration| taken.as_nanos() as f64 / length as f64;
+    let (mut publish, mut merge) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        let first = fresh(length);
+        let published = filled(length, first)?;
+        let taken = counting(Wanted::publish(length), || {
+            timed_merge(&published, 0..length)
+        })?;
+        publish.push(per_page(taken));
+        bench.tell(MERGE);
+        let map = filled(length, first)?;
+        let taken = counting(Wanted::merge(length), || timed_merge(&map, 0..length))?;
+        merge.push(per_page(taken));
+        drop((map, published));
+        settle()?;
+        bench.tell(PUBLISH);
+    }
+    bench.row(
+        name(IN_ONE_CALL, PUBLISH).at(length),
+        Unit::NsPerPage,
+        publish,
+    )?;
+    bench.row(name(IN_ONE_CALL, MERGE).at(length), Unit::NsPerPage, merge)
+}

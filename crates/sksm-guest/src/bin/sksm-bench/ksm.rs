@@ -1,0 +1,105 @@
+//! The same pages, merged by SKSM and by KSM: how long, how much CPU time, how many looks.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use sksm_guest::bench::BesideKsm;
+use sksm_guest::ksmd::{self, KsmEnd, Tuning};
+use sksm_guest::memory::Map;
+use sksm_guest::statistics::Summary;
+use sksm_guest::sysfs::{KSM, SKSM};
+
+use crate::measure::{Bench, TABLE_PAGES, Wanted, counting, filled, fresh, settle, timed_merge};
+
+/// How long ksmd may take. At its default tuning it looks at 5000 pages a second, and at each page three times.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+pub fn run(bench: &mut Bench) -> Result<()> {
+    let contents = bench.size(1, 4) * TABLE_PAGES;
+    let copies = bench.size(4, 8);
+    let (pages, saved) = (contents * copies, contents * (copies - 1));
+    let maps = || -> Result<Vec<Map>> {
+        let first = fresh(contents);
+        (0..copies).map(|_| filled(contents, first)).collect()
+    };
+    let mut times = Vec::new();
+    let mut scanned = 0;
+    for _ in 0..bench.size(3, 7) {
+        let maps = maps()?;
+        let before = SKSM.number("pages_scanned")?;
+        let wanted = Wanted {
+            scanned: pages,
+            published: contents,
+            merged: saved,
+        };
+        let taken = counting(wanted, || {
+            let all = maps.iter().map(|map| timed_merge(map, 0..contents));
+            all.sum::<Result<Duration>>()
+        })?;
+        times.push(taken.as_secs_f64());
+        scanned = SKSM.number("pages_scanned")? - before;
+        drop(maps);
+        settle()?;
+    }
+    let mut runs = Vec::new();
+    for tuning in [Tuning::Default, Tuning::Unthrottled] {
+        let maps = maps()?;
+        for map in &maps {
+            map.advise(libc::MADV_MERGEABLE)?;
+        }
+        let result = ksmd::run(tuning, saved as i64, PATIENCE, &|text| {
+            eprintln!("ksm: {text}")
+        })?;
+        ensure!(
+            result.end == KsmEnd::Reached,
+            "ksmd did not save {saved} pages within {} s",
+            result.seconds
+        );
+        runs.push(result);
+        drop(maps);
+        ksmd::forget()?;
+    }
+    bench.beside_ksm(BesideKsm {
+        pages,
+        saved,
+        sksm_seconds: Summary::of(times).expect("several runs"),
+        sksm_scanned: scanned,
+        ksm: runs,
+    });
+    Ok(())
+}
+
+/// Two maps whose pages are the same ones, by KSM's doing.
+pub fn twins(pages: usize) -> Result<(Map, Map)> {
+    let first = fresh(pages);
+    let maps = [filled(pages, first)?, filled(pages, first)?];
+    merge(&maps)?;
+    let [map, twin] = maps;
+    ensure!(map.pfns()? == twin.pfns()?, "equal pages apart");
+    Ok((map, twin))
+}
+
+/// Lets ksmd merge maps of equal contents, and forget all that it merged before.
+pub fn merge(maps: &[Map]) -> Result<()> {
+    for map in maps {
+        map.advise(libc::MADV_MERGEABLE)?;
+    }
+    let pages: usize = maps.iter().skip(1).map(Map::pages).sum();
+    // Its count of what has gone since falls only as it scans.
+    ksmd::forget()?;
+    KSM.write("pages_to_scan", 10_000)?;
+    KSM.write("sleep_millisecs", 0)?;
+    let scans = KSM.number("full_scans")?;
+    let deadline = Instant::now() + PATIENCE;
+    KSM.write("run", 1)?;
+    // Three times around: a page is remembered, compared, merged.
+    while KSM.number("pages_sharing")? < pages as i64 || KSM.number("full_scans")? - scans < 3 {
+        ensure!(
+            Instant::now() < deadline,
+            "ksmd does not merge {pages} pages"
+        );
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    // What is merged stays merged.
+    KSM.write("run", 0)
+}

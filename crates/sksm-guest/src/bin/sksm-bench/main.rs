@@ -1,0 +1,153 @@
+//! The benchmark: what MADV_MERGE costs, beside KSM and beside ordinary memory, all in one boot.
+//!
+//! Runs as root in a kernel of its own. Prints one JSON document on stdout (see `sksm_guest::bench`) and progress on stderr.
+//! Each scenario also checks that it did what it says; the exit status is 1 if one did not.
+
+mod afterwards;
+mod calls;
+mod concurrency;
+mod flushes;
+mod growth;
+mod ksm;
+mod measure;
+mod metadata;
+mod ordinary;
+mod pages;
+mod reclaim;
+mod sharers;
+mod threads;
+
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use sksm_guest::bench::Report;
+use sksm_guest::settings::Settings;
+use sksm_guest::system;
+
+use measure::Bench;
+
+/// Name, title, whether it needs MADV_MERGE, and what measures it.
+type Entry = (
+    &'static str,
+    &'static str,
+    bool,
+    fn(&mut Bench) -> Result<()>,
+);
+
+const FAMILIES: [Entry; 11] = [
+    (
+        "pages",
+        "One page, in calls over whole page tables",
+        true,
+        pages::run,
+    ),
+    ("calls", "Calls of different lengths", true, calls::run),
+    (
+        "threads",
+        "While other threads of the process run",
+        true,
+        threads::run,
+    ),
+    (
+        "growth",
+        "With so many pages published already",
+        true,
+        growth::run,
+    ),
+    (
+        "sharers",
+        "With so many processes sharing each page",
+        true,
+        sharers::run,
+    ),
+    (
+        "concurrency",
+        "Several tasks at once",
+        true,
+        concurrency::run,
+    ),
+    (
+        "afterwards",
+        "Living with merged pages",
+        true,
+        afterwards::run,
+    ),
+    ("reclaim", "Reclaim to swap space", true, reclaim::run),
+    ("metadata", "Kernel memory", true, metadata::run),
+    (
+        "ordinary",
+        "Operations on ordinary memory, for kernels with and without CONFIG_SKSM",
+        false,
+        ordinary::run,
+    ),
+    (
+        "ksm",
+        "The same pages, merged by SKSM and by KSM",
+        true,
+        ksm::run,
+    ),
+];
+
+/// Measure MADV_MERGE beside KSM and ordinary memory
+#[derive(Parser)]
+struct Args {
+    /// Fewer repeats and smaller sizes: a minute, and rougher figures
+    #[arg(long)]
+    quick: bool,
+    /// Run only these families
+    #[arg(long, value_name = "FAMILY", value_delimiter = ',')]
+    only: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(report) => {
+            println!(
+                "{}",
+                serde_json::to_string_pretty(&report).expect("plain data")
+            );
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<Report> {
+    let names = || FAMILIES.map(|(name, ..)| name).join(", ");
+    if let Some(unknown) =
+        (args.only.iter()).find(|only| FAMILIES.iter().all(|(name, ..)| name != only))
+    {
+        anyhow::bail!("there is no family {unknown}; there are {}", names());
+    }
+    system::give_freed_memory_back();
+    let settings = Settings::save()?;
+    let mut report = Report {
+        kernel: system::kernel()?,
+        processor: system::processor()?,
+        cpus: std::thread::available_parallelism()?.get(),
+        memory_mib: system::memory_mib()?,
+        quick: args.quick,
+        families: Vec::new(),
+        beside_ksm: None,
+    };
+    for (name, title, needs_merge, measure) in FAMILIES {
+        if !args.only.is_empty() && !args.only.iter().any(|only| only == name) {
+            continue;
+        }
+        ensure!(
+            !needs_merge || sksm::support() == sksm::Support::Merge,
+            "this kernel has no MADV_MERGE: boot one built with CONFIG_SKSM, or take --only ordinary"
+        );
+        let mut bench = Bench::new(name, title, args.quick);
+        measure(&mut bench).with_context(|| format!("family {name}"))?;
+        settings.restore()?;
+        let (family, beside_ksm) = bench.finish();
+        report.families.push(family);
+        report.beside_ksm = report.beside_ksm.or(beside_ksm);
+    }
+    Ok(report)
+}

@@ -1,0 +1,79 @@
+//! The kernel memory that sharing takes, by either engine.
+
+use anyhow::{Context, Result};
+use sksm_guest::bench::Unit;
+use sksm_guest::ksmd;
+use sksm_guest::memory::Map;
+use sksm_guest::sysfs::SKSM;
+
+use crate::ksm;
+use crate::measure::{Bench, TABLE_PAGES, Wanted, counting, filled, fresh, name, settle};
+
+pub const OWN_COUNT: &str = "SKSM, bytes_metadata";
+pub const SKSM_SLABS: &str = "SKSM, slabs";
+pub const KSM_SLABS: &str = "KSM, slabs";
+
+pub fn run(bench: &mut Bench) -> Result<()> {
+    bench.note("slabs: the growth of all objects in /proc/slabinfo, since caches of one size are merged; SKSM's hash table is not in them");
+    let pages = bench.size(4, 32) * TABLE_PAGES;
+    for mappings in [1, 2, 3, 9] {
+        let what = match mappings {
+            1 => "a page with 1 mapping".to_owned(),
+            _ => format!("a page with {mappings} mappings"),
+        };
+        bench.tell(&what);
+        let (own, slabs) = sksm(pages, mappings)?;
+        bench.row(name(&what, OWN_COUNT), Unit::Bytes, vec![own])?;
+        bench.row(name(&what, SKSM_SLABS), Unit::Bytes, vec![slabs])?;
+        let slabs = by_ksm(pages, mappings)?;
+        bench.row(name(&what, KSM_SLABS), Unit::Bytes, vec![slabs])?;
+    }
+    Ok(())
+}
+
+fn maps(pages: usize, count: usize) -> Result<Vec<Map>> {
+    let first = fresh(pages);
+    (0..count).map(|_| filled(pages, first)).collect()
+}
+
+/// Bytes a page, by the engine's count and by the slabs.
+fn sksm(pages: usize, mappings: usize) -> Result<(f64, f64)> {
+    let maps = maps(pages, mappings)?;
+    settle()?;
+    let before = (SKSM.number("bytes_metadata")?, slabs()?);
+    counting(Wanted::publish(pages), || maps[0].merge())?;
+    counting(Wanted::merge(pages * (mappings - 1)), || {
+        maps[1..].iter().try_for_each(Map::merge)
+    })?;
+    let own = SKSM.number("bytes_metadata")? - before.0;
+    let slabs = slabs()? - before.1;
+    drop(maps);
+    settle()?;
+    Ok((own as f64 / pages as f64, slabs as f64 / pages as f64))
+}
+
+fn by_ksm(pages: usize, mappings: usize) -> Result<f64> {
+    let maps = maps(pages, mappings)?;
+    ksmd::forget()?;
+    let before = slabs()?;
+    ksm::merge(&maps)?;
+    let slabs = slabs()? - before;
+    Ok(slabs as f64 / pages as f64)
+}
+
+/// Bytes of all objects in slabs.
+fn slabs() -> Result<i64> {
+    let text = std::fs::read_to_string("/proc/slabinfo").context("cannot read /proc/slabinfo")?;
+    let mut bytes = 0;
+    // Two lines of headings, then: name, objects in use, objects, size of an object.
+    for line in text.lines().skip(2) {
+        let mut words = line.split_whitespace().skip(1);
+        let mut number = || words.next().and_then(|word| word.parse::<i64>().ok());
+        let numbers = (number(), number(), number());
+        let (Some(used), Some(_), Some(size)) = numbers else {
+            anyhow::bail!("/proc/slabinfo has a line that is not as expected: {line:?}");
+        };
+        bytes += used * size;
+    }
+    Ok(bytes)
+}

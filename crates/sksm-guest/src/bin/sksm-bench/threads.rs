@@ -1,0 +1,100 @@
+//! Calls of a process whose other threads run on other CPUs: they have entries of their own in their TLBs.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use anyhow::Result;
+use sksm_guest::bench::Unit;
+
+use crate::flushes;
+use crate::measure::{
+    Bench, TABLE_PAGES, Wanted, counting, filled, fresh, merged, name, stay_on, timed_merge,
+};
+
+pub fn run(bench: &mut Bench) -> Result<()> {
+    let cpus = thread::available_parallelism()?.get();
+    if cpus < 2 {
+        bench.note("one CPU: other threads would only take turns with the call");
+        return Ok(());
+    }
+    if !flushes::known() {
+        bench.note("TLB flushes: no trace event tells");
+    }
+    let stop = &AtomicBool::new(false);
+    for others in [0, 1, 2, 8] {
+        let variant = match others {
+            0 => "alone".to_owned(),
+            1 => "1 other thread".to_owned(),
+            _ => format!("{others} other threads"),
+        };
+        stop.store(false, Ordering::Relaxed);
+        thread::scope(|scope| {
+            for other in 0..others {
+                scope.spawn(move || {
+                    // The first CPU is the caller's.
+                    let placed = stay_on(1 + other % (cpus - 1));
+                    while !stop.load(Ordering::Relaxed) {
+                        std::hint::spin_loop();
+                    }
+                    placed
+                });
+            }
+            let caller = scope.spawn(|| {
+                stay_on(0)?;
+                measure(bench, &variant)
+            });
+            let result = caller.join().expect("no panic");
+            stop.store(true, Ordering::Relaxed);
+            result
+        })?;
+    }
+    Ok(())
+}
+
+fn measure(bench: &mut Bench, variant: &str) -> Result<()> {
+    let pages = TABLE_PAGES;
+    let first = fresh(pages);
+    let published = merged(pages, first)?;
+    let repeats = bench.size(5, 25);
+    bench.per_page(
+        name("merge a whole page table", variant),
+        pages,
+        repeats,
+        || {
+            let map = filled(pages, first)?;
+            counting(Wanted::merge(pages), || timed_merge(&map, 0..pages))
+        },
+    )?;
+    let map = filled(pages, first)?;
+    let values = counting(Wanted::merge(pages), || {
+        let single = |page| Ok(timed_merge(&map, page..page + 1)?.as_nanos() as f64);
+        (0..pages).map(single).collect::<Result<Vec<_>>>()
+    })?;
+    bench.row(name("one page, one call", variant), Unit::NsPerPage, values)?;
+    drop(published);
+    if !flushes::known() {
+        return Ok(());
+    }
+    let (mut own, mut remote) = (Vec::new(), Vec::new());
+    for _ in 0..5 {
+        let first = fresh(pages);
+        let _published = merged(pages, first)?;
+        let map = filled(pages, first)?;
+        let flushes = counting(Wanted::merge(pages), || flushes::during(|| map.merge()))?;
+        own.push(flushes.own as f64);
+        remote.push(flushes.remote as f64);
+    }
+    bench.row(
+        name(
+            "flushes of its own TLB by a call over a page table",
+            variant,
+        ),
+        Unit::Count,
+        own,
+    )?;
+    bench.row(
+        name("interrupts that flush other TLBs, by such a call", variant),
+        Unit::Count,
+        remote,
+    )
+}

@@ -1,0 +1,538 @@
+//! The library, the preload object and the command on a kernel that merges: what they promise beyond the call itself.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use clap::Parser;
+use sksm::{Error, Patch, Process, ProcessStatistics, Region, Support, SystemStatistics};
+use sksm_guest::memory::{Map, PAGE, memfd};
+use sksm_guest::pagemap::{Flags, Pagemap};
+use sksm_guest::process::Child;
+use sksm_guest::report::{self, Options, Test, skip, test};
+
+/// Checks the user-space side of SKSM, one line a test; needs root
+#[derive(Parser)]
+struct Arguments {
+    #[command(flatten)]
+    options: Options,
+}
+
+const TESTS: &[Test] = &[
+    test("pretended-support", pretended_support),
+    test("ksm-stays-out", ksm_stays_out),
+    test("anonymous-above-a-size", anonymous_above_a_size),
+    test("mapping-by-file", mapping_by_file),
+    test("mapping-by-address", mapping_by_address),
+    test("other-process", other_process),
+    test("remote-with-holes", remote_with_holes),
+    test("measured", measured),
+    test("patched-text-is-shared", patched_text_is_shared),
+    test("static-keys", static_keys),
+    test("preload/programs-as-without-it", programs_as_without_it),
+    test("preload/merges", preload_merges),
+    test("preload/set-uid", set_uid),
+    test("estimate-agrees-with-merge", estimate_agrees_with_merge),
+];
+
+fn main() -> ExitCode {
+    report::run(TESTS, &Arguments::parse().options)
+}
+
+/// How many different physical pages there are.
+fn copies(pfns: &[u64]) -> usize {
+    let mut pfns = pfns.to_vec();
+    pfns.sort_unstable();
+    pfns.dedup();
+    pfns.len()
+}
+
+fn pretended_support() -> Result<()> {
+    ensure!(sksm::support() == Support::Merge);
+    let map = Map::filled(&[5; 4])?;
+    for instead in [Support::Ksm, Support::None] {
+        sksm::pretend_support(Some(instead));
+        ensure!(sksm::support() == instead);
+        let refused = Err(Error::Unsupported {
+            instead,
+            errno: libc::EINVAL,
+        });
+        ensure!(sksm::merge_range(map.addr(), map.len()) == refused);
+        let child = Child::spawn(|parent| parent.meet())?;
+        child.pause()?;
+        let result = Process::open(child.pid() as u32)?.merge_mapping_at(map.addr());
+        ensure!(result.is_err(), "the other process is merged: {result:?}");
+        child.go()?;
+        child.join()?;
+        ensure!(copies(&map.pfns()?) == 4, "merged all the same");
+    }
+    sksm::pretend_support(None);
+    sksm::merge_range(map.addr(), map.len())?;
+    ensure!(copies(&map.pfns()?) == 1, "not merged");
+    Ok(())
+}
+
+/// A merge does not start KSM's scanning.
+fn ksm_stays_out() -> Result<()> {
+    let map = Map::filled(&[5; 4])?;
+    map.merge()?;
+    let smaps = std::fs::read_to_string("/proc/self/smaps")?;
+    ensure!(
+        !smaps
+            .lines()
+            .any(|line| line.starts_with("VmFlags:") && line.contains(" mg")),
+        "a mapping is handed to KSM"
+    );
+    Ok(())
+}
+
+fn anonymous_above_a_size() -> Result<()> {
+    // Apart by pages that cannot be accessed, or the kernel would join the two.
+    let room = Map::anon(1000)?;
+    room.no_huge();
+    for guard in [0, 300, 700] {
+        room.protect_pages(guard..guard + 1, libc::PROT_NONE)?;
+    }
+    let (small, large) = (room.part(1..300), room.part(301..700));
+    small.fill_all(|_| 5);
+    large.fill_all(|_| 6);
+    Process::own().merge_anonymous(350 * PAGE)?;
+    ensure!(
+        copies(&small.pfns()?) == small.pages(),
+        "the small one is merged"
+    );
+    // max_page_sharing is 256.
+    ensure!(
+        copies(&large.pfns()?) <= 2,
+        "{} copies",
+        copies(&large.pfns()?)
+    );
+    // Not everything: pages that this process has in common with its parent would stay merged there.
+    Process::own().merge_anonymous(250 * PAGE)?;
+    ensure!(
+        copies(&small.pfns()?) <= 2,
+        "{} copies",
+        copies(&small.pfns()?)
+    );
+    small.expect_all(|_| 5)?;
+    large.expect_all(|_| 6)
+}
+
+fn mapping_by_file() -> Result<()> {
+    let path = std::env::temp_dir().join(format!("sksm-library-{}", std::process::id()));
+    let file = std::fs::File::create_new(&path)?;
+    file.set_len(8 * PAGE as u64)?;
+    let file = std::fs::File::open(&path)?;
+    let map = Map::new(
+        8,
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_PRIVATE,
+        Some(&file),
+    )?;
+    map.fill_all(|_| 5);
+    let other = Map::filled(&[5; 8])?;
+    let done = Process::own().merge_file(&path);
+    std::fs::remove_file(&path)?;
+    ensure!(done?.advised == map.len());
+    ensure!(copies(&map.pfns()?) == 1, "not merged");
+    ensure!(
+        copies(&other.pfns()?) == 8,
+        "what was not asked for is merged"
+    );
+    map.expect_all(|_| 5)
+}
+
+fn mapping_by_address() -> Result<()> {
+    let file = memfd(4)?;
+    let shared = Map::new(
+        4,
+        libc::PROT_READ | libc::PROT_WRITE,
+        libc::MAP_SHARED,
+        Some(&file),
+    )?;
+    shared.fill_all(|_| 5);
+    let result = Process::own().merge_mapping_at(shared.addr());
+    ensure!(result == Err(Error::NotMapped), "shared memory: {result:?}");
+    let map = Map::filled(&[5; 4])?;
+    Process::own().merge_mapping_at(map.page(2) + 17)?;
+    ensure!(copies(&map.pfns()?) == 1, "not merged");
+    Ok(())
+}
+
+fn other_process() -> Result<()> {
+    let map = Map::filled(&[0; 64])?;
+    let child = Child::spawn(|parent| {
+        map.fill_all(|_| 7);
+        parent.meet()?;
+        map.expect_all(|_| 7)
+    })?;
+    child.pause()?;
+    let before = ProcessStatistics::of(child.pid() as u32)?;
+    // That mapping alone: pages that the child has in common with this process would stay merged here.
+    let done = Process::open(child.pid() as u32)?.merge_mapping_at(map.addr())?;
+    ensure!(done.refused.is_empty(), "refused: {:?}", done.refused);
+    ensure!(copies(&child.pagemap()?.pfns(map.addr(), 64)?) == 1);
+    let after = ProcessStatistics::of(child.pid() as u32)?;
+    ensure!(
+        after.ksm >= before.ksm + map.len() as u64,
+        "smaps knows of {} merged bytes, {} before",
+        after.ksm,
+        before.ksm
+    );
+    child.go()?;
+    child.join()
+}
+
+/// Ranges that are refused are noted, the others merged: more of each than one call takes.
+fn remote_with_holes() -> Result<()> {
+    const PAGES: usize = 3000;
+    let map = Map::anon(PAGES)?;
+    map.no_huge();
+    map.fill_all(|page| 1 + page as u64 / 100);
+    let holes = [0, 1, 5, 1023, 1024, 1500, 2048, 2999];
+    for hole in holes {
+        map.unmap_pages(hole..hole + 1)?;
+    }
+    let child = Child::spawn(|parent| parent.meet())?;
+    child.pause()?;
+    let ranges: Vec<Region> = (0..PAGES)
+        .map(|page| Region::from((map.page(page), PAGE)))
+        .collect();
+    let pidfd = child.pidfd()?;
+    let done = sksm::merge_remote_each(std::os::fd::AsFd::as_fd(&pidfd), &ranges)?;
+    ensure!(done.advised == (PAGES - holes.len()) * PAGE);
+    let refused: Vec<_> = holes
+        .iter()
+        .map(|hole| Error::Hole {
+            region: ranges[*hole],
+            errno: libc::ENOMEM,
+        })
+        .collect();
+    ensure!(done.refused == refused, "refused: {:?}", done.refused);
+    let pagemap = child.pagemap()?;
+    // The last hundred, without its hole.
+    ensure!(copies(&pagemap.pfns(map.page(2900), 99)?) == 1);
+    child.go()?;
+    child.join()
+}
+
+fn measured() -> Result<()> {
+    let map = Map::filled(&[9; 100])?;
+    let calls = || SystemStatistics::sksm().and_then(|counters| counters.get("calls"));
+    let before = calls().context("no counter of calls")?;
+    let (result, effect) = sksm::measure(|| sksm::merge_range(map.addr(), map.len()))?;
+    result?;
+    ensure!(effect.merged == map.len() as i64, "{effect:?}");
+    ensure!(calls() > Some(before), "no call was counted");
+    let (_, effect) = sksm::measure(|| map.fill(0, 8))?;
+    ensure!(effect.merged == -(PAGE as i64), "a write: {effect:?}");
+    Ok(())
+}
+
+// A page of code that nothing calls.
+#[cfg(target_arch = "x86_64")]
+std::arch::global_asm!(
+    ".pushsection .text.sksm_spare,\"ax\",@progbits",
+    ".balign 4096",
+    ".globl sksm_spare",
+    "sksm_spare:",
+    "mov eax, 1",
+    "ret",
+    ".balign 4096",
+    ".popsection",
+);
+
+unsafe extern "C" {
+    safe fn sksm_spare() -> i32;
+}
+
+fn patched_text_is_shared() -> Result<()> {
+    let code = sksm_spare as *const () as usize;
+    let children = (0..6)
+        .map(|_| {
+            Child::spawn(|parent| {
+                ensure!(sksm_spare() == 1);
+                // SAFETY: only this function runs it, and not meanwhile.
+                let mut patch = unsafe { Patch::begin(code + 1, 4)? };
+                patch.write(code + 1, &7i32.to_le_bytes())?;
+                patch.finish_and_merge()?;
+                ensure!(sksm_spare() == 7, "the new code does not run");
+                parent.meet()?;
+                ensure!(sksm_spare() == 7, "the new code is lost");
+                Ok(())
+            })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    children.iter().try_for_each(|child| child.pause())?;
+    let pfns = children
+        .iter()
+        .map(|child| child.pagemap()?.pfn(code))
+        .collect::<Result<Vec<_>>>()?;
+    ensure!(copies(&pfns) == 1, "{} copies of one page", copies(&pfns));
+    ensure!(sksm_spare() == 1);
+    ensure!(
+        Pagemap::own()?.pfn(code)? != pfns[0],
+        "the parent's page has changed"
+    );
+    for child in children {
+        child.go()?;
+        child.join()?;
+    }
+    Ok(())
+}
+
+/// The example, which fails if the patched page is not shared.
+fn static_keys() -> Result<()> {
+    let program = std::env::current_exe()?.with_file_name("sksm-static-keys");
+    if !program.exists() {
+        return skip("the example static-keys was not built: it needs Rust 1.87");
+    }
+    let output = Command::new(program).output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    ensure!(
+        output.status.success() && text.contains("in 8 physical") && text.contains("in 1 physical"),
+        "{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+/// A file built with this program.
+fn beside(name: &str) -> Result<PathBuf> {
+    let path = std::env::current_exe()?.with_file_name(name);
+    ensure!(path.is_file(), "{} was not built", path.display());
+    Ok(path)
+}
+
+fn preload() -> Result<PathBuf> {
+    beside("libsksm_preload.so")
+}
+
+/// Programs of the machine, those that it has.
+fn programs() -> Vec<(&'static str, &'static [&'static str])> {
+    let programs: [(_, &[_]); 7] = [
+        ("bash", &["-c", "echo $((6 * 7)); bash -c 'exit 3'"]),
+        (
+            "perl",
+            &["-e", "print join ',', map { $_ ** 2 } 1 .. 9; exit 3"],
+        ),
+        (
+            "python3",
+            &["-c", "import json; print(json.dumps(list(range(9))))"],
+        ),
+        ("git", &["--version"]),
+        (
+            "sqlite3",
+            &[
+                ":memory:",
+                "create table t(a); insert into t values (42); select * from t",
+            ],
+        ),
+        ("openssl", &["dgst", "-sha256", "/etc/hostname"]),
+        ("node", &["-e", "console.log([1, 2].map(x => x * 2))"]),
+    ];
+    let there = |program: &str| {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
+    };
+    programs
+        .into_iter()
+        .filter(|(program, _)| there(program))
+        .collect()
+}
+
+fn programs_as_without_it() -> Result<()> {
+    let programs = programs();
+    ensure!(programs.len() >= 2, "hardly a program to try");
+    for (program, arguments) in programs {
+        let plain = Command::new(program).args(arguments).output()?;
+        let merged = Command::new(program)
+            .args(arguments)
+            .env("LD_PRELOAD", preload()?)
+            .env("SKSM", "text,data,heap,stack")
+            .output()?;
+        ensure!(plain == merged, "{program}: {plain:?} became {merged:?}");
+        let said = Command::new(program)
+            .args(arguments)
+            .env("LD_PRELOAD", preload()?)
+            .env("SKSM", "data,heap")
+            .env("SKSM_VERBOSE", "1")
+            .output()?;
+        let said = String::from_utf8_lossy(&said.stderr).into_owned();
+        ensure!(
+            said.contains("at start: merged ") && !said.contains("refused"),
+            "{program}: {said}"
+        );
+    }
+    Ok(())
+}
+
+/// Programs that run until they are dropped, each after its first line of output.
+struct Crew(Vec<std::process::Child>);
+
+impl Crew {
+    fn start(commands: impl IntoIterator<Item = Command>) -> Result<Self> {
+        let mut crew = Self(Vec::new());
+        for mut command in commands {
+            command.stdin(Stdio::piped()).stdout(Stdio::piped());
+            crew.0.push(command.spawn()?);
+        }
+        for child in &mut crew.0 {
+            let output = child.stdout.as_mut().context("no output")?;
+            let mut line = String::new();
+            BufReader::new(output).read_line(&mut line)?;
+            ensure!(line == "ready\n", "said {line:?}");
+        }
+        Ok(crew)
+    }
+
+    fn pids(&self) -> impl Iterator<Item = u32> + '_ {
+        self.0.iter().map(std::process::Child::id)
+    }
+
+    /// The physical pages of anonymous memory of the kinds that `sksm merge` takes.
+    fn frames(&self) -> Result<BTreeSet<u64>> {
+        let mut frames = BTreeSet::new();
+        for pid in self.pids() {
+            let pagemap = Pagemap::of(pid as i32)?;
+            for mapping in Process::open(pid)?.mappings()? {
+                use sksm::Kind::{Data, Heap, Text};
+                if !matches!(mapping.kind, Text | Data | Heap) {
+                    continue;
+                }
+                let pages = mapping.region.len / PAGE;
+                for entry in pagemap.entries(mapping.region.start, pages)? {
+                    let Some(pfn) = entry.pfn().filter(|_| !entry.file_or_shared()) else {
+                        continue;
+                    };
+                    if !frames.contains(&pfn) && !Flags::of(pfn)?.zero_page() {
+                        frames.insert(pfn);
+                    }
+                }
+            }
+        }
+        Ok(frames)
+    }
+}
+
+impl Drop for Crew {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            child.kill().ok();
+            child.wait().ok();
+        }
+    }
+}
+
+/// What is built before main is merged at start, and what comes later when it is asked for.
+fn preload_merges() -> Result<()> {
+    let script = "my @a = map { 'x' . $_ x 50 } 1 .. 20000; $| = 1; print \"ready\\n\"; <STDIN>";
+    let mut command = Command::new("perl");
+    command
+        .args(["-e", script])
+        .env("LD_PRELOAD", preload()?)
+        .env("SKSM", "heap")
+        .env("SKSM_SIGNAL", "USR2");
+    let mut second = Command::new("perl");
+    second.args(["-e", script]).envs(
+        command
+            .get_envs()
+            .filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned()))),
+    );
+    let crew = Crew::start([command, second])?;
+    let merged = |pid| Ok::<_, Error>(ProcessStatistics::of(pid)?.ksm);
+    let before: u64 = crew.pids().map(merged).sum::<Result<u64, _>>()?;
+    for pid in crew.pids() {
+        // SAFETY: takes numbers only; our own child, not waited for yet.
+        ensure!(unsafe { libc::kill(pid as i32, libc::SIGUSR2) } == 0);
+    }
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    loop {
+        let after: u64 = crew.pids().map(merged).sum::<Result<u64, _>>()?;
+        // Each holds more than 1 MiB of those strings, between pointers that differ.
+        if after > before + (1 << 20) {
+            return Ok(());
+        }
+        ensure!(
+            std::time::Instant::now() < deadline,
+            "{before} bytes merged before the signal, {after} after it"
+        );
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
+/// A program that runs with another user's rights says and does nothing of it.
+fn set_uid() -> Result<()> {
+    let program = std::env::temp_dir().join(format!("sksm-set-uid-{}", std::process::id()));
+    std::fs::copy("/usr/bin/id", &program)?;
+    std::os::unix::fs::chown(&program, Some(1002), Some(1002))?;
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o6755))?;
+    let output = Command::new(&program)
+        .args(["-u"])
+        .uid(1001)
+        .gid(1001)
+        .env("LD_PRELOAD", preload()?)
+        .env("SKSM_VERBOSE", "1")
+        .output();
+    std::fs::remove_file(&program)?;
+    let output = output?;
+    ensure!(
+        output.status.success() && output.stdout == b"1002\n",
+        "the program did not run as user 1002: {output:?}"
+    );
+    let said = String::from_utf8_lossy(&output.stderr);
+    ensure!(!said.contains("sksm: process"), "{said}");
+    Ok(())
+}
+
+/// The prediction for interpreters that nobody has prepared for it, and what a merge then saves.
+fn estimate_agrees_with_merge() -> Result<()> {
+    let perl = "use POSIX; my %h = map { $_ => [$_, rand] } 1 .. 30000; my $z = \"\\0\" x 3e6;
+                my @w = map { sprintf '%064d', $_ } 1 .. 20000; $| = 1; print \"ready\\n\"; <STDIN>";
+    let python = "import json, os, re, sys\n\
+                  table = {i: str(i) * 20 for i in range(30000)}\n\
+                  noise, zeros = os.urandom(2000000), bytearray(3000000)\n\
+                  print('ready', flush=True)\nsys.stdin.read()";
+    let interpreters = programs();
+    let has = |name| interpreters.iter().any(|(program, _)| *program == name);
+    let mut commands = Vec::new();
+    for (program, flag, script) in [("perl", "-e", perl), ("python3", "-c", python)] {
+        for _ in 0..if has(program) { 4 } else { 0 } {
+            let mut command = Command::new(program);
+            command.args([flag, script]);
+            commands.push(command);
+        }
+    }
+    ensure!(!commands.is_empty(), "neither perl nor python3 is there");
+    let crew = Crew::start(commands)?;
+    let sksm = |verb: &str| -> Result<serde_json::Value> {
+        let output = Command::new(beside("sksm")?)
+            .args([verb, "--json", "--pid"])
+            .args(crew.pids().map(|pid| pid.to_string()))
+            .output()?;
+        ensure!(output.status.success(), "sksm {verb}: {output:?}");
+        Ok(serde_json::from_slice(&output.stdout)?)
+    };
+    let estimate = sksm("estimate")?;
+    let figure = |name: &str| {
+        let value = estimate["within_users"][name].as_f64();
+        value.with_context(|| format!("no {name} in {estimate}"))
+    };
+    let before = crew.frames()?.len();
+    sksm("merge")?;
+    let saved = before - crew.frames()?.len();
+    let predicted = figure("saved_pages")?;
+    let off = (predicted - saved as f64) / saved as f64;
+    ensure!(
+        off.abs() <= 0.02,
+        "predicted {predicted} of {} pages, saved {saved} of {before}",
+        figure("pages")?
+    );
+    // Enough to tell.
+    ensure!(saved > 2000, "only {saved} of {before} pages saved");
+    Ok(())
+}

@@ -1,0 +1,364 @@
+use std::cell::Cell;
+use std::marker::PhantomData;
+use std::sync::{Mutex, MutexGuard};
+
+use crate::error::errno;
+use crate::maps::each_own;
+use crate::{Error, Region, merge_exact, page_size};
+
+/// Code that is writable while this guard lives.
+///
+/// Every path restores the protection: [`Patch::finish`], which tells what went wrong, and dropping the guard, also while a
+/// panic unwinds. What was written is then visible to instruction fetches of all threads.
+///
+/// ```
+/// # fn patch(code: usize) -> Result<(), sksm::Error> {
+/// // SAFETY: no thread runs this code meanwhile, and the instruction is a whole one.
+/// let mut patch = unsafe { sksm::Patch::begin(code, 5)? };
+/// patch.write(code, &[0x0f, 0x1f, 0x44, 0x00, 0x00])?;
+/// patch.finish_and_merge()
+/// # }
+/// ```
+#[derive(Debug)]
+#[must_use = "dropping it at once writes nothing"]
+pub struct Patch {
+    /// What may be written.
+    range: Region,
+    /// The pages that it lies in.
+    pages: Region,
+    protection: i32,
+    restored: bool,
+    _turn: Turn,
+}
+
+impl Patch {
+    /// Makes the pages of `len` bytes at `addr` writable, and leaves them executable: other threads may run other code of
+    /// theirs. Threads that begin a patch at the same time wait for each other.
+    ///
+    /// # Safety
+    /// Until the guard has gone, no thread may run the bytes that are written, and nothing else may change the protection of
+    /// these pages.
+    pub unsafe fn begin(addr: usize, len: usize) -> Result<Self, Error> {
+        let range = Region { start: addr, len };
+        let pages = (range.outward(page_size())).ok_or(Error::Invalid {
+            region: range,
+            errno: None,
+        })?;
+        let turn = Turn::wait().ok_or(Error::Nested { region: range })?;
+        let protection = protection_of(pages)?;
+        // Built first: whatever happens next, it puts things right.
+        let patch = Patch {
+            range,
+            pages,
+            protection,
+            restored: false,
+            _turn: turn,
+        };
+        protect(pages, protection | libc::PROT_READ | libc::PROT_WRITE)?;
+        Ok(patch)
+    }
+
+    /// Writes these bytes at this address, all of which must be within the range that the patch was begun for.
+    pub fn write(&mut self, addr: usize, bytes: &[u8]) -> Result<(), Error> {
+        let target = Region {
+            start: addr,
+            len: bytes.len(),
+        };
+        if target.wraps() || addr < self.range.start || target.end() > self.range.end() {
+            return Err(Error::Outside { region: target });
+        }
+        for (offset, byte) in bytes.iter().enumerate() {
+            // SAFETY: inside the range, which is mapped and writable; `begin`'s caller promised that nobody runs it meanwhile.
+            unsafe { ((addr + offset) as *mut u8).write_volatile(*byte) };
+        }
+        Ok(())
+    }
+
+    /// Where to write without the help of [`Patch::write`]; valid for the length that the patch was begun for.
+    pub fn as_mut_ptr(&mut self) -> *mut u8 {
+        self.range.start as *mut u8
+    }
+
+    /// Restores the protection and makes the new code visible to all threads.
+    pub fn finish(mut self) -> Result<(), Error> {
+        self.restore()
+    }
+
+    /// Finishes, then merges the touched pages. An error of the merge leaves the patch in place and finished.
+    pub fn finish_and_merge(mut self) -> Result<(), Error> {
+        self.restore()?;
+        merge_exact(self.pages.start, self.pages.len)
+    }
+
+    fn restore(&mut self) -> Result<(), Error> {
+        // Also where restoring fails: a second try would fail as well.
+        self.restored = true;
+        flush(self.range);
+        let result = protect(self.pages, self.protection);
+        synchronise_threads();
+        result
+    }
+}
+
+impl Drop for Patch {
+    fn drop(&mut self) {
+        if !self.restored {
+            // Whoever wants to know calls `finish`.
+            self.restore().ok();
+        }
+    }
+}
+
+/// One patch at a time: two that overlap would take each other's protection for the original one.
+#[derive(Debug)]
+struct Turn {
+    _lock: MutexGuard<'static, ()>,
+    /// It must end on the thread that it began on.
+    _thread: PhantomData<*const ()>,
+}
+
+thread_local!(static PATCHING: Cell<bool> = const { Cell::new(false) });
+
+impl Turn {
+    /// Waits for other threads' patches; none if this thread itself has one.
+    fn wait() -> Option<Self> {
+        static LOCK: Mutex<()> = Mutex::new(());
+        if PATCHING.try_with(|patching| patching.replace(true)).ok()? {
+            return None;
+        }
+        // A panic elsewhere has restored the protection, so a poisoned lock means nothing.
+        let lock = LOCK.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        Some(Turn {
+            _lock: lock,
+            _thread: PhantomData,
+        })
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        // A thread at its very end has no flag, and begins no patch any more.
+        PATCHING.try_with(|patching| patching.set(false)).ok();
+    }
+}
+
+/// The one protection that all these pages have.
+fn protection_of(pages: Region) -> Result<i32, Error> {
+    let mut found = None;
+    let mut covered = pages.start;
+    each_own(|line| {
+        if line.region.end() <= covered {
+            return true;
+        }
+        // A hole, or another protection than before.
+        if line.region.start > covered || found.is_some_and(|found| found != line.protection()) {
+            return false;
+        }
+        found = Some(line.protection());
+        covered = line.region.end();
+        covered < pages.end()
+    })?;
+    found
+        .filter(|_| covered >= pages.end())
+        .ok_or(Error::Mixed { region: pages })
+}
+
+fn protect(pages: Region, protection: i32) -> Result<(), Error> {
+    // SAFETY: only called with the original protection, or that and the right to read and write.
+    match unsafe { libc::mprotect(pages.start as *mut libc::c_void, pages.len, protection) } {
+        0 => Ok(()),
+        _ => Err(Error::Protect {
+            region: pages,
+            errno: errno(),
+        }),
+    }
+}
+
+/// Makes every thread of this process fetch its instructions anew before it goes on in user mode.
+fn synchronise_threads() {
+    const SYNC_CORE: i32 = libc::MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE;
+    const REGISTER: i32 = libc::MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE;
+    for command in [REGISTER, SYNC_CORE] {
+        // Refused by kernels without it, where the change of protection has interrupted the other processors already.
+        // SAFETY: takes numbers only.
+        unsafe { libc::syscall(libc::SYS_membarrier, command, 0, 0) };
+    }
+}
+
+/// x86 keeps instruction fetches coherent with writes.
+#[cfg(any(target_arch = "x86_64", target_arch = "x86"))]
+fn flush(_: Region) {}
+
+/// Cleans the data cache to the point of unification, then invalidates the instruction cache, line by line.
+#[cfg(target_arch = "aarch64")]
+fn flush(region: Region) {
+    use std::arch::asm;
+    let types: usize;
+    // SAFETY: reads a register that Linux lets every program read.
+    unsafe { asm!("mrs {}, ctr_el0", out(reg) types) };
+    let line = |shift: u32| 4usize << (types >> shift & 15);
+    let (instruction, data) = (line(0), line(16));
+    // SAFETY: cache maintenance of mapped memory.
+    unsafe {
+        for addr in (region.start & !(data - 1)..region.end()).step_by(data) {
+            asm!("dc cvau, {}", in(reg) addr);
+        }
+        asm!("dsb ish");
+        for addr in (region.start & !(instruction - 1)..region.end()).step_by(instruction) {
+            asm!("ic ivau, {}", in(reg) addr);
+        }
+        asm!("dsb ish", "isb");
+    }
+}
+
+/// The kernel does it for all processors.
+#[cfg(target_arch = "riscv64")]
+fn flush(region: Region) {
+    // SAFETY: takes numbers only.
+    unsafe { libc::syscall(libc::SYS_riscv_flush_icache, region.start, region.end(), 0) };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_pages::Pages;
+
+    /// Pages that are read-only, so that a write without a patch would be seen to fail; not executable, as a security policy
+    /// of the machine may forbid that for anonymous memory.
+    fn read_only(count: usize) -> (Pages, usize) {
+        let pages = Pages::new(count, |_| 0);
+        let start = pages.0.as_ptr() as usize;
+        let region = Region::from((start, pages.0.len()));
+        protect(region, libc::PROT_READ).unwrap();
+        (pages, start)
+    }
+
+    fn protection(addr: usize) -> i32 {
+        protection_of(Region::from((addr, 1)).outward(page_size()).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_protection_comes_back_on_every_path() {
+        let (pages, start) = read_only(3);
+        let before = |line: &str| {
+            assert_eq!(protection(start), libc::PROT_READ, "{line}");
+            assert_eq!(protection(start + 2 * page_size()), libc::PROT_READ);
+        };
+        let begin = || {
+            // SAFETY: nobody runs these pages.
+            let patch = unsafe { Patch::begin(start + page_size() - 2, 4) }.unwrap();
+            assert_eq!(protection(start), libc::PROT_READ | libc::PROT_WRITE);
+            patch
+        };
+        before("at first");
+        let mut patch = begin();
+        patch.write(start + page_size() - 2, &[1, 2, 3, 4]).unwrap();
+        patch.finish().unwrap();
+        before("finished");
+        assert_eq!(pages.0[page_size() - 2..page_size() + 2], [1, 2, 3, 4]);
+        drop(begin());
+        before("dropped");
+        let panicked = std::panic::catch_unwind(|| {
+            let _patch = begin();
+            panic!("on purpose");
+        });
+        assert!(panicked.is_err());
+        before("after a panic");
+        _ = begin().finish_and_merge();
+        before("merged");
+    }
+
+    #[test]
+    fn only_the_range_is_written() {
+        let (pages, start) = read_only(1);
+        // SAFETY: nobody runs these pages.
+        let mut patch = unsafe { Patch::begin(start + 8, 8) }.unwrap();
+        for (addr, len) in [
+            (start + 7, 1),
+            (start + 9, 8),
+            (start, 100),
+            (usize::MAX, 2),
+        ] {
+            let region = Region::from((addr, len));
+            assert_eq!(
+                patch.write(addr, &vec![1; len]),
+                Err(Error::Outside { region })
+            );
+        }
+        patch.write(start + 8, &[1; 8]).unwrap();
+        patch.finish().unwrap();
+        assert_eq!(pages.0[..24], [[0; 8], [1; 8], [0; 8]].concat());
+    }
+
+    #[test]
+    fn one_patch_a_thread() {
+        let (_pages, start) = read_only(2);
+        // SAFETY: nobody runs these pages.
+        let begin = |addr| unsafe { Patch::begin(addr, 1) };
+        let first = begin(start).unwrap();
+        assert!(matches!(begin(start), Err(Error::Nested { .. })));
+        // Another thread waits until this one has finished.
+        let other = std::thread::spawn(move || {
+            // SAFETY: as above.
+            let patch = unsafe { Patch::begin(start, 1) }.unwrap();
+            let original = patch.protection;
+            patch.finish().unwrap();
+            original
+        });
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        first.finish().unwrap();
+        assert_eq!(other.join().unwrap(), libc::PROT_READ);
+        assert!(begin(start).is_ok());
+    }
+
+    #[test]
+    fn what_is_not_one_mapping_is_refused() {
+        let (pages, start) = read_only(4);
+        let page = page_size();
+        protect(
+            Region::from((start + page, page)),
+            libc::PROT_READ | libc::PROT_WRITE,
+        )
+        .unwrap();
+        // SAFETY: nobody runs these pages.
+        let mixed = unsafe { Patch::begin(start, 2 * page) };
+        assert!(matches!(mixed, Err(Error::Mixed { .. })), "{mixed:?}");
+        // SAFETY: the page is this test's own; unmapped twice in the end, which is no error.
+        unsafe { libc::munmap((start + 3 * page) as *mut _, page) };
+        // SAFETY: nobody runs these pages.
+        let hole = unsafe { Patch::begin(start + 2 * page, 2 * page) };
+        assert!(matches!(hole, Err(Error::Mixed { .. })), "{hole:?}");
+        // SAFETY: as above; an address of no process.
+        let wrapped = unsafe { Patch::begin(usize::MAX, 2) };
+        assert!(matches!(wrapped, Err(Error::Invalid { .. })));
+        drop(pages);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    std::arch::global_asm!(
+        ".pushsection .text.sksm_patch_test,\"ax\",@progbits",
+        ".globl sksm_patch_test",
+        "sksm_patch_test:",
+        "mov eax, 1",
+        "ret",
+        ".popsection",
+    );
+
+    /// New instructions run: a function that returns one number is made to return another.
+    #[cfg(target_arch = "x86_64")]
+    #[test]
+    fn patched_code_runs() {
+        unsafe extern "C" {
+            safe fn sksm_patch_test() -> i32;
+        }
+        assert_eq!(sksm_patch_test(), 1);
+        let number = sksm_patch_test as *const () as usize + 1;
+        let before = protection(number);
+        // SAFETY: only this test runs the function, and not meanwhile.
+        let mut patch = unsafe { Patch::begin(number, 4) }.unwrap();
+        patch.write(number, &7i32.to_le_bytes()).unwrap();
+        patch.finish().unwrap();
+        assert_eq!(sksm_patch_test(), 7);
+        assert_eq!(protection(number), before);
+    }
+}

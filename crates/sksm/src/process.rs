@@ -1,0 +1,209 @@
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use crate::error::errno;
+use crate::maps::Line;
+use crate::statistics::read;
+use crate::{
+    Error, Kind, Kinds, Partial, ProcessStatistics, Region, merge_exact, merge_remote_each,
+};
+
+/// A process whose mappings can be merged: this one, or another.
+#[derive(Debug)]
+pub struct Process(Option<Other>);
+
+#[derive(Debug)]
+struct Other {
+    pid: u32,
+    pidfd: OwnedFd,
+}
+
+/// One mapping of a process, and how much of it is where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Mapping {
+    /// The addresses.
+    pub region: Region,
+    /// What it holds.
+    pub kind: Kind,
+    /// The file's path, or a name such as `[heap]`; empty for anonymous memory.
+    pub path: PathBuf,
+    /// Its pages.
+    pub statistics: ProcessStatistics,
+    /// Whether the kernel takes any of its pages: not if it belongs to a device, holds huge pages of hugetlbfs, and the like.
+    pub mergeable: bool,
+}
+
+impl Process {
+    /// This process. It merges by `madvise(2)`, which needs no rights.
+    pub fn own() -> Self {
+        Process(None)
+    }
+
+    /// Another process. Merging needs the permissions of `process_madvise(2)`.
+    pub fn open(pid: u32) -> Result<Self, Error> {
+        // SAFETY: takes numbers only.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+        if fd < 0 {
+            return Err(match errno() {
+                errno @ libc::ESRCH => Error::Gone { errno },
+                errno => Error::Read {
+                    file: "a pidfd of the process",
+                    errno,
+                },
+            });
+        }
+        // SAFETY: a new descriptor that nothing else owns.
+        let pidfd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        Ok(Process(Some(Other { pid, pidfd })))
+    }
+
+    /// The descriptor of another process; none of this one.
+    pub fn pidfd(&self) -> Option<BorrowedFd<'_>> {
+        self.0.as_ref().map(|other| other.pidfd.as_fd())
+    }
+
+    /// Its mappings, in the order of their addresses.
+    pub fn mappings(&self) -> Result<Vec<Mapping>, Error> {
+        let path = match &self.0 {
+            None => "/proc/self/smaps".into(),
+            Some(other) => format!("/proc/{}/smaps", other.pid),
+        };
+        Ok(parse_smaps(&read(Path::new(&path), "/proc/PID/smaps")?))
+    }
+
+    /// Merges the mappings that are wanted, leaving out those without private pages and those that never merge. What is
+    /// refused, for instance because it has been unmapped meanwhile, is noted.
+    pub fn merge(&self, wanted: impl Fn(&Mapping) -> bool) -> Result<Partial, Error> {
+        let regions: Vec<Region> = (self.mappings()?.into_iter())
+            .filter(|mapping| mapping.kind != Kind::Other && mapping.statistics.anonymous > 0)
+            .filter(wanted)
+            .map(|mapping| mapping.region)
+            .collect();
+        self.merge_regions(&regions)
+    }
+
+    /// Merges all mappings of these kinds.
+    ///
+    /// ```
+    /// use sksm::{Kind, Kinds, Process};
+    /// match Process::own().merge_kinds(Kinds::of(&[Kind::Text])) {
+    ///     Ok(done) => println!("{} KiB of mappings with patched code", done.advised / 1024),
+    ///     Err(error) => eprintln!("{error}"),
+    /// }
+    /// ```
+    pub fn merge_kinds(&self, kinds: Kinds) -> Result<Partial, Error> {
+        self.merge(|mapping| kinds.has(mapping.kind))
+    }
+
+    /// Merges the executable mappings with pages of the process's own: code that was patched, or made by a JIT compiler.
+    pub fn merge_text(&self) -> Result<Partial, Error> {
+        self.merge_kinds(Kinds::of(&[Kind::Text]))
+    }
+
+    /// Merges all private anonymous mappings of at least `min_len` bytes.
+    pub fn merge_anonymous(&self, min_len: usize) -> Result<Partial, Error> {
+        self.merge(|mapping| mapping.kind == Kind::Heap && mapping.region.len >= min_len)
+    }
+
+    /// Merges this process's private pages of a file, given by the path that `/proc/PID/maps` shows.
+    pub fn merge_file(&self, path: impl AsRef<Path>) -> Result<Partial, Error> {
+        let path = path.as_ref();
+        self.merge_some(|mapping| mapping.path == path)
+    }
+
+    /// Merges the mapping that holds this address.
+    pub fn merge_mapping_at(&self, addr: usize) -> Result<Partial, Error> {
+        self.merge_some(|mapping| mapping.region.contains(addr))
+    }
+
+    /// As [`Process::merge`], but nothing to choose from is an error.
+    fn merge_some(&self, wanted: impl Fn(&Mapping) -> bool) -> Result<Partial, Error> {
+        let mappings = self.mappings()?;
+        let mut fitting = (mappings.iter())
+            .filter(|mapping| mapping.kind != Kind::Other && wanted(mapping))
+            .peekable();
+        fitting.peek().ok_or(Error::NotMapped)?;
+        let regions: Vec<Region> = fitting.map(|mapping| mapping.region).collect();
+        self.merge_regions(&regions)
+    }
+
+    fn merge_regions(&self, regions: &[Region]) -> Result<Partial, Error> {
+        if let Some(pidfd) = self.pidfd() {
+            return merge_remote_each(pidfd, regions);
+        }
+        let mut partial = Partial::default();
+        for region in regions {
+            match merge_exact(region.start, region.len) {
+                Ok(()) => partial.advised += region.len,
+                Err(error @ Error::Unsupported { .. }) => return Err(error),
+                Err(error) => partial.refused.push(error),
+            }
+        }
+        Ok(partial)
+    }
+}
+
+/// Flags of mappings that KSM and SKSM leave alone, as smaps names them: of page frames, devices, not to be expanded, mixed,
+/// hugetlbfs, droppable, shadow stacks.
+const NEVER_MERGED: &[&str] = &["pf", "io", "de", "mm", "ht", "dp", "ss"];
+
+fn parse_smaps(text: &str) -> Vec<Mapping> {
+    let mut mappings: Vec<Mapping> = Vec::new();
+    for line in text.lines() {
+        // Fields start with a capital, addresses with a digit.
+        if line.starts_with(|first: char| first.is_ascii_uppercase()) {
+            if let Some(mapping) = mappings.last_mut() {
+                mapping.statistics.add_line(line);
+                if let Some(flags) = line.strip_prefix("VmFlags:") {
+                    let never = |flag| NEVER_MERGED.contains(&flag);
+                    mapping.mergeable &= !flags.split_whitespace().any(never);
+                }
+            }
+        } else if let Some(line) = Line::parse(line.as_bytes()) {
+            mappings.push(Mapping {
+                region: line.region,
+                kind: line.kind(),
+                mergeable: line.private,
+                path: String::from_utf8_lossy(line.path).into_owned().into(),
+                statistics: ProcessStatistics::default(),
+            });
+        }
+    }
+    mappings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_pages::Pages;
+
+    #[test]
+    fn mappings_have_their_pages() {
+        let pages = Pages::new(64, |_| 7);
+        let addr = pages.0.as_ptr() as usize;
+        for process in [Process::own(), Process::open(std::process::id()).unwrap()] {
+            let mappings = process.mappings().unwrap();
+            let mapping = mappings
+                .iter()
+                .find(|mapping| mapping.region.contains(addr))
+                .unwrap();
+            assert_eq!(mapping.kind, Kind::Heap);
+            assert!(mapping.statistics.anonymous >= pages.0.len() as u64);
+            assert!(mapping.statistics.anonymous <= mapping.region.len as u64);
+        }
+    }
+
+    #[test]
+    fn nothing_that_fits_is_an_error() {
+        let own = Process::own();
+        assert_eq!(own.merge_file("/no/such/file"), Err(Error::NotMapped));
+        assert_eq!(own.merge_mapping_at(1), Err(Error::NotMapped));
+    }
+
+    #[test]
+    fn a_process_that_is_not_there_is_gone() {
+        let error = Process::open(i32::MAX as u32).unwrap_err();
+        assert_eq!(error, Error::Gone { errno: libc::ESRCH });
+    }
+}

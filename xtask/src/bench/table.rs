@@ -1,0 +1,317 @@
+//! The measurements as text.
+
+use sksm_guest::{
+    bench::{BesideKsm, Family, Report, Row, Unit},
+    statistics::Summary,
+};
+
+use crate::{
+    format::{seconds, thousands},
+    table::Table,
+};
+
+/// The whole of it, for a terminal.
+pub fn render(report: &Report) -> String {
+    let mut text = format!("{}\n", super::setting(report));
+    if report.quick {
+        text += "quick: few repeats and small sizes, so rough figures\n";
+    }
+    if let Some([memcmp, memcpy]) = yardsticks(report) {
+        text += &format!(
+            "yardstick, taken before each row: memcmp of two equal pages {}, memcpy {}\n",
+            with_range(&memcmp),
+            with_range(&memcpy)
+        );
+    }
+    for family in &report.families {
+        text += &format!("\n{} ({})\n", family.title, family.name);
+        if !family.rows.is_empty() {
+            text += &rows(family);
+        }
+        if let Some(beside) = report.beside_ksm.as_ref().filter(|_| family.name == "ksm") {
+            text += &beside_ksm(beside);
+        }
+        for note in &family.notes {
+            text += &format!("note: {note}\n");
+        }
+    }
+    text
+}
+
+/// Nanoseconds of a memcmp and of a memcpy, over all rows.
+pub fn yardsticks(report: &Report) -> Option<[Summary; 2]> {
+    let all = || {
+        report
+            .families
+            .iter()
+            .flat_map(|family| &family.rows)
+            .filter_map(|row| row.yardstick)
+    };
+    Some([
+        Summary::of(all().map(|yardstick| yardstick.memcmp).collect())?,
+        Summary::of(all().map(|yardstick| yardstick.memcpy).collect())?,
+    ])
+}
+
+fn with_range(ns: &Summary) -> String {
+    format!("{} ({} to {})", time(ns.median), time(ns.min), time(ns.max))
+}
+
+fn rows(family: &Family) -> String {
+    let mut table = Table::new([
+        "",
+        "",
+        "",
+        "median",
+        "half of them within",
+        "relative",
+        "repeats",
+    ]);
+    table.rule();
+    let mut before = "";
+    for row in &family.rows {
+        let what = if row.what == before { "" } else { &row.what };
+        before = &row.what;
+        table.row([
+            what.to_owned(),
+            row.variant.clone(),
+            row.at.map_or(String::new(), |at| thousands(at as i64)),
+            value(row.unit, row.value.median),
+            format!(
+                "{} to {}",
+                value(row.unit, row.value.lower),
+                value(row.unit, row.value.upper)
+            ),
+            relative(family, row),
+            row.value.count.to_string(),
+        ]);
+    }
+    table.render()
+}
+
+/// A figure with its unit.
+pub fn value(unit: Unit, value: f64) -> String {
+    match unit {
+        Unit::NsPerPage => format!("{} a page", time(value)),
+        Unit::Ns => time(value),
+        Unit::PagesPerSecond => format!("{} pages/s", thousands(value as i64)),
+        Unit::Bytes => format!("{value:.1} B"),
+        Unit::Count => format!("{value:.0}"),
+    }
+}
+
+/// In yardsticks; what several tasks do, in what one does.
+fn relative(family: &Family, row: &Row) -> String {
+    if row.unit == Unit::PagesPerSecond {
+        let one = family.rows(&row.what, "1 task").next();
+        return one.map_or(String::new(), |one| {
+            format!("{:.2} × 1 task", row.value.median / one.value.median)
+        });
+    }
+    row.in_memcmps()
+        .map_or(String::new(), |times| format!("{} × memcmp", digits(times)))
+}
+
+/// A ratio.
+pub fn digits(number: f64) -> String {
+    match number {
+        ..0.0995 => format!("{number:.3}"),
+        ..9.95 => format!("{number:.2}"),
+        ..99.5 => format!("{number:.1}"),
+        _ => thousands(number.round() as i64),
+    }
+}
+
+pub fn time(ns: f64) -> String {
+    seconds(ns / 1e9)
+}
+
+fn beside_ksm(beside: &BesideKsm) -> String {
+    let mut table = Table::new([
+        "",
+        "merged after",
+        "CPU time",
+        "for a page saved",
+        "relative",
+        "pages scanned",
+    ]);
+    table.row(["", "", "", "", "", "for a page saved"]);
+    table.rule();
+    let saved = beside.saved as f64;
+    let of_sksm = beside.sksm_seconds.median;
+    let scanned = |pages: i64| format!("{:.2}", pages as f64 / saved);
+    table.row([
+        "SKSM".to_owned(),
+        seconds(of_sksm),
+        // By the clock: a call may be interrupted.
+        format!("≤ {}", seconds(of_sksm)),
+        seconds(of_sksm / saved),
+        String::new(),
+        scanned(beside.sksm_scanned),
+    ]);
+    for ksm in &beside.ksm {
+        let name = if ksm.sleep_millisecs == 0 {
+            "KSM, unthrottled"
+        } else {
+            "KSM, default"
+        };
+        let cpu = ksm.cpu_seconds;
+        table.row([
+            name.to_owned(),
+            seconds(ksm.seconds),
+            cpu.map_or("unknown".to_owned(), seconds),
+            cpu.map_or(String::new(), |cpu| seconds(cpu / saved)),
+            cpu.map_or(String::new(), |cpu| {
+                format!("{} × SKSM", digits(cpu / of_sksm))
+            }),
+            scanned(ksm.pages_scanned),
+        ]);
+    }
+    format!(
+        "{} pages, of which {} can be saved\n{}",
+        thousands(beside.pages as i64),
+        thousands(beside.saved as i64),
+        table.render()
+    )
+}
+
+#[cfg(test)]
+pub mod tests {
+    use sksm_guest::{
+        bench::Yardstick,
+        ksmd::{Ksm, KsmEnd},
+    };
+
+    use super::*;
+
+    /// A report as a kernel might give it, with round figures.
+    pub fn sample() -> Report {
+        let row = |what: &str, variant: &str, at, unit, median| Row {
+            what: what.into(),
+            variant: variant.into(),
+            at,
+            unit,
+            value: Summary::of(vec![median * 0.9, median, median * 1.1]).unwrap(),
+            yardstick: Some(Yardstick {
+                memcmp: 200.0,
+                memcpy: 300.0,
+            }),
+        };
+        let family = |name: &str, rows| Family {
+            name: name.into(),
+            title: format!("the family {name}"),
+            seconds: 3.0,
+            rows,
+            notes: vec!["something to know".into()],
+        };
+        let ksm = |sleep_millisecs, cpu_seconds| Ksm {
+            sleep_millisecs,
+            pages_to_scan: 100,
+            target: 700,
+            end: KsmEnd::Reached,
+            seconds: 12.0,
+            cpu_seconds,
+            pages_scanned: 2100,
+            full_scans: 3,
+        };
+        Report {
+            kernel: "6.12.0".into(),
+            processor: "QEMU TCG CPU version 2.5+".into(),
+            cpus: 2,
+            memory_mib: 6000,
+            quick: false,
+            families: vec![
+                family(
+                    "pages",
+                    vec![
+                        row(
+                            "publish unique content",
+                            "4 KiB pages",
+                            None,
+                            Unit::NsPerPage,
+                            400.0,
+                        ),
+                        row(
+                            "merge a duplicate",
+                            "4 KiB pages",
+                            None,
+                            Unit::NsPerPage,
+                            600.0,
+                        ),
+                    ],
+                ),
+                family(
+                    "growth",
+                    vec![
+                        row(
+                            "pages published",
+                            "merge duplicates",
+                            Some(1000),
+                            Unit::NsPerPage,
+                            600.0,
+                        ),
+                        row(
+                            "pages published",
+                            "merge duplicates",
+                            Some(100_000),
+                            Unit::NsPerPage,
+                            700.0,
+                        ),
+                    ],
+                ),
+                family(
+                    "concurrency",
+                    vec![
+                        row(
+                            "merge different content",
+                            "1 task",
+                            None,
+                            Unit::PagesPerSecond,
+                            100_000.0,
+                        ),
+                        row(
+                            "merge different content",
+                            "2 tasks",
+                            None,
+                            Unit::PagesPerSecond,
+                            190_000.0,
+                        ),
+                    ],
+                ),
+                family("ksm", Vec::new()),
+            ],
+            beside_ksm: Some(BesideKsm {
+                pages: 800,
+                saved: 700,
+                sksm_seconds: Summary::of(vec![0.01]).unwrap(),
+                sksm_scanned: 800,
+                ksm: vec![ksm(20, None), ksm(0, Some(0.07))],
+            }),
+        }
+    }
+
+    #[test]
+    fn the_text_says_what_was_measured() {
+        let text = render(&sample());
+        println!("{text}");
+        let cells = |start: &str| {
+            let line = text.lines().find(|line| line.starts_with(start));
+            let words = line.unwrap_or("").split_whitespace();
+            words.collect::<Vec<_>>().join(" ")
+        };
+        assert!(text.starts_with("Linux 6.12.0 with 2 CPUs and 6,000 MiB; emulated by QEMU"));
+        assert!(text.contains("memcmp of two equal pages 200 ns (200 ns to 200 ns)"));
+        assert_eq!(
+            cells("merge a duplicate"),
+            "merge a duplicate 4 KiB pages 600 ns a page 540 ns a page to 660 ns a page 3.00 × memcmp 3"
+        );
+        assert!(text.contains("1.90 × 1 task"));
+        assert_eq!(cells("SKSM"), "SKSM 10.0 ms ≤ 10.0 ms 14.3 µs 1.14");
+        assert_eq!(cells("KSM, default"), "KSM, default 12.0 s unknown 3.00");
+        assert_eq!(
+            cells("KSM, unthrottled"),
+            "KSM, unthrottled 12.0 s 70.0 ms 100 µs 7.00 × SKSM 3.00"
+        );
+        assert_eq!(text.matches("note: something to know").count(), 4);
+    }
+}
