@@ -372,7 +372,7 @@ mod tests {
     }
 
     #[test]
-    fn the_recorded_table_is_complete_and_its_page_of_the_same_run() {
+    fn the_recorded_table_has_what_every_test_run_compares_and_its_page_agrees() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
         let project = Project {
             root: root.into(),
@@ -380,7 +380,7 @@ mod tests {
             cache: root.into(),
         };
         let table = Table::load(&project).unwrap();
-        for program in PROGRAMS {
+        for program in PROGRAMS.iter().filter(|program| !program.long) {
             assert!(
                 table.unpatched.contains_key(&program.name()),
                 "{}",
