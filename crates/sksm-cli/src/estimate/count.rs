@@ -45,12 +45,12 @@ pub fn count(
     };
     for group in pages.chunk_by(|a, b| domain(a) == domain(b) && a.hash == b.hash) {
         let mappings = group.len() as u64;
-        let frames = group.chunk_by(|a, b| place(a) == place(b));
-        let physical = frames.clone().count() as u64;
+        let frames = || group.chunk_by(|a, b| place(a) == place(b));
+        let physical = frames().count() as u64;
         let zero = group.first().is_some_and(|page| page.zero);
         let after = if zero { 0 } else { mappings.div_ceil(most) };
         let saved = physical.saturating_sub(after) as f64;
-        for frame in frames {
+        for frame in frames() {
             let share = Saving {
                 mapped_pages: 1,
                 // A page with several mappings belongs to each in part.
