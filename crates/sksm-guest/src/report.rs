@@ -50,7 +50,7 @@ pub struct Options {
     #[arg(long, value_name = "PATTERN")]
     only: Option<String>,
     /// A test that takes longer has failed
-    #[arg(long, value_name = "SECONDS", default_value_t = 300)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 900)]
     timeout: u64,
 }
 

@@ -4,11 +4,10 @@ use std::fs;
 use std::os::fd::AsFd;
 
 use anyhow::{Context, Result, ensure};
-use libc::{MAP_ANONYMOUS, MAP_LOCKED, MAP_POPULATE, MAP_PRIVATE};
 use sksm_guest::cgroup::Cgroup;
-use sksm_guest::memory::{Map, PAGE, WORDS, WRITE};
+use sksm_guest::memory::{Map, PAGE, WORDS};
 use sksm_guest::pagemap::Pagemap;
-use sksm_guest::process::{Child, Link};
+use sksm_guest::process::{Child, Link, check};
 use sksm_guest::report::{Test, test};
 use sksm_guest::swap::{self, Swap, SwapFile};
 
@@ -171,8 +170,13 @@ fn hog(leave: usize) -> Result<Map> {
         .context("MemAvailable")?
         << 10;
     let pages = available.saturating_sub(leave) / PAGE;
-    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE | MAP_LOCKED;
-    Map::new(pages, WRITE, flags, None).context("cannot lock memory")
+    let map = Map::anon(pages)?;
+    // Many small pages take long where each is checked. A kernel without huge pages refuses, and is right.
+    map.advise(libc::MADV_HUGEPAGE).ok();
+    // SAFETY: the mapping's own range; its contents do not change.
+    check(unsafe { libc::mlock(map.addr() as *const _, map.len()) })
+        .context("cannot lock memory")?;
+    Ok(map)
 }
 
 /// Two processes, each with three times the memory that is left, half of it in equal pages, some of them another process's too.
