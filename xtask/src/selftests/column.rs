@@ -91,8 +91,9 @@ pub fn run(
 }
 
 fn start(project: &Project, kernel: &Kernel, built: &Path) -> Result<Guest> {
-    // Some want to move memory between nodes.
+    // Some want to move memory between nodes, while two threads use it.
     let mut guest = Boot::new(project, kernel)
+        .smp(3)
         .parameters("numa=fake=2")
         .start()?;
     let built = built.to_string_lossy();

@@ -167,7 +167,7 @@ impl Table {
             "# The kernel's own tests of memory management\n\n\
              `cargo xtask selftests --record` made this page and `selftests.json` beside it, which `cargo xtask test` and\n\
              `cargo xtask selftests` compare with. The programs are `tools/testing/selftests/mm` of Linux {}, the kernel\n\
-             is `x86_64` under QEMU with 2 CPUs and two memory nodes: with the engine, and as its authors left it with\n\
+             is `x86_64` under QEMU with 3 CPUs and two memory nodes: with the engine, and as its authors left it with\n\
              the same configuration. Unpatched, the worst of its runs counts.\n\n\
              | program | unpatched | patched |\n| --- | --- | --- |\n",
             self.kernel
