@@ -32,6 +32,15 @@ fn blocks(map: &Map) -> Result<Vec<Block>> {
     blocks_with(map)
 }
 
+/// The same, to begin with: where pages come to lie is the allocator's business.
+fn needed(map: &Map) -> Result<Vec<Block>> {
+    let blocks = blocks(map)?;
+    if blocks.is_empty() {
+        return skip("none of the pages came to lie in a block that can be taken offline");
+    }
+    Ok(blocks)
+}
+
 fn blocks_with(map: &Map) -> Result<Vec<Block>> {
     // Those that are on the move just now are nowhere.
     let entries = Pagemap::own()?.entries(map.addr(), map.pages())?;
@@ -78,7 +87,7 @@ fn merged_pages() -> Result<()> {
     map.no_huge();
     map.fill_all(id);
     map.merge()?;
-    let blocks = blocks(&map)?;
+    let blocks = needed(&map)?;
     let before = map.pfns()?;
     ensure!(copies(&before) == PAGES / 4, "not merged");
     let body = |own: bool| {
@@ -133,7 +142,7 @@ fn merged_pages() -> Result<()> {
 fn while_used() -> Result<()> {
     const PAGES: usize = 2048;
     let map = Map::filled(&[0; PAGES])?;
-    blocks(&map)?;
+    needed(&map)?;
     let away = AtomicUsize::new(0);
     let offline_and_online = || {
         for block in blocks(&map)? {
