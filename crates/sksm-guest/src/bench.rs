@@ -42,7 +42,7 @@ pub struct Row {
     pub at: Option<u64>,
     pub unit: Unit,
     pub value: Summary,
-    /// Taken just before.
+    /// Taken just after.
     pub yardstick: Option<Yardstick>,
 }
 

@@ -18,7 +18,7 @@ pub fn render(report: &Report) -> String {
     }
     if let Some([memcmp, memcpy]) = yardsticks(report) {
         text += &format!(
-            "yardstick, taken before each row: memcmp of two equal pages {}, memcpy {}\n",
+            "yardstick, taken after each row: memcmp of two equal pages {}, memcpy {}\n",
             with_range(&memcmp),
             with_range(&memcpy)
         );
