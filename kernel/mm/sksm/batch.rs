@@ -98,7 +98,7 @@ impl<'a> Batch<'a> {
             };
             // SAFETY: The mapping holds a reference while the table is locked; the view is not
             // used longer.
-            let seen = unsafe { LockedFolio::borrow(raw.as_ptr()) };
+            let seen = unsafe { Folio::borrow(raw) };
             if !is_candidate(&seen) {
                 continue;
             }

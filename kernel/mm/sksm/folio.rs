@@ -55,6 +55,16 @@ impl Folio {
         Self(folio)
     }
 
+    /// Views a folio that something else keeps in use; does not put.
+    ///
+    /// # Safety
+    ///
+    /// Somebody holds a reference for as long as the result lives.
+    pub(crate) unsafe fn borrow(folio: NonNull<bindings::folio>) -> ManuallyDrop<Self> {
+        // INVARIANT: As the caller promises; ManuallyDrop keeps the reference in place.
+        ManuallyDrop::new(Self(folio))
+    }
+
     /// Waits for the folio lock. May sleep.
     pub(crate) fn lock(self) -> LockedFolio {
         // SAFETY: The folio is in use.

@@ -224,13 +224,13 @@ impl Node {
         vma: *mut bindings::vm_area_struct,
         addr: usize,
     ) -> bool {
-        // SAFETY: The mapping holds a reference while the page table is locked.
         let Some(nonnull) = NonNull::new(folio) else {
             return false;
         };
         // Cheap looks first, as wp_can_reuse_anon_folio() does: most writes hit shared pages.
-        // SAFETY: As above; the view is not used longer.
-        let seen = unsafe { LockedFolio::borrow(folio) };
+        // SAFETY: The mapping holds a reference while the page table is locked, and the view is not
+        // used longer.
+        let seen = unsafe { Folio::borrow(nonnull) };
         if seen.mapcount() > 1 {
             return false;
         }
