@@ -45,6 +45,8 @@ static const struct rhashtable_params sksm_index_params = {
 	.key_len = offsetofend(struct sksm_key, nid),
 	.hashfn = sksm_key_hash,
 	.obj_cmpfn = sksm_key_cmp,
+	/* 32 KiB: room for a few libraries before the table has to grow. */
+	.min_size = 4096,
 	.automatic_shrinking = true,
 };
 
@@ -266,8 +268,9 @@ void sksm_pte_unlock(pte_t *pte, spinlock_t *ptl)
 }
 
 /*
- * The folio that the first entry of *slot .. end - 1 maps that maps a normal
- * one; its slot in *slot. The entries begin at first, for address start.
+ * The first of the entries *slot .. end - 1 that maps an anonymous folio which
+ * is not merged: returns the folio, and sets *slot. The entries begin at first,
+ * for address start.
  */
 struct folio *sksm_pte_next_folio(struct vm_area_struct *vma, unsigned long start, pte_t *first,
 				  unsigned long *slot, unsigned long end)
@@ -279,7 +282,7 @@ struct folio *sksm_pte_next_folio(struct vm_area_struct *vma, unsigned long star
 		if (!pte_present(pte))
 			continue;
 		folio = vm_normal_folio(vma, start + *slot * PAGE_SIZE, pte);
-		if (folio)
+		if (folio && folio_test_anon(folio) && !folio_test_ksm(folio))
 			return folio;
 	}
 	return NULL;

@@ -194,7 +194,7 @@ impl LockedPtes<'_> {
         unsafe { self.first.as_ptr().add(slot) }
     }
 
-    /// The first of these slots that maps a normal folio, and the folio.
+    /// The first of these slots that maps an anonymous folio which is not merged, and the folio.
     pub(crate) fn next_folio(
         &self,
         slots: Range<usize>,
