@@ -16,6 +16,7 @@ mod interrupt;
 mod kernel;
 mod ksmd_watch;
 mod lock;
+mod measurement;
 mod patches;
 mod progress;
 mod project;
