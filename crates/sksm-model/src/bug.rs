@@ -9,6 +9,8 @@ pub enum Bug {
     FindWithoutRecheck,
     /// Publishing does not look again under the mutex.
     PublishWithoutSecondLook,
+    /// What the shard has published is asked after the first look, and not before.
+    PublishedReadTooLate,
     /// A page that is found is mapped before its place is in the reverse map.
     PlaceNotEntered,
     /// Nodes are freed without waiting for readers of the index.

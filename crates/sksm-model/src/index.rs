@@ -2,6 +2,7 @@
 //!
 //! All pages have the same key here, as if every checksum collided: bytes decide.
 
+use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::sync::{Mutex, MutexGuard, RwLock};
 
 use crate::bug::Bug;
@@ -13,7 +14,9 @@ use crate::world::World;
 pub(crate) struct Index {
     /// The nodes of the one key. The lock is the bucket's, and each walk's first step.
     nodes: Mutex<Vec<NodeId>>,
+    /// The one shard: `Shard`.
     publish: Mutex<()>,
+    published: AtomicUsize,
     /// Read: an RCU read section. Write: a grace period.
     rcu: RwLock<()>,
 }
@@ -23,6 +26,7 @@ impl Index {
         Self {
             nodes: Mutex::new(Vec::new()),
             publish: Mutex::new(()),
+            published: AtomicUsize::new(0),
             rcu: RwLock::new(()),
         }
     }
@@ -31,8 +35,13 @@ impl Index {
         self.publish.lock().unwrap()
     }
 
+    pub(crate) fn published(&self) -> usize {
+        self.published.load(Ordering::Acquire)
+    }
+
     pub(crate) fn insert(&self, node: NodeId) {
         self.nodes.lock().unwrap().push(node);
+        self.published.fetch_add(1, Ordering::Release);
     }
 
     pub(crate) fn remove(&self, node: NodeId) {

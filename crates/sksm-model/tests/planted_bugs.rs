@@ -75,6 +75,15 @@ fn publish_without_second_look() {
 }
 
 #[test]
+fn published_read_too_late() {
+    fails(
+        Bug::PublishedReadTooLate,
+        "two mergers, equal pages",
+        "there are more or fewer merged pages",
+    );
+}
+
+#[test]
 fn place_not_entered() {
     fails(Bug::PlaceNotEntered, "merger, migration", NO_PLACE);
 }
