@@ -7,9 +7,13 @@ use crate::{
     svg::{BLUE, Bar, Curve, GREEN, GREY, PALE_BLUE, Plot, Point, RED, Svg},
 };
 
-use super::table::{self, time};
+use super::{
+    Published,
+    table::{self, time},
+};
 
-pub fn draw(report: &Report) -> String {
+pub fn draw(published: &Published) -> String {
+    let report = &published.report;
     let mut svg = Svg::new();
     svg.title("What MADV_MERGE costs", &super::setting(report));
     group(
@@ -100,7 +104,7 @@ pub fn draw(report: &Report) -> String {
     group(
         &mut svg,
         "A write fault, by what is written to",
-        bars("afterwards", "write fault"),
+        bars("faults", "write fault"),
     );
     group(
         &mut svg,
@@ -215,7 +219,7 @@ fn bar(label: &str, row: &Row, colour: &'static str) -> Bar {
         value: row.value.median,
         shown: match row.unit {
             Unit::NsPerPage => time(row.value.median),
-            unit => table::value(unit, row.value.median),
+            unit => table::value(false, unit, row.value.median),
         },
         remark: remark.collect::<Vec<_>>().join(", "),
         colour,

@@ -43,10 +43,10 @@ pub fn run(bench: &mut Bench) -> Result<()> {
     ];
     for (kind, make) in kinds {
         let (mut out, mut back) = (Vec::new(), Vec::new());
-        for round in 0..=repeats {
+        for warm in bench.rounds(repeats) {
             let (reclaimed, read) = once(pages, make)?;
             settle()?;
-            if round > 0 {
+            if warm {
                 out.push(reclaimed);
                 back.push(read);
             }
