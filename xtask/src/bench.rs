@@ -35,7 +35,7 @@ pub struct Args {
     /// Fewer repeats and smaller sizes: a minute, and rougher figures
     #[arg(long)]
     quick: bool,
-    /// Count instructions instead of time: under emulation, on one CPU, and the same however busy this machine is
+    /// Count instructions instead of time: under emulation, on one CPU, the same however busy this machine is, and no picture
     #[arg(long)]
     instructions: bool,
     /// Measure only these families, by their names in bench.json
@@ -114,7 +114,10 @@ pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<Ex
     };
     print!("{}", table::render(&published));
     out.json("bench.json", &published)?;
-    out.text("bench.svg", &chart::draw(&published))?;
+    // Its axes are of time.
+    if !args.instructions {
+        out.text("bench.svg", &chart::draw(&published))?;
+    }
     outcome.check_splats()?;
     Ok(ExitCode::SUCCESS)
 }

@@ -2,14 +2,14 @@
 
 use std::ffi::CStr;
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use sksm_guest::bench::Unit;
 use sksm_guest::memory::memfd;
-use sksm_guest::process::{Child, Ended, Gate, Link, exit_now, fork, wait};
+use sksm_guest::process::{Child, Ended, Gate, Link, exit_now, fork, pipe, wait};
 
 use crate::measure::{Bench, Make, Name, TABLE_PAGES, each_kind, name, settle, timed};
 
@@ -26,7 +26,7 @@ pub fn run(bench: &mut Bench) -> Result<()> {
 
     let pages = bench.size(1, 4) * TABLE_PAGES;
     let repeats = bench.size(5, 25);
-    let what = format!("fork of a process with {pages} pages, exit, wait");
+    let what = format!("fork with {pages} pages, exit, wait");
     each_kind(pages, |kind, make| {
         let values = in_child(repeats, |parent| {
             let _map = make()?;
@@ -38,7 +38,7 @@ pub fn run(bench: &mut Bench) -> Result<()> {
         })?;
         bench.row(name(&what, kind), Unit::Ns, values)
     })?;
-    let what = format!("exit of a process with {pages} pages, wait");
+    let what = format!("exit with {pages} pages, wait");
     each_kind(pages, |kind, make| {
         nanoseconds(bench, name(&what, kind), repeats, &|| exit(make))
     })?;
@@ -142,37 +142,63 @@ fn exit(make: Make) -> Result<Duration> {
 fn family(bench: &mut Bench) -> Result<()> {
     let pages = TABLE_PAGES;
     let children = bench.size(300, 1000);
-    let [forking, exiting] = ["fork", "exit and wait"]
-        .map(|what| format!("{what}, each of {children} children with {pages} pages"));
+    let [forking, exiting] = ["fork", "exit"]
+        .map(|what| format!("{what} with {pages} pages, each of {children} children"));
+    let repeats = bench.size(1, 3);
     each_kind(pages, |kind, make| {
         bench.tell(&forking);
-        let mut values = in_child(children, |parent| {
+        let child = Child::spawn(|parent| {
             let _map = make()?;
-            let gate = Gate::closed()?;
-            let mut forks = Vec::with_capacity(children);
-            let mut pids = Vec::with_capacity(children);
-            for _ in 0..children {
-                let start = Instant::now();
-                let pid = fork()?;
-                if pid == 0 {
-                    exit_now(i32::from(gate.wait().is_err()));
+            for _ in 0..=repeats {
+                for taken in many(children)? {
+                    parent.send(taken.as_nanos() as u64)?;
                 }
-                forks.push(start.elapsed().as_nanos() as u64);
-                pids.push(pid);
             }
-            let start = Instant::now();
-            gate.open()?;
-            for pid in pids {
-                let ended = wait(pid)?;
-                ensure!(ended == Ended::Exit(0), "a child: {ended}");
-            }
-            let exits = start.elapsed().as_nanos() as u64 / children as u64;
-            parent.send(forks[0])?;
-            forks[1..].iter().try_for_each(|fork| parent.send(*fork))?;
-            parent.send(exits)
+            Ok(())
         })?;
-        let exits = values.pop().into_iter().collect();
-        bench.row(name(&forking, kind), Unit::Ns, values)?;
-        bench.row(name(&exiting, kind), Unit::Ns, exits)
+        let mut times = [Vec::new(), Vec::new()];
+        for round in 0..=repeats {
+            for times in &mut times {
+                let each = child.receive()? as f64 / children as f64;
+                // The first round warms up.
+                if round > 0 {
+                    times.push(each);
+                }
+            }
+        }
+        child.join()?;
+        settle()?;
+        for (what, times) in [&forking, &exiting].into_iter().zip(times) {
+            bench.row(name(what, kind), Unit::Ns, times)?;
+        }
+        Ok(())
     })
+}
+
+/// How long it takes until so many children run, and then until all have gone. Each is forked while its elder siblings live.
+fn many(children: usize) -> Result<[Duration; 2]> {
+    let gate = Gate::closed()?;
+    let (mut arrived, arrive) = pipe()?;
+    let mut pids = Vec::with_capacity(children);
+    let forking = timed(|| {
+        for _ in 0..children {
+            let pid = fork()?;
+            if pid == 0 {
+                let done = (&arrive).write_all(&[0]).is_ok() && gate.wait().is_ok();
+                exit_now(i32::from(!done));
+            }
+            pids.push(pid);
+        }
+        // What a child does before it waits would else be counted for some and not for others.
+        Ok(arrived.read_exact(&mut vec![0; children])?)
+    })?;
+    let exiting = timed(|| {
+        gate.open()?;
+        for pid in pids {
+            let ended = wait(pid)?;
+            ensure!(ended == Ended::Exit(0), "a child: {ended}");
+        }
+        Ok(())
+    })?;
+    Ok([forking, exiting])
 }
