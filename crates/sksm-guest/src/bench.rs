@@ -15,6 +15,9 @@ pub struct Report {
     pub memory_mib: u64,
     /// Fewer repeats and smaller sizes.
     pub quick: bool,
+    /// What the figures call nanoseconds are instructions: the clock of this machine counted them.
+    #[serde(default)]
+    pub instructions: bool,
     pub families: Vec<Family>,
     /// None if the family that compares with KSM was left out.
     pub beside_ksm: Option<BesideKsm>,
