@@ -7,7 +7,7 @@ use std::{
     cell::{Cell, RefCell},
     fs,
     path::{Path, PathBuf},
-    process::{ExitCode, Stdio},
+    process::ExitCode,
     time::Duration,
 };
 
@@ -21,7 +21,7 @@ use crate::{
     kernel::{self, Arch},
     ksmd_watch::KsmdWatch,
     progress::Step,
-    project::{self, Project},
+    project::Project,
 };
 
 #[derive(clap::Args)]
@@ -54,7 +54,7 @@ pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<Ex
     fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
     let kernel = kernel::build(project, args.arch, linux_src)?;
     let programs = build::guest_programs(project)?;
-    let preload = build_preload(project)?;
+    let preload = build::preload(project)?;
 
     let step = Step::begin(format!(
         "running {} processes",
@@ -137,27 +137,6 @@ pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<Ex
         bail!("the kernel ran, but did not merge as expected: see above");
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// The preload object is in every process of the experiment, so it is built small: see its crate.
-fn build_preload(project: &Project) -> Result<PathBuf> {
-    let status = project::cargo()
-        .args([
-            "build",
-            "--package",
-            "sksm-preload",
-            "--profile",
-            "preload",
-            "--no-default-features",
-        ])
-        .current_dir(&project.root)
-        .stdout(Stdio::from(rustix::io::dup(std::io::stderr())?))
-        .status()
-        .context("cannot run cargo")?;
-    if !status.success() {
-        bail!("the preload object does not build");
-    }
-    Ok(project.target.join("preload/libsksm_preload.so"))
 }
 
 /// The guest's memory: libc's text is some 1.4 MiB, and each process needs some more.
