@@ -40,7 +40,7 @@ pub fn build(project: &Project, out: &Path) -> Result<Vec<PathBuf>> {
     cache::write(&debian.join("changelog"), changelog(project, &sender)?)?;
     let capi = project.root.join("crates/sksm-capi");
     fs::copy(capi.join("examples/table.c"), root.join("table.c"))?;
-    install(&capi, &built, &debian.join("tmp/usr"))?;
+    install(&capi, &built, &root.join("built/usr"))?;
 
     let log = project.logs()?.join("deb.log");
     let mut rules = Command::new("debian/rules");
