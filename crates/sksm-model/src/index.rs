@@ -3,11 +3,11 @@
 //! All pages have the same key here, as if every checksum collided: bytes decide.
 
 use loom::sync::atomic::{AtomicUsize, Ordering};
-use loom::sync::{Mutex, MutexGuard, RwLock};
+use loom::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
 
 use crate::bug::Bug;
 use crate::folio::{Folio, LockedFolio};
-use crate::node::{NodeId, Pending};
+use crate::node::{Node, NodeId, Pending};
 use crate::rmap::Place;
 use crate::world::World;
 
@@ -48,6 +48,11 @@ impl Index {
         self.nodes.lock().unwrap().retain(|other| *other != node);
     }
 
+    /// An RCU read section.
+    pub(crate) fn rcu_lock(&self) -> RwLockReadGuard<'_, ()> {
+        self.rcu.read().unwrap()
+    }
+
     pub(crate) fn synchronize_rcu(&self) {
         drop(self.rcu.write().unwrap());
     }
@@ -60,13 +65,27 @@ impl Index {
 }
 
 impl World {
+    /// `has_room()`.
+    fn has_room(&self, node: &Node, folio: &Folio<'_>) -> bool {
+        let Some(limit) = self.limit else {
+            return true;
+        };
+        let pending = match self.bug {
+            Some(Bug::RoomIgnoresPending) => 0,
+            _ => node.pending() as usize,
+        };
+        folio.mapcount() + pending < limit
+    }
+
     /// `lookup()`.
     fn lookup<'w>(&'w self, candidate: &LockedFolio<'w>) -> Option<Folio<'w>> {
-        let _rcu = self.index.rcu.read().unwrap();
+        let _rcu = self.index.rcu_lock();
         for id in self.index.nodes() {
             let node = self.node(id);
             if let Some(folio) = Folio::try_get(self, node.folio_hint()) {
                 if (self.has(Bug::FindWithoutRecheck) || self.owns(id, &folio))
+                    && self.has_room(node, &folio)
+                    && !folio.has_failed()
                     && folio.same_bytes(candidate)
                 {
                     return Some(folio);
@@ -84,7 +103,10 @@ impl World {
     ) -> Option<Pending<'w>> {
         while let Some(folio) = self.lookup(candidate) {
             let folio = folio.lock();
-            if self.node_of(&folio).is_some() {
+            let room = |node| {
+                self.has(Bug::RoomWithoutSecondLook) || self.has_room(self.node(node), &folio)
+            };
+            if self.node_of(&folio).is_some_and(room) && !folio.has_failed() {
                 return self.add_place(folio, place);
             }
         }

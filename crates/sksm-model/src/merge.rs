@@ -23,7 +23,7 @@ enum Fate<'w> {
 
 /// `is_candidate()`.
 fn is_candidate(frame: &Frame) -> bool {
-    matches!(frame.mapping(), Mapping::Anon(_))
+    matches!(frame.mapping(), Mapping::Anon(_)) && !frame.has_failed()
 }
 
 impl World {
@@ -115,6 +115,10 @@ impl World {
     /// `Batch::replace()`.
     fn replace(&self, process: ProcessId, folio: &LockedFolio<'_>, page: Pending<'_>) {
         let mut pte = self.pte(process);
+        // Memory failure looks at this table after it has marked the page.
+        if self.frame(page.folio()).has_failed() && !self.has(Bug::ReplaceMapsFailed) {
+            return;
+        }
         let replaced = match *pte {
             Pte::Mapped {
                 folio: id,
