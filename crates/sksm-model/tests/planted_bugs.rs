@@ -184,6 +184,6 @@ fn settle_without_rcu() {
     fails(
         Bug::SettleWithoutRcu,
         "merger, memory failure",
-        "a freed node is touched",
+        UNSTABLE,
     );
 }
