@@ -159,10 +159,11 @@ fn page(report: &Report) -> Vec<Bar> {
         .iter()
         .filter(|row| row.variant == "4 KiB pages");
     let mut bars: Vec<Bar> = of_4_kib.map(|row| bar(&row.what, row, GREEN)).collect();
-    if let Some([memcmp, memcpy]) = table::yardsticks(report) {
+    if let Some([memcmp, memcpy, xxh64]) = table::yardsticks(report) {
         for (name, ns) in [
             ("memcmp in user space", memcmp),
             ("memcpy in user space", memcpy),
+            ("xxh64 in user space", xxh64),
         ] {
             bars.push(Bar {
                 label: name.to_owned(),
@@ -262,9 +263,9 @@ mod tests {
     #[test]
     fn every_measurement_that_is_there_is_drawn() {
         let svg = draw(&sample());
-        // Background; two kinds of page and two yardsticks; SKSM and the KSM run whose CPU time is known; 1 and 2 tasks;
+        // Background; two kinds of page and three yardsticks; SKSM and the KSM run whose CPU time is known; 1 and 2 tasks;
         // unmapping in either kernel.
-        assert_eq!(svg.matches("<rect").count(), 1 + 4 + 2 + 2 + 1);
+        assert_eq!(svg.matches("<rect").count(), 1 + 5 + 2 + 2 + 1);
         assert_eq!(svg.matches("<polyline").count(), 1);
         for text in [
             "3.00 × memcmp",

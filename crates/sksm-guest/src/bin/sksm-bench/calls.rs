@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use sksm_guest::bench::Unit;
 use sksm_guest::memory::{Map, TABLE};
+use sksm_guest::process::stay_on;
 
 use crate::measure::{
     Bench, TABLE_PAGES, Wanted, affordable_pages, counting, filled, fresh, merged, name, settle,
-    stay_on, timed_merge,
+    timed_merge,
 };
 
 pub const PUBLISH: &str = "publish unique content";
