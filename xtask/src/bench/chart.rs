@@ -16,8 +16,12 @@ use super::{
 pub fn draw(published: &Published) -> String {
     let report = &published.report;
     let mut svg = Svg::new();
-    svg.title("What MADV_MERGE costs", &super::setting(report));
-    svg.remark("Medians; shaded: what half of the values are within");
+    let setting = super::setting(report);
+    let (kernel, machine) = setting.split_once("; ").unwrap_or((&setting, ""));
+    svg.title("What MADV_MERGE costs", kernel);
+    svg.remark(&format!(
+        "{machine}. Medians; shaded: what half of the values are within"
+    ));
     group(
         &mut svg,
         "Time for a page of 4 KiB, in calls over whole page tables",
@@ -114,7 +118,10 @@ pub fn draw(published: &Published) -> String {
         bars("reclaim", "reclaim a physical page"),
     );
     if let Some(unused) = &published.unused {
-        let title = format!("{}: instructions, to those without it", table::UNUSED);
+        let title = format!(
+            "{}: instructions, beside a kernel without it",
+            table::UNUSED
+        );
         group(&mut svg, &title, without(unused));
     }
     svg.finish()
@@ -134,7 +141,7 @@ fn without(unused: &Unused) -> Vec<Bar> {
         Bar {
             label: label.to_owned(),
             value: row.ratio(),
-            shown: format!("{:+.2} %", 100.0 * (row.ratio() - 1.0)),
+            shown: format!("{:+.2} %", 100.0 * (row.ratio() - 1.0)).replace('-', "−"),
             remark: remark.to_owned(),
             colour: GREEN,
         }
