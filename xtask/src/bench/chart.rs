@@ -16,8 +16,12 @@ use super::{
 pub fn draw(published: &Published) -> String {
     let report = &published.report;
     let mut svg = Svg::new();
-    svg.title("What MADV_MERGE costs", &super::setting(report));
-    svg.remark("Medians; shaded: what half of the values are within");
+    let setting = super::setting(report);
+    let (kernel, machine) = setting.split_once("; ").unwrap_or((&setting, ""));
+    svg.title("What MADV_MERGE costs", kernel);
+    svg.remark(&format!(
+        "{machine}. Medians; shaded: what half of the values are within"
+    ));
     group(
         &mut svg,
         "Time for a page of 4 KiB, in calls over whole page tables",
@@ -114,7 +118,10 @@ pub fn draw(published: &Published) -> String {
         bars("reclaim", "reclaim a physical page"),
     );
     if let Some(unused) = &published.unused {
-        let title = format!("{}: instructions, to those without it", table::UNUSED);
+        let title = format!(
+            "{}: instructions, beside a kernel without it",
+            table::UNUSED
+        );
         group(&mut svg, &title, without(unused));
     }
     svg.finish()
@@ -134,7 +141,7 @@ fn without(unused: &Unused) -> Vec<Bar> {
         Bar {
             label: label.to_owned(),
             value: row.ratio(),
-            shown: format!("{:+.2} %", 100.0 * (row.ratio() - 1.0)),
+            shown: format!("{:+.2} %", 100.0 * (row.ratio() - 1.0)).replace('-', "−"),
             remark: remark.to_owned(),
             colour: GREEN,
         }
@@ -159,10 +166,11 @@ fn page(report: &Report) -> Vec<Bar> {
         .iter()
         .filter(|row| row.variant == "4 KiB pages");
     let mut bars: Vec<Bar> = of_4_kib.map(|row| bar(&row.what, row, GREEN)).collect();
-    if let Some([memcmp, memcpy]) = table::yardsticks(report) {
+    if let Some([memcmp, memcpy, xxh64]) = table::yardsticks(report) {
         for (name, ns) in [
             ("memcmp in user space", memcmp),
             ("memcpy in user space", memcpy),
+            ("xxh64 in user space", xxh64),
         ] {
             bars.push(Bar {
                 label: name.to_owned(),
@@ -262,9 +270,9 @@ mod tests {
     #[test]
     fn every_measurement_that_is_there_is_drawn() {
         let svg = draw(&sample());
-        // Background; two kinds of page and two yardsticks; SKSM and the KSM run whose CPU time is known; 1 and 2 tasks;
+        // Background; two kinds of page and three yardsticks; SKSM and the KSM run whose CPU time is known; 1 and 2 tasks;
         // unmapping in either kernel.
-        assert_eq!(svg.matches("<rect").count(), 1 + 4 + 2 + 2 + 1);
+        assert_eq!(svg.matches("<rect").count(), 1 + 5 + 2 + 2 + 1);
         assert_eq!(svg.matches("<polyline").count(), 1);
         for text in [
             "3.00 × memcmp",

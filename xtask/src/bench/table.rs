@@ -20,11 +20,12 @@ pub fn render(published: &Published) -> String {
     }
     if report.instructions {
         text += "figures are numbers of instructions\n";
-    } else if let Some([memcmp, memcpy]) = yardsticks(report) {
+    } else if let Some([memcmp, memcpy, xxh64]) = yardsticks(report) {
         text += &format!(
-            "yardstick, taken after each row: memcmp of two equal pages {}, memcpy {}\n",
+            "yardsticks in user space, taken after each row: memcmp of two equal pages {}, memcpy {}, xxh64 of one {}\n",
             with_range(&memcmp),
-            with_range(&memcpy)
+            with_range(&memcpy),
+            with_range(&xxh64)
         );
     }
     for family in &report.families {
@@ -47,8 +48,8 @@ pub fn render(published: &Published) -> String {
 
 pub const UNUSED: &str = "What the engine costs those who do not use it";
 
-/// Nanoseconds of a memcmp and of a memcpy, over all rows.
-pub fn yardsticks(report: &Report) -> Option<[Summary; 2]> {
+/// Nanoseconds of a memcmp, a memcpy and a checksum, over all rows.
+pub fn yardsticks(report: &Report) -> Option<[Summary; 3]> {
     let all = || {
         report
             .families
@@ -59,6 +60,7 @@ pub fn yardsticks(report: &Report) -> Option<[Summary; 2]> {
     Some([
         Summary::of(all().map(|yardstick| yardstick.memcmp).collect())?,
         Summary::of(all().map(|yardstick| yardstick.memcpy).collect())?,
+        Summary::of(all().map(|yardstick| yardstick.xxh64).collect())?,
     ])
 }
 
@@ -256,6 +258,7 @@ pub mod tests {
             yardstick: Some(Yardstick {
                 memcmp: 200.0,
                 memcpy: 300.0,
+                xxh64: 500.0,
             }),
         };
         let family = |name: &str, rows| Family {

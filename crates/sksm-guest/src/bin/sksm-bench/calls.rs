@@ -6,10 +6,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use sksm_guest::bench::Unit;
 use sksm_guest::memory::{Map, TABLE};
+use sksm_guest::process::stay_on;
+use sksm_guest::system;
 
 use crate::measure::{
     Bench, TABLE_PAGES, Wanted, affordable_pages, counting, filled, fresh, merged, name, settle,
-    stay_on, timed_merge,
+    timed_merge,
 };
 
 pub const PUBLISH: &str = "publish unique content";
@@ -35,6 +37,9 @@ pub fn run(bench: &mut Bench) -> Result<()> {
             "to be quick"
         } else if affordable_pages()? < length + contents(length) {
             "not enough memory"
+        } else if length > GIB_PAGES && system::processor()? == "UML" {
+            // Each run of pages that are not neighbours in memory is a mapping of the host's.
+            "User-Mode Linux would need more mappings than its host allows (vm.max_map_count)"
         } else if page * length as u32 > PATIENCE {
             "this machine is too slow"
         } else {

@@ -11,6 +11,7 @@ use sksm_guest::process::Child;
 use sksm_guest::statistics::Summary;
 use sksm_guest::sysfs::SKSM;
 use sksm_guest::system;
+use xxhash_rust::xxh64::xxh64;
 
 /// What pages are that no engine has touched; kernels without SKSM have only those.
 pub const ORDINARY: &str = "ordinary pages";
@@ -207,7 +208,16 @@ impl Yard {
                 std::hint::black_box(other).copy_from_slice(std::hint::black_box(one));
             }
         }));
-        Yardstick { memcmp, memcpy }
+        let xxh64 = median(Box::new(|| {
+            for page in self.one.chunks(PAGE) {
+                std::hint::black_box(xxh64(std::hint::black_box(page), 0));
+            }
+        }));
+        Yardstick {
+            memcmp,
+            memcpy,
+            xxh64,
+        }
     }
 }
 
@@ -351,16 +361,4 @@ pub fn settle() -> Result<()> {
 pub fn affordable_pages() -> Result<usize> {
     let mib = system::memory_available_mib()? as usize;
     Ok((mib * 9 / 10).saturating_sub(128) * ((1 << 20) / PAGE))
-}
-
-/// Keeps the calling thread on one CPU.
-pub fn stay_on(cpu: usize) -> Result<()> {
-    // SAFETY: all-zero is an empty set.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: the set is valid, and the CPU's number is within it.
-    unsafe { libc::CPU_SET(cpu, &mut set) };
-    // SAFETY: 0 is the calling thread.
-    sksm_guest::process::check(unsafe { libc::sched_setaffinity(0, size_of_val(&set), &set) })
-        .with_context(|| format!("cannot run on CPU {cpu}"))
-        .map(drop)
 }

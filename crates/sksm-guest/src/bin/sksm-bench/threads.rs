@@ -5,11 +5,12 @@ use std::thread;
 
 use anyhow::Result;
 use sksm_guest::bench::Unit;
+use sksm_guest::process::stay_on;
 use sksm_guest::tracefs::Trace;
 
 use crate::flushes;
 use crate::measure::{
-    Bench, TABLE_PAGES, Wanted, counting, filled, fresh, merged, name, stay_on, timed_merge,
+    Bench, TABLE_PAGES, Wanted, counting, filled, fresh, merged, name, timed_merge,
 };
 
 pub fn run(bench: &mut Bench) -> Result<()> {
