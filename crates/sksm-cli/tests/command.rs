@@ -183,6 +183,8 @@ fn a_wrong_command_line_is_refused() {
         &["estimate", "--name", "("],
         &["estimate", "--all", "--max-page-sharing", "1"],
         &["stat", "--json", "--openmetrics"],
+        &["top", "--interval", "0"],
+        &["top", "--sort", "colour"],
         &["nonsense"],
     ] {
         let output = sksm(wrong);
@@ -199,7 +201,9 @@ fn pages_and_completions_are_made() {
         ("sksm.1", "Exit status"),
         ("sksm-estimate.1", "settle"),
         ("sksm-run.1", "verbose"),
+        ("sksm-top.1", "interval"),
         ("sksm.bash", "estimate"),
+        ("sksm.bash", "--interval"),
         ("_sksm", "doctor"),
         ("sksm.fish", "stat"),
     ] {

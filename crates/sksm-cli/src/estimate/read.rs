@@ -1,7 +1,7 @@
 //! Reading and hashing the pages of processes, in parallel.
 
-use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -11,6 +11,7 @@ use sksm::{Error, Kind, Kinds, Mapping, Process};
 use xxhash_rust::xxh3::xxh3_128;
 
 use super::{Page, pagemap};
+use crate::domain::User;
 use crate::output;
 use crate::target::name_of;
 
@@ -57,22 +58,6 @@ impl Subject {
             let path = format!("/proc/{pid}/{name}");
             File::open(path).map_err(|error| failed(&error, file))
         };
-        let domain = || {
-            let process = fs::metadata(format!("/proc/{pid}"))?;
-            let namespace = fs::metadata(format!("/proc/{pid}/ns/user"))?;
-            let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-            // The real user, which the owner of the directory is not for programs that changed it.
-            let user = (status.lines())
-                .find_map(|line| {
-                    line.strip_prefix("Uid:")?
-                        .split_whitespace()
-                        .next()?
-                        .parse()
-                        .ok()
-                })
-                .unwrap_or(process.uid());
-            Ok(namespace.ino() << 32 | u64::from(user))
-        };
         let mut mappings = Process::open(pid)?.mappings()?;
         mappings.retain(|mapping| {
             kinds.has(mapping.kind) && mapping.statistics.anonymous > 0 && mapping.mergeable
@@ -80,7 +65,9 @@ impl Subject {
         Ok(Subject {
             pid,
             name: name_of(pid),
-            domain: domain().map_err(|error| failed(&error, "/proc/PID/ns/user"))?,
+            domain: User::of(pid)
+                .map_err(|error| failed(&error, "/proc/PID/ns/user"))?
+                .number(),
             mappings,
             pagemap: open("pagemap", "/proc/PID/pagemap")?,
             memory: open("mem", "/proc/PID/mem")?,
