@@ -80,6 +80,44 @@ fn the_estimate_is_what_the_memory_holds() {
     drop((equal, zero, different));
 }
 
+/// Whether a page of this process is mapped by it alone, as its pagemap says.
+fn exclusive(addr: usize) -> bool {
+    use std::os::unix::fs::FileExt;
+    let mut entry = [0; 8];
+    let file = std::fs::File::open("/proc/self/pagemap").unwrap();
+    let offset = addr / sksm::page_size() * 8;
+    file.read_exact_at(&mut entry, offset as u64).unwrap();
+    u64::from_ne_bytes(entry) >> 56 & 1 != 0
+}
+
+/// Pages in common since a fork stay so, which not every way of reading them sees to.
+#[test]
+fn reading_ends_no_sharing() {
+    let pages = Pages::new(300, |number| [9, number as u64]);
+    let addrs = (0..300).map(|number| pages.0 as usize + number * sksm::page_size());
+    let shared = || addrs.clone().filter(|addr| !exclusive(*addr)).count();
+    assert_eq!(shared(), 0);
+    // SAFETY: the child only waits.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        loop {
+            // SAFETY: takes nothing.
+            unsafe { libc::pause() };
+        }
+    }
+    let before = shared();
+    let pid = child.to_string();
+    let report = json(&["estimate", "--json", "--pid", &pid]);
+    let after = shared();
+    // SAFETY: our own child, not waited for yet.
+    unsafe {
+        libc::kill(child, libc::SIGKILL);
+        libc::waitpid(child, std::ptr::null_mut(), 0);
+    }
+    assert_eq!((before, after), (300, 300));
+    assert!(report["read_bytes"].as_u64().unwrap() >= 300 * 4096);
+}
+
 #[test]
 fn the_plot_is_drawn_and_what_settles_is_told() {
     let dir = tempfile::tempdir().unwrap();
