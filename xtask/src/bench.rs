@@ -4,22 +4,19 @@ mod chart;
 mod table;
 
 use std::{
-    cell::{Cell, RefCell},
-    fs,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
 use sksm_guest::bench::Report;
 
 use crate::{
     build,
-    guest::{Boot, Cmd, End, Output},
+    guest::Boot,
     kernel::{self, Arch},
-    ksmd_watch::KsmdWatch,
-    progress::Step,
+    measurement::{self, Measured, Out},
     project::Project,
 };
 
@@ -44,12 +41,10 @@ pub struct Args {
 }
 
 pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<ExitCode> {
-    let out = args.out.unwrap_or_else(|| {
+    let out = Out::create(args.out.unwrap_or_else(|| {
         let arch = args.arch.to_string();
         project.target.join("sksm/bench").join(arch)
-    });
-    // Before minutes of work whose result could not be written.
-    fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
+    }))?;
     let kernel = kernel::build(project, args.arch, linux_src)?;
     let programs = build::guest_programs(project)?;
 
@@ -60,50 +55,21 @@ pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<Ex
     if !args.only.is_empty() {
         command.extend(["--only".into(), args.only.join(",").into()]);
     }
-    let step = Step::begin("measuring");
-    let errors = RefCell::new(Vec::new());
-    let watch = (args.arch == Arch::Um).then(|| RefCell::new(KsmdWatch::default()));
-    let failed = Cell::new(false);
-    let on_line = |line: &str| {
-        step.detail(line);
-        // An error and what follows it.
-        failed.set(failed.get() || line.starts_with("error:"));
-        if failed.get() {
-            errors.borrow_mut().push(line.to_owned());
-        }
-        if let Some(watch) = &watch {
-            watch.borrow_mut().hear(line);
-        }
-    };
-    let outcome = Boot::new(project, &kernel)
+    let boot = Boot::new(project, &kernel)
         .mem(if args.quick { MEMORY_QUICK } else { MEMORY })
-        .timeout(Duration::from_secs(3600))
-        .run(
-            Cmd::new(&command)
-                .stdout(Output::Capture)
-                .stderr(Output::Lines(Box::new(on_line))),
-        )?;
-    step.done();
-    if outcome.end != End::Exited(0) {
-        for line in errors.take() {
-            eprintln!("{line}");
-        }
-        bail!("{}", outcome.describe());
-    }
-    let mut report: Report =
-        serde_json::from_slice(&outcome.stdout).context("cannot read what the guest printed")?;
-    if let (Some(watch), Some(beside)) = (watch, &mut report.beside_ksm) {
-        watch.into_inner().fill_in(beside.ksm.iter_mut());
+        .timeout(Duration::from_secs(3600));
+    let Measured {
+        mut report,
+        ksmd,
+        outcome,
+    } = measurement::run::<Report>(boot, "measuring", &command, &[0])?;
+    if let Some(beside) = &mut report.beside_ksm {
+        ksmd.fill_in(beside.ksm.iter_mut());
     }
     print!("{}", table::render(&report));
-    write(
-        &out.join("bench.json"),
-        &(serde_json::to_string_pretty(&report)? + "\n"),
-    )?;
-    write(&out.join("bench.svg"), &chart::draw(&report))?;
-    if !outcome.splats.is_empty() {
-        bail!("{}", outcome.describe());
-    }
+    out.json("bench.json", &report)?;
+    out.text("bench.svg", &chart::draw(&report))?;
+    outcome.check_splats()?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -123,10 +89,4 @@ fn setting(report: &Report) -> String {
         if report.cpus == 1 { "" } else { "s" },
         crate::format::thousands(report.memory_mib as i64),
     )
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    println!("{}", path.display());
-    Ok(())
 }

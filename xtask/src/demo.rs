@@ -4,8 +4,6 @@ mod chart;
 mod table;
 
 use std::{
-    cell::{Cell, RefCell},
-    fs,
     path::{Path, PathBuf},
     process::{ExitCode, Stdio},
     time::Duration,
@@ -17,10 +15,9 @@ use sksm_guest::demo::Report;
 
 use crate::{
     build, format,
-    guest::{Boot, Cmd, End, Output},
+    guest::Boot,
     kernel::{self, Arch},
-    ksmd_watch::KsmdWatch,
-    progress::Step,
+    measurement::{self, Measured, Out},
     project::{self, Project},
 };
 
@@ -49,31 +46,11 @@ struct Published {
 }
 
 pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<ExitCode> {
-    let out = args.out.unwrap_or_else(|| project.target.join("sksm/demo"));
-    // Before minutes of work whose result could not be written.
-    fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
+    let out = Out::create(args.out.unwrap_or_else(|| project.target.join("sksm/demo")))?;
     let kernel = kernel::build(project, args.arch, linux_src)?;
     let programs = build::guest_programs(project)?;
     let preload = build_preload(project)?;
 
-    let step = Step::begin(format!(
-        "running {} processes",
-        format::thousands(args.processes)
-    ));
-    let errors = RefCell::new(Vec::new());
-    let watch = (args.arch == Arch::Um).then(|| RefCell::new(KsmdWatch::default()));
-    let failed = Cell::new(false);
-    let on_line = |line: &str| {
-        step.detail(line);
-        // An error and what follows it.
-        failed.set(failed.get() || line.starts_with("error:"));
-        if failed.get() {
-            errors.borrow_mut().push(line.to_owned());
-        }
-        if let Some(watch) = &watch {
-            watch.borrow_mut().hear(line);
-        }
-    };
     let processes = args.processes.to_string();
     let ksm_timeout = args.ksm_timeout.to_string();
     let command = [
@@ -85,50 +62,32 @@ pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<Ex
         "--preload".into(),
         preload.into_os_string(),
     ];
-    let outcome = Boot::new(project, &kernel)
+    let boot = Boot::new(project, &kernel)
         .mem(&memory(args.processes))
         // As on most machines.
         .parameters("")
         .timeout(Duration::from_secs(
             900 + u64::from(args.processes) + 2 * args.ksm_timeout,
-        ))
-        .run(
-            Cmd::new(&command)
-                .stdout(Output::Capture)
-                .stderr(Output::Lines(Box::new(on_line))),
-        )?;
-    step.done();
-
+        ));
+    let doing = format!("running {} processes", format::thousands(args.processes));
     // 2: it ran, and its expectations do not hold.
-    if !matches!(outcome.end, End::Exited(0 | 2)) {
-        for line in errors.take() {
-            eprintln!("{line}");
-        }
-        bail!("{}", outcome.describe());
-    }
-    let mut report: Report =
-        serde_json::from_slice(&outcome.stdout).context("cannot read what the guest printed")?;
-    if let Some(watch) = watch {
-        let runs = report
-            .phases
-            .iter_mut()
-            .filter_map(|phase| phase.ksm.as_mut());
-        watch.into_inner().fill_in(runs);
-    }
+    let Measured {
+        mut report,
+        ksmd,
+        outcome,
+    } = measurement::run::<Report>(boot, doing, &command, &[0, 2])?;
+    let phases = report.phases.iter_mut();
+    let runs = phases.filter_map(|phase| phase.ksm.as_mut());
+    ksmd.fill_in(runs);
     let published = Published {
         arch: args.arch.to_string(),
         report,
     };
     print!("{}", table::render(&published.report));
-    write(
-        &out.join("demo.json"),
-        &(serde_json::to_string_pretty(&published)? + "\n"),
-    )?;
-    write(&out.join("demo.svg"), &chart::draw(&published.report))?;
+    out.json("demo.json", &published)?;
+    out.text("demo.svg", &chart::draw(&published.report))?;
+    outcome.check_splats()?;
 
-    if !outcome.splats.is_empty() {
-        bail!("{}", outcome.describe());
-    }
     if !published
         .report
         .expected
@@ -163,10 +122,4 @@ fn build_preload(project: &Project) -> Result<PathBuf> {
 /// The guest's memory: libc's text is some 1.4 MiB, and each process needs some more.
 fn memory(processes: u32) -> String {
     format!("{}M", 512 + 2 * processes)
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
-    println!("{}", path.display());
-    Ok(())
 }

@@ -150,6 +150,14 @@ impl<'a> Cmd<'a> {
 }
 
 impl Outcome {
+    /// Fails if the kernel complained.
+    pub fn check_splats(&self) -> Result<()> {
+        if !self.splats.is_empty() {
+            bail!("{}", self.describe());
+        }
+        Ok(())
+    }
+
     /// What happened, in words.
     pub fn describe(&self) -> String {
         let mut text = match self.end {

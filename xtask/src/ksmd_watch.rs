@@ -39,9 +39,9 @@ impl KsmdWatch {
     }
 
     /// Fills in what the guest could not know; the runs of ksmd in the order they were.
-    pub fn fill_in<'a>(self, runs: impl Iterator<Item = &'a mut Ksm>) {
-        for (ksm, taken) in runs.zip(self.taken) {
-            ksm.cpu_seconds = ksm.cpu_seconds.or(taken);
+    pub fn fill_in<'a>(&self, runs: impl Iterator<Item = &'a mut Ksm>) {
+        for (ksm, taken) in runs.zip(&self.taken) {
+            ksm.cpu_seconds = ksm.cpu_seconds.or(*taken);
         }
     }
 }

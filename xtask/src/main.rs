@@ -16,6 +16,8 @@ mod interrupt;
 mod kernel;
 mod ksmd_watch;
 mod lock;
+mod measurement;
+mod patches;
 mod progress;
 mod project;
 mod protocol;
@@ -76,6 +78,8 @@ enum Verb {
     Selftests(selftests::Args),
     /// Do everything that can be done to merged memory at once, and compare every byte
     Stress(stress::Args),
+    /// Write the whole change as one series for `git am`, checked
+    Patches(patches::Args),
     /// Remove the cached trees and objects
     Clean,
     /// Serve the tool from inside a guest
@@ -123,6 +127,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Verb::Test(args) => return test::run(&Project::find()?, &args, linux_src),
         Verb::Selftests(args) => return selftests::run(&Project::find()?, args, linux_src),
         Verb::Stress(args) => return stress::run(&Project::find()?, &args, linux_src),
+        Verb::Patches(args) => return patches::run(&Project::find()?, &args, linux_src),
         Verb::Clean => cache::clean(&Project::find()?)?,
         Verb::GuestAgent { .. } => unreachable!("handled above"),
     }

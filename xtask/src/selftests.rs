@@ -244,21 +244,12 @@ fn judge(outcome: &Outcome, there: Option<&Entry>) -> Verdict {
 
 /// Both, side by side.
 fn columns(programs: &[&Program], unpatched: &Column, patched: &Column) -> String {
-    let mut rows = vec![["", "unpatched", "patched"].map(String::from)];
+    let mut text = crate::table::Table::of_words(["", "unpatched", "patched"]);
     for name in programs.iter().map(|program| program.name()) {
         let cell = |column: &Column| column.get(&name).map_or("not run".into(), Entry::summary);
-        rows.push([name.clone(), cell(unpatched), cell(patched)]);
+        text.row([name.clone(), cell(unpatched), cell(patched)]);
     }
-    let width = |column: usize| {
-        rows.iter()
-            .map(|row| row[column].len())
-            .max()
-            .unwrap_or_default()
-    };
-    let (first, second) = (width(0), width(1));
-    rows.iter()
-        .map(|[name, there, here]| format!("{name:first$}  {there:second$}  {here}\n"))
-        .collect()
+    text.render()
 }
 
 #[cfg(test)]

@@ -1,27 +1,44 @@
 //! Tables on a terminal.
 
-/// Columns: the first to the left, the others to the right.
-pub struct Table<const COLUMNS: usize>(Vec<Option<[String; COLUMNS]>>);
+/// Rows of as many cells each.
+pub struct Table<const COLUMNS: usize> {
+    rows: Vec<Option<[String; COLUMNS]>>,
+    /// Columns after the first whose cells line up on the right, as numbers do.
+    numbers: bool,
+}
 
 impl<const COLUMNS: usize> Table<COLUMNS> {
+    /// Of numbers, but for the first column.
     pub fn new(header: [&str; COLUMNS]) -> Self {
-        let mut table = Self(Vec::new());
+        Self::with(header, true)
+    }
+
+    /// Of words.
+    pub fn of_words(header: [&str; COLUMNS]) -> Self {
+        Self::with(header, false)
+    }
+
+    fn with(header: [&str; COLUMNS], numbers: bool) -> Self {
+        let mut table = Self {
+            rows: Vec::new(),
+            numbers,
+        };
         table.row(header);
         table
     }
 
     pub fn row<T: Into<String>>(&mut self, cells: [T; COLUMNS]) {
-        self.0.push(Some(cells.map(Into::into)));
+        self.rows.push(Some(cells.map(Into::into)));
     }
 
     pub fn rule(&mut self) {
-        self.0.push(None);
+        self.rows.push(None);
     }
 
     pub fn render(&self) -> String {
         let width = |column: usize| {
             let cells = self
-                .0
+                .rows
                 .iter()
                 .flatten()
                 .map(|row| row[column].chars().count());
@@ -29,13 +46,14 @@ impl<const COLUMNS: usize> Table<COLUMNS> {
         };
         let widths: [usize; COLUMNS] = std::array::from_fn(width);
         let mut text = String::new();
-        for row in &self.0 {
+        for row in &self.rows {
             let line = match row {
                 None => "─".repeat(widths.iter().sum::<usize>() + 3 * (COLUMNS - 1)),
                 Some(row) => (0..COLUMNS)
                     .map(|column| match column {
                         0 => format!("{:<1$}", row[column], widths[column]),
-                        _ => format!("   {:>1$}", row[column], widths[column]),
+                        _ if self.numbers => format!("   {:>1$}", row[column], widths[column]),
+                        _ => format!("   {:<1$}", row[column], widths[column]),
                     })
                     .collect(),
             };
@@ -63,6 +81,17 @@ mod tests {
              ────────────────────────\n\
              a longer one           1\n\
              x              1,234,567\n"
+        );
+    }
+
+    #[test]
+    fn words_line_up_on_the_left() {
+        let mut table = Table::of_words(["name", "there", "here"]);
+        table.row(["cow", "pass, 3 of 3", "x"]);
+        assert_eq!(
+            table.render(),
+            "name   there          here\n\
+             cow    pass, 3 of 3   x\n"
         );
     }
 }

@@ -85,7 +85,7 @@ pub fn run(project: &Project, args: &Args, linux_src: Option<&Path>) -> Result<E
     };
     if host_tests::NAMES.iter().any(|name| args.wants(name)) {
         let tree = kernel::source(project, linux_src)?.tree;
-        host_tests::run(&mut run, &tree)?;
+        host_tests::run(&mut run, &tree, linux_src)?;
     }
     let arches: &[Arch] = if args.quick {
         &[Arch::Um, Arch::X86_64]

@@ -18,7 +18,7 @@ use crate::{cache, interrupt, project::Project, source::Source};
 /// Parts of `kernel/` that are not laid over the tree.
 const NOT_OVERLAID: [&str; 2] = ["configs", "patches"];
 
-type Files = BTreeMap<PathBuf, Vec<u8>>;
+pub type Files = BTreeMap<PathBuf, Vec<u8>>;
 
 /// Fingerprints of what differs from the pristine tree.
 #[derive(Debug, Default, PartialEq)]
@@ -30,25 +30,7 @@ pub struct Changes {
 
 /// Brings the tree up to date.
 pub fn sync(project: &Project, source: &Source) -> Result<Changes> {
-    let patches = files_below(&project.kernel().join("patches/6.12"))?
-        .into_iter()
-        .filter(|(name, _)| name.extension().is_some_and(|ext| ext == "patch"))
-        .collect();
-    let mut wanted = patch(source, &patches)?;
-    for entry in fs::read_dir(project.kernel())? {
-        let entry = entry?;
-        let name = entry.file_name();
-        if !entry.path().is_dir() || NOT_OVERLAID.iter().any(|&not| name == not) {
-            continue;
-        }
-        for (path, content) in files_below(&entry.path())? {
-            let path = Path::new(&name).join(path);
-            if wanted.contains_key(&path) {
-                bail!("kernel/{} is also made by a patch", path.display());
-            }
-            wanted.insert(path, content);
-        }
-    }
+    let wanted = wanted(project, source)?;
     for path in wanted.keys() {
         remember(source, path)?;
     }
@@ -75,6 +57,38 @@ pub fn sync(project: &Project, source: &Source) -> Result<Changes> {
         kconfig: cache::fingerprint(kconfig),
         all: cache::fingerprint(&wanted),
     })
+}
+
+/// Every file that the change adds or touches, as the kernel is built with it.
+pub fn wanted(project: &Project, source: &Source) -> Result<Files> {
+    let patches = files_below(&project.kernel().join("patches/6.12"))?
+        .into_iter()
+        .filter(|(name, _)| name.extension().is_some_and(|ext| ext == "patch"))
+        .collect();
+    let mut wanted = patch(source, &patches)?;
+    for (path, content) in overlay(&project.kernel())? {
+        if wanted.contains_key(&path) {
+            bail!("kernel/{} is also made by a patch", path.display());
+        }
+        wanted.insert(path, content);
+    }
+    Ok(wanted)
+}
+
+/// The files of `kernel/` that are laid over the tree.
+pub fn overlay(kernel: &Path) -> Result<Files> {
+    let mut files = Files::new();
+    for entry in fs::read_dir(kernel)? {
+        let entry = entry?;
+        let name = entry.file_name();
+        if !entry.path().is_dir() || NOT_OVERLAID.iter().any(|&not| name == not) {
+            continue;
+        }
+        for (path, content) in files_below(&entry.path())? {
+            files.insert(Path::new(&name).join(path), content);
+        }
+    }
+    Ok(files)
 }
 
 /// Every file that was ever touched.

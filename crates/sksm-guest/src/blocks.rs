@@ -4,10 +4,12 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
-use crate::memory::PAGE;
+use crate::memory::{Map, PAGE};
+use crate::numa;
 use crate::pagemap::Flags;
+use crate::report::skip;
 
 const BLOCKS: &str = "/sys/devices/system/memory";
 
@@ -44,8 +46,20 @@ impl Block {
         Ok(blocks)
     }
 
-    pub fn holds(&self, pfn: u64) -> bool {
-        (self.first_pfn..self.first_pfn + self.pages).contains(&pfn)
+    pub fn that_can_go() -> Result<Vec<Self>> {
+        let mut blocks = Vec::new();
+        for block in Self::all()? {
+            if block.can_go()? {
+                blocks.push(block);
+            }
+        }
+        Ok(blocks)
+    }
+
+    /// How many of these pages are in it.
+    pub fn held(&self, pfns: &[u64]) -> usize {
+        let range = self.first_pfn..self.first_pfn + self.pages;
+        pfns.iter().filter(|pfn| range.contains(pfn)).count()
     }
 
     fn read(&self, file: &str) -> Result<String> {
@@ -55,12 +69,25 @@ impl Block {
         Ok(text.trim().to_owned())
     }
 
+    /// The NUMA node that it belongs to.
+    fn node(&self) -> Result<i32> {
+        for entry in fs::read_dir(&self.path)? {
+            let name = entry?.file_name();
+            if let Some(Ok(node)) =
+                (name.to_str().and_then(|name| name.strip_prefix("node"))).map(str::parse)
+            {
+                return Ok(node);
+            }
+        }
+        bail!("{} belongs to no NUMA node", self.path.display())
+    }
+
     pub fn is_online(&self) -> Result<bool> {
         Ok(self.read("state")? == "online")
     }
 
     /// Whether it can be emptied, as all of its pages can move, and put back, as none of them has failed.
-    pub fn can_go(&self) -> Result<bool> {
+    fn can_go(&self) -> Result<bool> {
         if !self.is_online()? || self.read("valid_zones")? != "Movable" {
             return Ok(false);
         }
@@ -76,6 +103,48 @@ impl Block {
 
     pub fn online(&self) -> io::Result<()> {
         fs::write(self.path.join("state"), "online_movable")
+    }
+}
+
+/// Pages in blocks that can be taken away.
+pub struct Ground {
+    pub map: Map,
+    /// Where those blocks are. This process's new pages come from there too.
+    pub node: i32,
+    /// Fills what the allocator would rather hand out.
+    _ballast: Vec<Map>,
+}
+
+impl Ground {
+    /// The kernel's own boot-time memory lies at the top of each node, and what is left free in those blocks, which must stay,
+    /// is handed out first; so is what was freed last. Used up, that leaves only the blocks that can go. On machines with
+    /// memory above 4 GiB only that is movable, and only the last node has it.
+    pub fn find(pages: usize) -> Result<Self> {
+        let blocks = Block::that_can_go()?;
+        let Some(block) = blocks.last() else {
+            return skip(
+                "no memory block that can be taken offline (CONFIG_MEMORY_HOTREMOVE, movablecore=)",
+            );
+        };
+        let node = block.node()?;
+        numa::prefer(node)?;
+        let mut ballast = Vec::new();
+        // Movable memory is handed out before the node's other memory.
+        for _ in 0..numa::free(node)? * 3 / 4 / pages {
+            let map = Map::anon(pages)?;
+            map.no_huge();
+            (0..pages).for_each(|page| map.put(page, 0, 0));
+            let pfns = map.pfns()?;
+            if blocks.iter().any(|block| block.held(&pfns) >= pages / 2) {
+                return Ok(Self {
+                    map,
+                    node,
+                    _ballast: ballast,
+                });
+            }
+            ballast.push(map);
+        }
+        bail!("none of node {node}'s memory came from {blocks:?}")
     }
 }
 

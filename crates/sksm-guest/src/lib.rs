@@ -6,6 +6,7 @@ pub mod cgroup;
 pub mod cpu;
 pub mod demo;
 pub mod disk;
+pub mod json;
 pub mod ksmd;
 pub mod memory;
 pub mod numa;

@@ -24,6 +24,27 @@ pub fn needed() -> Result<()> {
     }
 }
 
+/// How many pages of a node are free.
+pub fn free(node: i32) -> Result<usize> {
+    let path = format!("/sys/devices/system/node/node{node}/meminfo");
+    let text = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+    let kib = text.lines().find_map(|line| {
+        let (_, kib) = line.split_once("MemFree:")?;
+        kib.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()
+    });
+    Ok(kib.with_context(|| format!("no MemFree in {path}"))? * 1024 / PAGE)
+}
+
+/// New pages of this thread, and of threads and processes that it starts, come from this node as long as it has any.
+pub fn prefer(node: i32) -> Result<()> {
+    let nodes = 1u64 << node;
+    let call = libc::SYS_set_mempolicy;
+    // SAFETY: a mask of 64 bits, which the kernel takes for one less.
+    check(unsafe { libc::syscall(call, libc::MPOL_PREFERRED, &raw const nodes, 65) })
+        .context("set_mempolicy")
+        .map(drop)
+}
+
 /// Moves pages of a process (0: this one) to a node, or without one only looks. For each page the node that it is on, or a
 /// negative error number.
 fn move_pages(pid: i32, addr: usize, pages: usize, node: Option<i32>) -> io::Result<Vec<i32>> {

@@ -8,7 +8,7 @@
 use kernel::bindings;
 use kernel::prelude::*;
 
-use super::folio::{Folio, LockedFolio};
+use super::folio::{Folio, LockedFolio, Locking, Puts};
 use super::node::Pending;
 use super::pte::{self, LockedPtes, PteRange, SlotSet};
 
@@ -32,15 +32,19 @@ pub(crate) struct Candidate {
     /// Given back early when nothing is left to do.
     pub(crate) folio: Option<LockedFolio>,
     pub(crate) fate: Fate,
+    /// Of the protected bytes, once it is known.
+    pub(crate) checksum: Option<u64>,
     /// The entry while it is cleared.
     pte: bindings::pte_t,
 }
 
 impl Candidate {
-    fn is_mapped_by(&self, pte: bindings::pte_t) -> bool {
-        self.folio
-            .as_ref()
-            .is_some_and(|folio| pte::maps(pte, folio.pfn()))
+    /// Clears the entry if it still maps the folio.
+    fn clear(&mut self, ptes: &mut LockedPtes<'_>) -> bool {
+        let folio = self.folio.as_ref();
+        let old = folio.and_then(|folio| ptes.clear_if(self.slot, folio));
+        self.pte = old.unwrap_or(self.pte);
+        old.is_some()
     }
 }
 
@@ -57,13 +61,15 @@ pub(crate) struct Leftover {
     pub(crate) busy: SlotSet,
 }
 
-/// How collecting takes folio locks.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Locking {
-    /// Never waits.
-    Try,
-    /// Waits; for one slot at a time.
-    Wait,
+impl Leftover {
+    /// Enters a folio with references too many.
+    fn in_use(&mut self, slot: usize, folio: &Folio) {
+        if folio.maybe_batched() {
+            self.batched.insert(slot);
+        } else {
+            self.busy.insert(slot);
+        }
+    }
 }
 
 /// The candidates of one run of pages.
@@ -72,38 +78,42 @@ pub(crate) struct Batch<'a> {
     candidates: &'a mut KVVec<Candidate>,
 }
 
-/// Whether the engine wants this folio at all.
-fn is_candidate(folio: &Folio) -> bool {
-    folio.is_anon() && !folio.is_ksm() && !folio.is_zone_device() && !folio.is_hwpoison()
-}
-
 impl<'a> Batch<'a> {
-    /// Step 1: locks the folios of `slots` that are worth a look. `candidates` is empty and has
-    /// room for all of them.
+    /// No candidates yet; the vector is empty and has room for all pages of the range.
+    pub(crate) fn new(range: &'a PteRange, candidates: &'a mut KVVec<Candidate>) -> Self {
+        Self { range, candidates }
+    }
+
+    /// Step 1: locks the folios of `slots` that are worth a look. Sleeps only with
+    /// [`Locking::Wait`].
     pub(crate) fn collect(
-        range: &'a PteRange,
-        candidates: &'a mut KVVec<Candidate>,
+        &mut self,
         slots: SlotSet,
         locking: Locking,
         left: &mut Leftover,
-    ) -> Result<Self> {
+    ) -> Result {
         debug_assert!(locking == Locking::Try || slots.len() <= 1);
-        let Some(ptes) = range.lock() else {
-            return Ok(Self { range, candidates });
+        let Some(ptes) = self.range.lock() else {
+            return Ok(());
         };
         let mut waiting = None;
-        for slot in slots.iter().take_while(|slot| *slot < range.len()) {
-            let Some(raw) = ptes.folio(slot) else {
-                continue;
-            };
+        let mut todo = slots.bounds();
+        while let Some((slot, raw)) = ptes.next_folio(todo.clone()) {
+            todo.start = slot + 1;
             // SAFETY: The mapping holds a reference while the table is locked; the view is not
             // used longer.
             let seen = unsafe { Folio::borrow(raw) };
-            if !is_candidate(&seen) {
+            let state = seen.state();
+            if !state.is_candidate() || !slots.contains(slot) {
                 continue;
             }
-            if seen.is_large() {
+            if state.is_large() {
                 left.large.insert(slot);
+                continue;
+            }
+            // Only a first look, which spares the page: what counts is the one that protect() takes.
+            if seen.other_refs() > 0 {
+                left.in_use(slot, &seen);
                 continue;
             }
             if locking == Locking::Wait {
@@ -113,26 +123,28 @@ impl<'a> Batch<'a> {
             }
             // SAFETY: As above.
             match unsafe { LockedFolio::try_lock(raw) } {
-                Some(folio) => Self::add(candidates, slot, folio)?,
+                Some(folio) => self.add(slot, folio)?,
                 None => left.locked.insert(slot),
             }
         }
         drop(ptes);
         if let Some((slot, folio)) = waiting {
-            Self::add(candidates, slot, folio.lock())?;
+            self.add(slot, folio.lock())?;
         }
-        Ok(Self { range, candidates })
+        Ok(())
     }
 
     /// Adds a locked folio, unless it was merged or split before it was locked.
-    fn add(candidates: &mut KVVec<Candidate>, slot: usize, folio: LockedFolio) -> Result {
-        if is_candidate(&folio) && !folio.is_large() {
+    fn add(&mut self, slot: usize, folio: LockedFolio) -> Result {
+        let state = folio.state();
+        if state.is_candidate() && !state.is_large() {
             // There is room: no allocation, so the page-table lock may be held.
-            candidates.push(
+            self.candidates.push(
                 Candidate {
                     slot,
                     folio: Some(folio),
                     fate: Fate::Collected,
+                    checksum: None,
                     pte: Default::default(),
                 },
                 GFP_NOWAIT,
@@ -145,10 +157,13 @@ impl<'a> Batch<'a> {
         self.candidates.as_mut_slice()
     }
 
-    /// The slots of the first and the last candidate; `None` when there is none.
-    fn bounds(&self) -> Option<(usize, usize)> {
-        let all = self.candidates.as_slice();
-        Some((all.first()?.slot, all.last()?.slot))
+    /// The lowest and the highest slot of the candidates with such a fate; `None` when there is
+    /// none.
+    fn bounds(&self, which: fn(&Fate) -> bool) -> Option<(usize, usize)> {
+        let all = self.candidates.as_slice().iter();
+        all.filter(|candidate| which(&candidate.fate))
+            .map(|candidate| (candidate.slot, candidate.slot))
+            .reduce(|all, one| (all.0.min(one.0), all.1.max(one.1)))
     }
 
     /// Step 2: write-protects the candidates, with at most one TLB flush. May sleep.
@@ -157,7 +172,7 @@ impl<'a> Batch<'a> {
     /// first and looks at the entry again afterwards, so either we see the reference or it sees
     /// the cleared entry.
     pub(crate) fn protect(&mut self, left: &mut Leftover) {
-        let Some((first, last)) = self.bounds() else {
+        let Some((first, last)) = self.bounds(|_| true) else {
             return;
         };
         let _notifier = self.range.notify(first, last);
@@ -167,8 +182,7 @@ impl<'a> Batch<'a> {
         };
         let mut flush = ptes.flush_pending();
         for candidate in self.candidates.as_mut_slice() {
-            if candidate.is_mapped_by(ptes.get(candidate.slot)) {
-                candidate.pte = ptes.clear(candidate.slot);
+            if candidate.clear(&mut ptes) {
                 flush |= pte::is_writable(candidate.pte);
             } else {
                 candidate.fate = Fate::Leave;
@@ -189,16 +203,12 @@ impl<'a> Batch<'a> {
         let Some(folio) = &candidate.folio else {
             return Fate::Leave;
         };
-        // Every mapping, and this batch.
-        let pinned = folio.users() != folio.mapcount() + 1;
+        // This batch has one reference.
+        let pinned = folio.other_refs() != 1;
         // SAFETY: The entry is cleared and the table locked.
         if pinned || !unsafe { folio.share() } {
             ptes.set(candidate.slot, candidate.pte);
-            if folio.maybe_batched() {
-                left.batched.insert(candidate.slot);
-            } else {
-                left.busy.insert(candidate.slot);
-            }
+            left.in_use(candidate.slot, folio);
             return Fate::Leave;
         }
         if pte::is_dirty(candidate.pte) {
@@ -211,32 +221,27 @@ impl<'a> Batch<'a> {
     /// Step 5: points the entries of merged candidates at the page they are equal to, with one TLB
     /// flush before the old pages can be freed. Returns how many. May sleep.
     pub(crate) fn replace(&mut self) -> usize {
-        let merged = |candidate: &Candidate| matches!(candidate.fate, Fate::Merge(_) | Fate::Zero);
-        let all = self.candidates.as_slice();
-        let (Some(first), Some(last)) = (
-            all.iter().find(|candidate| merged(candidate)),
-            all.iter().rfind(|candidate| merged(candidate)),
-        ) else {
+        let merged = |fate: &Fate| matches!(fate, Fate::Merge(_) | Fate::Zero);
+        let Some((first, last)) = self.bounds(merged) else {
             return 0;
         };
-        let (first, last) = (first.slot, last.slot);
         let _notifier = self.range.notify(first, last);
         let Some(mut ptes) = self.range.lock() else {
             self.leave_all();
             return 0;
         };
         for candidate in self.candidates.as_mut_slice() {
-            if !merged(candidate) {
+            if !merged(&candidate.fate) {
                 continue;
             }
-            let pte = ptes.get(candidate.slot);
             // Memory failure looks at this table after it has marked the page.
             let bad = matches!(&candidate.fate, Fate::Merge(page) if page.is_hwpoison());
-            // The folio is locked and not exclusive: while the entry maps it read-only, it has the
-            // bytes that were compared.
-            if !bad && candidate.is_mapped_by(pte) && !pte::is_writable(pte) {
-                candidate.pte = ptes.clear(candidate.slot);
-            } else {
+            if bad || !candidate.clear(&mut ptes) {
+                candidate.fate = Fate::Leave;
+            } else if pte::is_writable(candidate.pte) {
+                // The folio is locked and not exclusive: while the entry maps it read-only, it has
+                // the bytes that were compared. This one went exclusive again before our lock.
+                ptes.set(candidate.slot, candidate.pte);
                 candidate.fate = Fate::Leave;
             }
         }
@@ -268,7 +273,7 @@ impl<'a> Batch<'a> {
         // SAFETY: The table is locked, the entry clear, and the merged page referenced.
         let pte = unsafe {
             bindings::sksm_folio_add_rmap(page.as_ptr(), range.vma(), addr);
-            bindings::sksm_trace_merge(range.mm(), addr, bindings::sksm_folio_pfn(page.as_ptr()));
+            bindings::sksm_trace_merge(range.mm(), addr, page.as_ptr());
             bindings::sksm_pte_for_folio(page.as_ptr(), range.vma(), candidate.pte)
         };
         ptes.set(candidate.slot, pte);
@@ -284,7 +289,7 @@ impl<'a> Batch<'a> {
         ptes.set(candidate.slot, pte);
         let addr = range.addr(candidate.slot);
         // SAFETY: Only prints its arguments.
-        unsafe { bindings::sksm_trace_merge(range.mm(), addr, bindings::sksm_pte_pfn(pte)) };
+        unsafe { bindings::sksm_trace_merge(range.mm(), addr, core::ptr::null_mut()) };
     }
 
     /// Ends the old mapping of a candidate whose entry maps something else now.
@@ -312,7 +317,13 @@ impl<'a> Batch<'a> {
 
 impl Drop for Batch<'_> {
     fn drop(&mut self) {
-        // Unlocks and puts what is left; the memory stays for the next batch.
+        // Unlocks what is left and puts it; the memory stays for the next batch.
+        let mut puts = Puts::new();
+        for candidate in self.candidates.as_mut_slice() {
+            if let Some(folio) = candidate.folio.take() {
+                puts.add(folio.unlock());
+            }
+        }
         let candidates = self.candidates.as_mut_slice() as *mut [Candidate];
         // SAFETY: The length is set to zero first, so each candidate is dropped once.
         unsafe {

@@ -10,6 +10,45 @@ use kernel::bindings;
 /// Words of 8 bytes in a page.
 const WORDS: usize = kernel::page::PAGE_SIZE / 8;
 
+/// How to take a folio lock.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Locking {
+    /// Never waits.
+    Try,
+    /// Waits, and so may sleep.
+    Wait,
+}
+
+/// What kind of folio something is, or was when somebody looked.
+#[derive(Clone, Copy)]
+pub(crate) struct State(u32);
+
+impl State {
+    fn has(self, bit: u32) -> bool {
+        self.0 & bit != 0
+    }
+
+    /// Whether the engine wants such a folio at all: anonymous, not merged yet, plain memory, sane.
+    pub(crate) fn is_candidate(self) -> bool {
+        let unwanted = bindings::SKSM_FOLIO_KSM
+            | bindings::SKSM_FOLIO_ZONE_DEVICE
+            | bindings::SKSM_FOLIO_HWPOISON;
+        self.has(bindings::SKSM_FOLIO_ANON) && !self.has(unwanted)
+    }
+
+    pub(crate) fn is_large(self) -> bool {
+        self.has(bindings::SKSM_FOLIO_LARGE)
+    }
+
+    pub(crate) fn is_hwpoison(self) -> bool {
+        self.has(bindings::SKSM_FOLIO_HWPOISON)
+    }
+
+    pub(crate) fn in_swapcache(self) -> bool {
+        self.has(bindings::SKSM_FOLIO_SWAPCACHE)
+    }
+}
+
 /// A reference to a folio; order-0 unless said otherwise.
 ///
 /// # Invariants
@@ -73,6 +112,17 @@ impl Folio {
         LockedFolio(self)
     }
 
+    /// Takes the folio lock in one of the two ways; `None` when it was to be tried, and is taken.
+    pub(crate) fn lock_by(self, locking: Locking) -> Option<LockedFolio> {
+        if locking == Locking::Wait {
+            return Some(self.lock());
+        }
+        // SAFETY: The folio is in use.
+        let locked = unsafe { bindings::sksm_folio_trylock(self.as_ptr()) };
+        // INVARIANT: The lock was just taken.
+        locked.then(|| LockedFolio(self))
+    }
+
     pub(crate) fn as_ptr(&self) -> *mut bindings::folio {
         self.0.as_ptr()
     }
@@ -83,35 +133,10 @@ impl Folio {
         unsafe { bindings::sksm_folio_mapping(self.as_ptr()) as usize }
     }
 
-    pub(crate) fn is_anon(&self) -> bool {
+    /// What kind of folio it is, now.
+    pub(crate) fn state(&self) -> State {
         // SAFETY: The folio is in use.
-        unsafe { bindings::sksm_folio_anon(self.as_ptr()) }
-    }
-
-    /// A merged page, of SKSM or of KSM.
-    pub(crate) fn is_ksm(&self) -> bool {
-        // SAFETY: The folio is in use.
-        unsafe { bindings::sksm_folio_ksm(self.as_ptr()) }
-    }
-
-    pub(crate) fn is_large(&self) -> bool {
-        // SAFETY: The folio is in use.
-        unsafe { bindings::sksm_folio_large(self.as_ptr()) }
-    }
-
-    pub(crate) fn is_zone_device(&self) -> bool {
-        // SAFETY: The folio is in use.
-        unsafe { bindings::sksm_folio_zone_device(self.as_ptr()) }
-    }
-
-    pub(crate) fn is_hwpoison(&self) -> bool {
-        // SAFETY: The folio is in use.
-        unsafe { bindings::sksm_folio_hwpoison(self.as_ptr()) }
-    }
-
-    pub(crate) fn in_swapcache(&self) -> bool {
-        // SAFETY: The folio is in use.
-        unsafe { bindings::sksm_folio_swapcache(self.as_ptr()) }
+        State(unsafe { bindings::sksm_folio_state(self.as_ptr()) })
     }
 
     /// Whether references too many may be those of per-CPU batches of the LRU or of mlock, of which
@@ -126,15 +151,10 @@ impl Folio {
         unsafe { bindings::sksm_folio_mapcount(self.as_ptr()) }
     }
 
-    /// References, without the swap cache's.
-    pub(crate) fn users(&self) -> i32 {
+    /// References of neither mappings nor the swap cache.
+    pub(crate) fn other_refs(&self) -> i32 {
         // SAFETY: The folio is in use.
-        unsafe { bindings::sksm_folio_ref_count(self.as_ptr()) - i32::from(self.in_swapcache()) }
-    }
-
-    pub(crate) fn pfn(&self) -> usize {
-        // SAFETY: The folio is in use.
-        unsafe { bindings::sksm_folio_pfn(self.as_ptr()) }
+        unsafe { bindings::sksm_folio_other_refs(self.as_ptr()) }
     }
 
     pub(crate) fn nid(&self) -> i32 {
@@ -145,11 +165,7 @@ impl Folio {
     /// Marks the folio dirty, so that reclaim writes it to swap rather than drops it.
     pub(crate) fn mark_dirty(&self) {
         // SAFETY: The folio is in use.
-        unsafe {
-            if !bindings::sksm_folio_dirty(self.as_ptr()) {
-                bindings::folio_mark_dirty(self.as_ptr());
-            }
-        }
+        unsafe { bindings::sksm_folio_mark_dirty(self.as_ptr()) };
     }
 
     /// Calls `f` with the page's bytes as words. They must be stable: write-protected everywhere.
@@ -162,14 +178,6 @@ impl Folio {
         // SAFETY: Undoes the mapping above, in reverse order if nested.
         unsafe { bindings::sksm_folio_unmap(addr) };
         result
-    }
-
-    pub(crate) fn is_zero(&self) -> bool {
-        self.with_words(|words| {
-            words
-                .chunks_exact(8)
-                .all(|line| line.iter().fold(0, |sum, word| sum | word) == 0)
-        })
     }
 
     pub(crate) fn same_bytes(&self, other: &Folio) -> bool {
@@ -185,11 +193,15 @@ impl Folio {
         })
     }
 
-    /// xxh64 of the bytes.
-    pub(crate) fn checksum(&self, seed: u64) -> u64 {
+    /// xxh64 of the bytes; `None` when all are zero.
+    pub(crate) fn checksum(&self, seed: u64) -> Option<u64> {
         self.with_words(|words| {
-            // SAFETY: `words` is one readable page.
-            unsafe { bindings::xxh64(words.as_ptr().cast(), core::mem::size_of_val(words), seed) }
+            let zero = words
+                .chunks_exact(8)
+                .all(|line| line.iter().fold(0, |sum, word| sum | word) == 0);
+            let page = words.as_ptr().cast();
+            // SAFETY: `page` is one readable page.
+            (!zero).then(|| unsafe { bindings::xxh64(page, size_of_val(words), seed) })
         })
     }
 }
@@ -198,6 +210,38 @@ impl Drop for Folio {
     fn drop(&mut self) {
         // SAFETY: By the invariant the reference is ours.
         unsafe { bindings::sksm_folio_put(self.as_ptr()) };
+    }
+}
+
+/// Puts folios many at a time, which costs less when they are freed by it.
+pub(crate) struct Puts(bindings::folio_batch);
+
+impl Puts {
+    pub(crate) fn new() -> Self {
+        Self(bindings::folio_batch::default())
+    }
+
+    /// Puts the folio, by the end of this batch at the latest.
+    pub(crate) fn add(&mut self, folio: Folio) {
+        let folio = ManuallyDrop::new(folio);
+        self.0.folios[usize::from(self.0.nr)] = folio.as_ptr();
+        self.0.nr += 1;
+        if usize::from(self.0.nr) == self.0.folios.len() {
+            self.put();
+        }
+    }
+
+    fn put(&mut self) {
+        // SAFETY: The batch owns the references of its folios. Empty afterwards.
+        unsafe { bindings::sksm_folios_put(&mut self.0) };
+    }
+}
+
+impl Drop for Puts {
+    fn drop(&mut self) {
+        if self.0.nr > 0 {
+            self.put();
+        }
     }
 }
 
@@ -260,11 +304,12 @@ impl LockedFolio {
 
     /// Tries to give up swap space; true when the folio is not in the swap cache afterwards.
     pub(crate) fn leave_swapcache(&self) -> bool {
-        if self.in_swapcache() {
-            // SAFETY: The folio is locked and in the swap cache.
-            unsafe { bindings::folio_free_swap(self.as_ptr()) };
+        if !self.state().in_swapcache() {
+            return true;
         }
-        !self.in_swapcache()
+        // SAFETY: The folio is locked and in the swap cache.
+        unsafe { bindings::folio_free_swap(self.as_ptr()) };
+        !self.state().in_swapcache()
     }
 
     /// Ends anonymous exclusivity; false when the page may be pinned.
@@ -275,16 +320,13 @@ impl LockedFolio {
     /// cleared.
     pub(crate) unsafe fn share(&self) -> bool {
         // SAFETY: The folio is anonymous and locked; the entry is cleared.
-        unsafe {
-            !bindings::sksm_folio_exclusive(self.as_ptr())
-                || bindings::sksm_folio_share(self.as_ptr())
-        }
+        unsafe { bindings::sksm_folio_share(self.as_ptr()) }
     }
 
     /// Splits a large folio; true when it is order-0 afterwards. May sleep.
     pub(crate) fn split(&self) -> bool {
         // SAFETY: Locked and referenced, as splitting needs.
-        !self.is_large() || unsafe { bindings::sksm_folio_split(self.as_ptr()) } == 0
+        !self.state().is_large() || unsafe { bindings::sksm_folio_split(self.as_ptr()) } == 0
     }
 }
 

@@ -21,10 +21,32 @@
 
 /* Index */
 
+/* The checksum is as good as random; only users of equal content must not meet. */
+static u32 sksm_key_hash(const void *data, u32 len, u32 seed)
+{
+	const struct sksm_key *key = data;
+
+	return jhash_3words(key->checksum, key->domain ^ key->kind, (key->domain >> 32) ^ key->nid,
+			    seed);
+}
+
+static int sksm_key_cmp(struct rhashtable_compare_arg *arg, const void *obj)
+{
+	const struct sksm_key *a = arg->key;
+	const struct sksm_key *b = &((const struct sksm_link *)obj)->key;
+
+	return a->checksum != b->checksum || a->domain != b->domain || a->kind != b->kind ||
+	       a->nid != b->nid;
+}
+
 static const struct rhashtable_params sksm_index_params = {
 	.head_offset = offsetof(struct sksm_link, head),
 	.key_offset = offsetof(struct sksm_link, key),
 	.key_len = offsetofend(struct sksm_key, nid),
+	.hashfn = sksm_key_hash,
+	.obj_cmpfn = sksm_key_cmp,
+	/* 32 KiB: room for a few libraries before the table has to grow. */
+	.min_size = 4096,
 	.automatic_shrinking = true,
 };
 
@@ -89,6 +111,12 @@ void sksm_folio_put(struct folio *folio)
 	folio_put(folio);
 }
 
+/* Empties the batch. */
+void sksm_folios_put(struct folio_batch *folios)
+{
+	folios_put(folios);
+}
+
 bool sksm_folio_trylock(struct folio *folio)
 {
 	return folio_trylock(folio);
@@ -99,24 +127,15 @@ void sksm_folio_lock(struct folio *folio)
 	folio_lock(folio);
 }
 
-bool sksm_folio_anon(struct folio *folio)
+/* A snapshot: SKSM_FOLIO_*. */
+unsigned int sksm_folio_state(struct folio *folio)
 {
-	return folio_test_anon(folio);
-}
-
-bool sksm_folio_ksm(struct folio *folio)
-{
-	return folio_test_ksm(folio);
-}
-
-bool sksm_folio_large(struct folio *folio)
-{
-	return folio_test_large(folio);
-}
-
-bool sksm_folio_zone_device(struct folio *folio)
-{
-	return folio_is_zone_device(folio);
+	return (folio_test_anon(folio) ? SKSM_FOLIO_ANON : 0) |
+	       (folio_test_ksm(folio) ? SKSM_FOLIO_KSM : 0) |
+	       (folio_test_large(folio) ? SKSM_FOLIO_LARGE : 0) |
+	       (folio_is_zone_device(folio) ? SKSM_FOLIO_ZONE_DEVICE : 0) |
+	       (folio_contain_hwpoisoned_page(folio) ? SKSM_FOLIO_HWPOISON : 0) |
+	       (folio_test_swapcache(folio) ? SKSM_FOLIO_SWAPCACHE : 0);
 }
 
 bool sksm_folio_maybe_dma_pinned(struct folio *folio)
@@ -124,24 +143,10 @@ bool sksm_folio_maybe_dma_pinned(struct folio *folio)
 	return folio_maybe_dma_pinned(folio);
 }
 
-bool sksm_folio_dirty(struct folio *folio)
+void sksm_folio_mark_dirty(struct folio *folio)
 {
-	return folio_test_dirty(folio);
-}
-
-bool sksm_folio_swapcache(struct folio *folio)
-{
-	return folio_test_swapcache(folio);
-}
-
-bool sksm_folio_hwpoison(struct folio *folio)
-{
-	return folio_contain_hwpoisoned_page(folio);
-}
-
-bool sksm_folio_exclusive(struct folio *folio)
-{
-	return PageAnonExclusive(&folio->page);
+	if (!folio_test_dirty(folio))
+		folio_mark_dirty(folio);
 }
 
 bool sksm_folio_mapped(struct folio *folio)
@@ -154,9 +159,10 @@ int sksm_folio_mapcount(struct folio *folio)
 	return folio_mapcount(folio);
 }
 
-int sksm_folio_ref_count(struct folio *folio)
+/* References of neither mappings nor the swap cache; for folios of one page. */
+int sksm_folio_other_refs(struct folio *folio)
 {
-	return folio_ref_count(folio);
+	return folio_ref_count(folio) - folio_mapcount(folio) - folio_test_swapcache(folio);
 }
 
 bool sksm_folio_ref_freeze(struct folio *folio, int count)
@@ -167,11 +173,6 @@ bool sksm_folio_ref_freeze(struct folio *folio, int count)
 void sksm_folio_ref_unfreeze(struct folio *folio, int count)
 {
 	folio_ref_unfreeze(folio, count);
-}
-
-unsigned long sksm_folio_pfn(struct folio *folio)
-{
-	return folio_pfn(folio);
 }
 
 int sksm_folio_nid(struct folio *folio)
@@ -201,9 +202,11 @@ void sksm_folio_set_index(struct folio *folio, unsigned long index)
 	folio->index = index;
 }
 
+/* Ends exclusivity if there is any; false when the page may be pinned. */
 bool sksm_folio_share(struct folio *folio)
 {
-	return !folio_try_share_anon_rmap_pte(folio, &folio->page);
+	return !PageAnonExclusive(&folio->page) ||
+	       !folio_try_share_anon_rmap_pte(folio, &folio->page);
 }
 
 int sksm_folio_split(struct folio *folio)
@@ -264,25 +267,43 @@ void sksm_pte_unlock(pte_t *pte, spinlock_t *ptl)
 	pte_unmap_unlock(pte, ptl);
 }
 
-pte_t sksm_pte_get(pte_t *pte)
+/*
+ * The first of the entries *slot .. end - 1 that maps an anonymous folio which
+ * is not merged: returns the folio, and sets *slot. The entries begin at first,
+ * for address start.
+ */
+struct folio *sksm_pte_next_folio(struct vm_area_struct *vma, unsigned long start, pte_t *first,
+				  unsigned long *slot, unsigned long end)
 {
-	return ptep_get(pte);
+	for (; *slot < end; ++*slot) {
+		pte_t pte = ptep_get(first + *slot);
+		struct folio *folio;
+
+		if (!pte_present(pte))
+			continue;
+		folio = vm_normal_folio(vma, start + *slot * PAGE_SIZE, pte);
+		if (folio && folio_test_anon(folio) && !folio_test_ksm(folio))
+			return folio;
+	}
+	return NULL;
 }
 
-pte_t sksm_pte_clear(struct vm_area_struct *vma, unsigned long addr, pte_t *pte)
+/* Clears the entry if it maps the one page of the folio; the entry in *old. */
+bool sksm_pte_clear_if(struct vm_area_struct *vma, unsigned long addr, pte_t *ptep,
+		       struct folio *folio, pte_t *old)
 {
-	flush_cache_page(vma, addr, pte_pfn(ptep_get(pte)));
-	return ptep_get_and_clear(vma->vm_mm, addr, pte);
+	pte_t pte = ptep_get(ptep);
+
+	if (!pte_present(pte) || pte_pfn(pte) != folio_pfn(folio))
+		return false;
+	flush_cache_page(vma, addr, pte_pfn(pte));
+	*old = ptep_get_and_clear(vma->vm_mm, addr, ptep);
+	return true;
 }
 
 void sksm_pte_set(struct mm_struct *mm, unsigned long addr, pte_t *ptep, pte_t pte)
 {
 	set_pte_at(mm, addr, ptep, pte);
-}
-
-bool sksm_pte_present(pte_t pte)
-{
-	return pte_present(pte);
 }
 
 bool sksm_pte_write(pte_t pte)
@@ -293,11 +314,6 @@ bool sksm_pte_write(pte_t pte)
 bool sksm_pte_dirty(pte_t pte)
 {
 	return pte_dirty(pte);
-}
-
-unsigned long sksm_pte_pfn(pte_t pte)
-{
-	return pte_pfn(pte);
 }
 
 pte_t sksm_pte_clean_readonly(pte_t pte)
@@ -481,19 +497,20 @@ void sksm_trace_call(struct mm_struct *mm, unsigned long scanned, unsigned long 
 	trace_sksm_call(mm, scanned, merged, published, busy);
 }
 
-void sksm_trace_merge(struct mm_struct *mm, unsigned long addr, unsigned long pfn)
+/* No folio: the zero page. */
+void sksm_trace_merge(struct mm_struct *mm, unsigned long addr, struct folio *folio)
 {
-	trace_sksm_merge(mm, addr, pfn);
+	trace_sksm_merge(mm, addr, folio ? folio_pfn(folio) : my_zero_pfn(addr));
 }
 
-void sksm_trace_publish(struct mm_struct *mm, unsigned long addr, unsigned long pfn)
+void sksm_trace_publish(struct mm_struct *mm, unsigned long addr, struct folio *folio)
 {
-	trace_sksm_publish(mm, addr, pfn);
+	trace_sksm_publish(mm, addr, folio_pfn(folio));
 }
 
-void sksm_trace_withdraw(struct mm_struct *mm, unsigned long addr, unsigned long pfn)
+void sksm_trace_withdraw(struct mm_struct *mm, unsigned long addr, struct folio *folio)
 {
-	trace_sksm_withdraw(mm, addr, pfn);
+	trace_sksm_withdraw(mm, addr, folio_pfn(folio));
 }
 
 void sksm_trace_busy(struct mm_struct *mm, unsigned long addr)

@@ -12,6 +12,7 @@
 #include <linux/llist.h>
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
+#include <linux/pagevec.h>
 #include <linux/pagewalk.h>
 #include <linux/random.h>
 #include <linux/rhashtable.h>
@@ -49,27 +50,29 @@ void sksm_index_walk_enter(struct rhltable *table, struct rhashtable_iter *iter)
 void sksm_rcu_read_lock(void);
 void sksm_rcu_read_unlock(void);
 
+/* What sksm_folio_state() tells. */
+#define SKSM_FOLIO_ANON		0x01
+#define SKSM_FOLIO_KSM		0x02
+#define SKSM_FOLIO_LARGE	0x04
+#define SKSM_FOLIO_ZONE_DEVICE	0x08
+#define SKSM_FOLIO_HWPOISON	0x10
+#define SKSM_FOLIO_SWAPCACHE	0x20
+
 /* Folios */
 bool sksm_folio_try_get(struct folio *folio);
 void sksm_folio_get(struct folio *folio);
 void sksm_folio_put(struct folio *folio);
+void sksm_folios_put(struct folio_batch *folios);
 bool sksm_folio_trylock(struct folio *folio);
 void sksm_folio_lock(struct folio *folio);
-bool sksm_folio_anon(struct folio *folio);
-bool sksm_folio_ksm(struct folio *folio);
-bool sksm_folio_large(struct folio *folio);
-bool sksm_folio_zone_device(struct folio *folio);
+unsigned int sksm_folio_state(struct folio *folio);
 bool sksm_folio_maybe_dma_pinned(struct folio *folio);
-bool sksm_folio_dirty(struct folio *folio);
-bool sksm_folio_swapcache(struct folio *folio);
-bool sksm_folio_hwpoison(struct folio *folio);
-bool sksm_folio_exclusive(struct folio *folio);
+void sksm_folio_mark_dirty(struct folio *folio);
 bool sksm_folio_mapped(struct folio *folio);
 int sksm_folio_mapcount(struct folio *folio);
-int sksm_folio_ref_count(struct folio *folio);
+int sksm_folio_other_refs(struct folio *folio);
 bool sksm_folio_ref_freeze(struct folio *folio, int count);
 void sksm_folio_ref_unfreeze(struct folio *folio, int count);
-unsigned long sksm_folio_pfn(struct folio *folio);
 int sksm_folio_nid(struct folio *folio);
 void *sksm_folio_mapping(struct folio *folio);
 void sksm_folio_set_mapping(struct folio *folio, void *mapping);
@@ -86,13 +89,13 @@ void sksm_folio_remove_rmap(struct folio *folio, struct vm_area_struct *vma);
 struct folio *sksm_pmd_get_folio(struct vm_area_struct *vma, pmd_t *pmd, unsigned long addr);
 pte_t *sksm_pte_lock(struct mm_struct *mm, pmd_t *pmd, unsigned long addr, spinlock_t **ptl);
 void sksm_pte_unlock(pte_t *pte, spinlock_t *ptl);
-pte_t sksm_pte_get(pte_t *pte);
-pte_t sksm_pte_clear(struct vm_area_struct *vma, unsigned long addr, pte_t *pte);
+struct folio *sksm_pte_next_folio(struct vm_area_struct *vma, unsigned long start, pte_t *first,
+				  unsigned long *slot, unsigned long end);
+bool sksm_pte_clear_if(struct vm_area_struct *vma, unsigned long addr, pte_t *ptep,
+		       struct folio *folio, pte_t *old);
 void sksm_pte_set(struct mm_struct *mm, unsigned long addr, pte_t *ptep, pte_t pte);
-bool sksm_pte_present(pte_t pte);
 bool sksm_pte_write(pte_t pte);
 bool sksm_pte_dirty(pte_t pte);
-unsigned long sksm_pte_pfn(pte_t pte);
 pte_t sksm_pte_clean_readonly(pte_t pte);
 pte_t sksm_pte_for_folio(struct folio *folio, struct vm_area_struct *vma, pte_t old);
 pte_t sksm_pte_for_zero(struct vm_area_struct *vma, pte_t old);
@@ -126,9 +129,9 @@ void sksm_cond_resched(void);
 void sksm_count(enum vm_event_item event, unsigned long pages);
 void sksm_trace_call(struct mm_struct *mm, unsigned long scanned, unsigned long merged,
 		     unsigned long published, unsigned long busy);
-void sksm_trace_merge(struct mm_struct *mm, unsigned long addr, unsigned long pfn);
-void sksm_trace_publish(struct mm_struct *mm, unsigned long addr, unsigned long pfn);
-void sksm_trace_withdraw(struct mm_struct *mm, unsigned long addr, unsigned long pfn);
+void sksm_trace_merge(struct mm_struct *mm, unsigned long addr, struct folio *folio);
+void sksm_trace_publish(struct mm_struct *mm, unsigned long addr, struct folio *folio);
+void sksm_trace_withdraw(struct mm_struct *mm, unsigned long addr, struct folio *folio);
 void sksm_trace_busy(struct mm_struct *mm, unsigned long addr);
 
 /* Deferred release of nodes: sksm_release() runs on a workqueue. */

@@ -6,7 +6,7 @@ use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 use core::pin::Pin;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use kernel::bindings;
 use kernel::error::to_result;
 use kernel::init::pin_init_array_from_fn;
@@ -15,7 +15,7 @@ use kernel::prelude::*;
 use kernel::sync::lock::{mutex::MutexBackend, Guard};
 use kernel::sync::Mutex;
 
-use super::folio::{Folio, LockedFolio};
+use super::folio::{Folio, LockedFolio, Locking};
 use super::node::{Key, Node, Pending};
 use super::rcu::Rcu;
 use super::rmap::Entry;
@@ -23,10 +23,19 @@ use super::rmap::Entry;
 /// How many mappings a merged page takes, unless sysfs says otherwise; KSM's default.
 pub(crate) static MAX_PAGE_SHARING: AtomicU32 = AtomicU32::new(256);
 
-/// Publish mutexes; enough that two callers with different content rarely meet.
-const MUTEXES: usize = 256;
+/// Where content of some checksums is published: by one caller at a time.
+#[pin_data]
+pub(crate) struct Shard {
+    #[pin]
+    mutex: Mutex<()>,
+    /// How many pages were published here. Who looked in vain before it rose has to look again.
+    published: AtomicUsize,
+}
 
-type Mutexes = [Mutex<()>; MUTEXES];
+/// Enough that two callers with different content rarely meet.
+const SHARDS: usize = 256;
+
+type Shards = [Shard; SHARDS];
 
 struct Table(UnsafeCell<MaybeUninit<bindings::rhltable>>);
 
@@ -36,7 +45,7 @@ unsafe impl Sync for Table {}
 static TABLE: Table = Table(UnsafeCell::new(MaybeUninit::zeroed()));
 /// Seeds the checksums, so that nobody can prepare pages that collide.
 static SEED: AtomicU64 = AtomicU64::new(0);
-static PUBLISH: AtomicPtr<Mutexes> = AtomicPtr::new(core::ptr::null_mut());
+static PUBLISH: AtomicPtr<Shards> = AtomicPtr::new(core::ptr::null_mut());
 
 /// Set up once, before anything else here is called.
 pub(crate) fn init() -> Result {
@@ -44,13 +53,16 @@ pub(crate) fn init() -> Result {
     SEED.store(unsafe { bindings::get_random_u64() }, Ordering::Relaxed);
     // SAFETY: Called once at boot; the table is zeroed.
     to_result(unsafe { bindings::sksm_index_init(table()) })?;
-    let mutexes = KBox::pin_init(
-        pin_init_array_from_fn(|_| new_mutex!((), "sksm_publish")),
-        GFP_KERNEL,
-    )?;
+    let shard = |_| {
+        pin_init!(Shard {
+            mutex <- new_mutex!((), "sksm_publish"),
+            published: AtomicUsize::new(0),
+        })
+    };
+    let shards = KBox::pin_init(pin_init_array_from_fn(shard), GFP_KERNEL)?;
     // SAFETY: Never moved again: the box is leaked into a static.
-    let mutexes = KBox::into_raw(unsafe { Pin::into_inner_unchecked(mutexes) });
-    PUBLISH.store(mutexes, Ordering::Release);
+    let shards = KBox::into_raw(unsafe { Pin::into_inner_unchecked(shards) });
+    PUBLISH.store(shards, Ordering::Release);
     Ok(())
 }
 
@@ -63,20 +75,33 @@ fn table() -> *mut bindings::rhltable {
     TABLE.0.get().cast()
 }
 
-/// Makes the caller the only one to publish content with this checksum. May sleep.
-///
-/// `None` when [`init`] failed.
-pub(crate) fn publish_lock(key: &Key) -> Option<Guard<'static, (), MutexBackend>> {
-    let mutexes = PUBLISH.load(Ordering::Acquire);
+/// Where pages of this key are published; `None` when [`init`] failed.
+pub(crate) fn shard(key: &Key) -> Option<&'static Shard> {
+    let shards = PUBLISH.load(Ordering::Acquire);
     // SAFETY: Either NULL, or set once by `init` and never freed.
-    let mutexes = unsafe { mutexes.as_ref() }?;
-    Some(mutexes[key.checksum as usize % MUTEXES].lock())
+    let shards = unsafe { shards.as_ref() }?;
+    Some(&shards[key.checksum as usize % SHARDS])
 }
 
-/// Adds a node. Any context.
-pub(crate) fn insert(node: &Node) -> Result {
-    // SAFETY: The node is in no table, and leaves it before it is freed.
-    to_result(unsafe { bindings::sksm_index_insert(table(), node.link()) })
+impl Shard {
+    /// Makes the caller the only one to publish here. May sleep.
+    pub(crate) fn lock(&self) -> Guard<'_, (), MutexBackend> {
+        self.mutex.lock()
+    }
+
+    /// How many pages were published: all of them are found by a lookup that begins now.
+    pub(crate) fn published(&self) -> usize {
+        // Pairs with the release below.
+        self.published.load(Ordering::Acquire)
+    }
+
+    /// Adds a node. The caller has the lock.
+    pub(crate) fn insert(&self, node: &Node) -> Result {
+        // SAFETY: The node is in no table, and leaves it before it is freed.
+        to_result(unsafe { bindings::sksm_index_insert(table(), node.link()) })?;
+        self.published.fetch_add(1, Ordering::Release);
+        Ok(())
+    }
 }
 
 /// Takes a node out, if it is in. Any context.
@@ -104,7 +129,7 @@ fn lookup(key: &Key, candidate: &LockedFolio) -> Option<Folio> {
         if let Some(folio) = unsafe { Folio::try_get(node.folio_hint()) } {
             if node.owns(&folio)
                 && has_room(node, &folio)
-                && !folio.is_hwpoison()
+                && !folio.state().is_hwpoison()
                 && folio.same_bytes(candidate)
             {
                 return Some(folio);
@@ -116,6 +141,16 @@ fn lookup(key: &Key, candidate: &LockedFolio) -> Option<Folio> {
     None
 }
 
+/// What a search ended with.
+pub(crate) enum Found {
+    /// The merged page, which has the place in its reverse map.
+    Page(Pending),
+    /// No merged page that is equal and has room.
+    Nothing,
+    /// One that somebody else has locked.
+    Contended,
+}
+
 /// Finds the merged page for `candidate` and enters `entry` as a place where it will be mapped.
 /// May sleep.
 ///
@@ -123,22 +158,25 @@ fn lookup(key: &Key, candidate: &LockedFolio) -> Option<Folio> {
 pub(crate) fn find(
     key: &Key,
     candidate: &LockedFolio,
+    locking: Locking,
     entry: impl Fn() -> Entry,
-) -> Result<Option<Pending>> {
+) -> Result<Found> {
     // A page that changed between lookup and lock was withdrawn, migrated or filled up, and the
     // index said so before the lock was free: every turn sees a newer state.
     while let Some(folio) = lookup(key, candidate) {
-        let folio = folio.lock();
+        let Some(folio) = folio.lock_by(locking) else {
+            return Ok(Found::Contended);
+        };
         if Node::of(&folio).is_some_and(|node| node.suits(key, &folio) && has_room(node, &folio))
-            && !folio.is_hwpoison()
+            && !folio.state().is_hwpoison()
         {
-            return Node::add_place(folio, entry()).map(Some);
+            return Node::add_place(folio, entry()).map(Found::Page);
         }
         drop(folio);
         // SAFETY: Folio locks may be held while sleeping.
         unsafe { bindings::sksm_cond_resched() };
     }
-    Ok(None)
+    Ok(Found::Nothing)
 }
 
 /// Merged pages, by how they are mapped now.

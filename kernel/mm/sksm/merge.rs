@@ -10,15 +10,18 @@ use kernel::ffi::{c_int, c_ulong};
 use kernel::page::PAGE_SHIFT;
 use kernel::prelude::*;
 
-use super::batch::{Batch, Candidate, Fate, Leftover, Locking};
+use super::batch::{Batch, Candidate, Fate, Leftover};
 use super::domain::Domain;
-use super::folio::{Folio, LockedFolio};
-use super::index;
+use super::folio::{Folio, LockedFolio, Locking};
+use super::index::{self, Found};
 use super::node::{Key, Node};
 use super::pte::{PteRange, SlotSet, MAX_SLOTS};
 use super::rmap::Entry;
 use super::stats::Tally;
 use super::sysfs::MERGE_ACROSS_NODES;
+
+/// After so many pages, about 20 microseconds of work, others get their turn.
+const RESCHED: usize = 16;
 
 /// The state of one call.
 pub(crate) struct Call {
@@ -140,30 +143,22 @@ impl Call {
                 return Ok(());
             }
         }
-        let mut left = self.pass(range, SlotSet::first(range.len()), Locking::Try)?;
+        let mut left = Leftover::default();
+        self.pass(range, SlotSet::first(range.len()), Locking::Try, &mut left)?;
         if !left.large.is_empty() {
-            split_large(range, left.large);
-            self.retry(range, |left| &mut left.large, &mut left, Locking::Try)?;
-        }
-        if !left.batched.is_empty() {
-            // SAFETY: No lock but mmap_lock is held.
-            unsafe { bindings::lru_add_drain() };
-            self.retry(range, |left| &mut left.batched, &mut left, Locking::Try)?;
+            let large = take(&mut left.large);
+            split_large(range, large);
+            self.pass(range, large, Locking::Try, &mut left)?;
         }
         if !left.batched.is_empty() && !self.drained {
-            // SAFETY: As above; the work on other CPUs takes no mmap_lock.
+            // SAFETY: No lock but mmap_lock is held, which the work on other CPUs does not take.
             unsafe { bindings::lru_add_drain_all() };
             self.drained = true;
-            self.retry(range, |left| &mut left.batched, &mut left, Locking::Try)?;
+            let batched = take(&mut left.batched);
+            self.pass(range, batched, Locking::Try, &mut left)?;
         }
         for slot in take(&mut left.locked).iter() {
-            let mut alone = Leftover {
-                locked: SlotSet::one(slot),
-                ..Leftover::default()
-            };
-            self.retry(range, |left| &mut left.locked, &mut alone, Locking::Wait)?;
-            left.busy.union(&alone.busy);
-            left.busy.union(&alone.batched);
+            self.pass(range, SlotSet::one(slot), Locking::Wait, &mut left)?;
         }
         left.busy.union(&left.large);
         left.busy.union(&left.batched);
@@ -175,76 +170,95 @@ impl Call {
         Ok(())
     }
 
-    /// Another pass over one of the sets of `left`.
-    fn retry(
+    /// Takes the pages of `slots` through all steps.
+    fn pass(
         &mut self,
         range: &PteRange,
-        set: fn(&mut Leftover) -> &mut SlotSet,
-        left: &mut Leftover,
+        slots: SlotSet,
         locking: Locking,
+        left: &mut Leftover,
     ) -> Result {
-        let slots = take(set(left));
-        let again = self.pass(range, slots, locking)?;
-        left.large.union(&again.large);
-        left.locked.union(&again.locked);
-        left.batched.union(&again.batched);
-        left.busy.union(&again.busy);
-        Ok(())
-    }
-
-    /// Takes the pages of `slots` through all steps.
-    fn pass(&mut self, range: &PteRange, slots: SlotSet, locking: Locking) -> Result<Leftover> {
-        let mut left = Leftover::default();
         let mut candidates = replace(&mut self.candidates, KVVec::new());
-        let result = Batch::collect(range, &mut candidates, slots, locking, &mut left).and_then(
-            |mut batch| {
-                batch.protect(&mut left);
-                let result = self.decide_all(range, &mut batch, &mut left);
-                // Also after an error: what was found is merged.
-                self.tally.merged += batch.replace();
-                result
-            },
-        );
+        let result = self.steps(range, &mut candidates, slots, locking, left);
         self.candidates = candidates;
-        result.map(|()| left)
+        result
     }
 
+    fn steps(
+        &mut self,
+        range: &PteRange,
+        candidates: &mut KVVec<Candidate>,
+        slots: SlotSet,
+        locking: Locking,
+        left: &mut Leftover,
+    ) -> Result {
+        let mut batch = Batch::new(range, candidates);
+        batch.collect(slots, locking, left)?;
+        if !left.batched.is_empty() {
+            // Pages that were written just now are in this CPU's batch.
+            // SAFETY: Does not sleep; folio locks do not matter to it.
+            unsafe { bindings::lru_add_drain() };
+            batch.collect(take(&mut left.batched), locking, left)?;
+        }
+        batch.protect(left);
+        let result = self.decide_all(range, &mut batch, left);
+        // Also after an error: what was found is merged.
+        self.tally.merged += batch.replace();
+        result
+    }
+
+    /// First what can be decided at once, then what somebody else is at work on.
     fn decide_all(
         &mut self,
         range: &PteRange,
         batch: &mut Batch<'_>,
         left: &mut Leftover,
     ) -> Result {
-        for candidate in batch.candidates() {
-            if matches!(candidate.fate, Fate::Protected) {
-                self.tally.scanned += 1;
-                candidate.fate = self.decide(range, candidate, left)?;
+        for locking in [Locking::Try, Locking::Wait] {
+            let mut contended = false;
+            for (count, candidate) in batch.candidates().iter_mut().enumerate() {
+                if !matches!(candidate.fate, Fate::Protected) {
+                    continue;
+                }
+                candidate.fate = self.decide(range, candidate, locking, left)?;
+                contended |= matches!(candidate.fate, Fate::Protected);
                 if matches!(candidate.fate, Fate::Leave) {
                     // A merged page now, perhaps: others may wait for its lock.
                     candidate.folio = None;
                 }
-                // SAFETY: Folio locks may be held while sleeping.
-                unsafe { bindings::sksm_cond_resched() };
+                if count % RESCHED == 0 {
+                    // SAFETY: Folio locks may be held while sleeping.
+                    unsafe { bindings::sksm_cond_resched() };
+                }
+            }
+            if !contended {
+                break;
             }
         }
         Ok(())
     }
 
     /// Steps 3, 4 and 6 for one write-protected page: zero page, merged page, or published.
+    /// Undecided, so still protected, if it was not to wait and would have to.
     fn decide(
         &mut self,
         range: &PteRange,
-        candidate: &Candidate,
+        candidate: &mut Candidate,
+        locking: Locking,
         left: &mut Leftover,
     ) -> Result<Fate> {
         let (Some(folio), Some(domain)) = (&candidate.folio, self.domain) else {
             return Ok(Fate::Leave);
         };
-        if folio.is_zero() {
-            return Ok(Fate::Zero);
+        if candidate.checksum.is_none() {
+            self.tally.scanned += 1;
+            candidate.checksum = folio.checksum(self.seed);
         }
+        let Some(checksum) = candidate.checksum else {
+            return Ok(Fate::Zero);
+        };
         let key = Key {
-            checksum: folio.checksum(self.seed),
+            checksum,
             domain: domain.id,
             kind: domain.kind as u16,
             nid: if self.across_nodes {
@@ -254,6 +268,8 @@ impl Call {
             },
             pending: 0,
         };
+        let shard = index::shard(&key).ok_or(ENOMEM)?;
+        let published = shard.published();
         let place = || {
             // SAFETY: mmap_lock is held and the VMA has an anon_vma, checked by merge_vma().
             unsafe {
@@ -263,8 +279,10 @@ impl Call {
                 )
             }
         };
-        if let Some(page) = index::find(&key, folio, place)? {
-            return Ok(Fate::Merge(page));
+        match index::find(&key, folio, locking, place)? {
+            Found::Page(page) => return Ok(Fate::Merge(page)),
+            Found::Contended => return Ok(Fate::Protected),
+            Found::Nothing => {}
         }
         // A swap entry elsewhere could turn into a mapping that no reverse map knows.
         if !folio.leave_swapcache() {
@@ -272,17 +290,17 @@ impl Call {
             return Ok(Fate::Leave);
         }
         let node = Node::new(key, folio, own_place(folio))?;
-        let Some(_publishing) = index::publish_lock(&key) else {
-            return Err(ENOMEM);
-        };
-        if let Some(page) = index::find(&key, folio, place)? {
-            return Ok(Fate::Merge(page));
+        let _publishing = shard.lock();
+        if shard.published() != published {
+            if let Found::Page(page) = index::find(&key, folio, Locking::Wait, place)? {
+                return Ok(Fate::Merge(page));
+            }
         }
-        Node::publish(node, folio)?;
+        Node::publish(node, folio, shard)?;
         self.tally.published += 1;
         // SAFETY: Only prints its arguments.
         unsafe {
-            bindings::sksm_trace_publish(self.mm, range.addr(candidate.slot), folio.pfn());
+            bindings::sksm_trace_publish(self.mm, range.addr(candidate.slot), folio.as_ptr());
         }
         Ok(Fate::Leave)
     }
@@ -300,11 +318,12 @@ fn own_place(folio: &LockedFolio) -> Entry {
 fn split_large(range: &PteRange, slots: SlotSet) {
     for slot in slots.iter() {
         let folio = range.lock().and_then(|ptes| {
+            let (_, folio) = ptes.next_folio(slot..slot + 1)?;
             // SAFETY: The mapping holds a reference while the table is locked.
-            ptes.folio(slot).map(|folio| unsafe { Folio::get(folio) })
+            Some(unsafe { Folio::get(folio) })
         });
         if let Some(folio) = folio {
-            if folio.is_large() {
+            if folio.state().is_large() {
                 folio.lock().split();
             }
         }

@@ -14,7 +14,7 @@ use kernel::bindings;
 use kernel::prelude::*;
 
 use super::folio::{Folio, LockedFolio};
-use super::index;
+use super::index::{self, Shard};
 use super::rcu::Rcu;
 use super::release;
 use super::rmap::{Entry, Rmap};
@@ -43,7 +43,7 @@ impl Pending {
 
     /// Whether the page went bad since it was found.
     pub(crate) fn is_hwpoison(&self) -> bool {
-        self.0.is_hwpoison()
+        self.0.state().is_hwpoison()
     }
 
     /// The page is mapped now: the mapping takes over the reference.
@@ -194,9 +194,9 @@ impl Node {
         Ok(Pending(folio.unlock()))
     }
 
-    /// Makes `folio` a merged page, in place. The caller holds the publish mutex of the key, and
+    /// Makes `folio` a merged page, in place. The caller holds the lock of the key's shard, and
     /// every mapping of the folio is read-only.
-    pub(crate) fn publish(node: KBox<Self>, folio: &LockedFolio) -> Result {
+    pub(crate) fn publish(node: KBox<Self>, folio: &LockedFolio, shard: &Shard) -> Result {
         let anon = folio.mapping();
         let node = KBox::into_raw(node);
         // SAFETY: The node is ours until it is in the index, and the folio's afterwards.
@@ -205,7 +205,7 @@ impl Node {
         folio.set_mapping(this.tagged());
         // Clean anonymous pages without swap space are dropped by reclaim.
         folio.mark_dirty();
-        if let Err(error) = index::insert(this) {
+        if let Err(error) = shard.insert(this) {
             folio.set_mapping(anon);
             // SAFETY: The node never became visible; it came from a KBox above.
             drop(unsafe { KBox::from_raw(node) });
@@ -234,7 +234,7 @@ impl Node {
         if seen.mapcount() > 1 {
             return false;
         }
-        if seen.users() > 1 && seen.maybe_batched() {
+        if seen.other_refs() > 0 && seen.maybe_batched() {
             // SAFETY: Drains the local batches, without sleeping.
             unsafe { bindings::lru_add_drain() };
         }
@@ -264,7 +264,7 @@ impl Node {
         unsafe { Self::retire(node) };
         stats::WITHDRAWN.add(1);
         // SAFETY: Only prints its arguments.
-        unsafe { bindings::sksm_trace_withdraw((*vma).vm_mm, addr, locked.pfn()) };
+        unsafe { bindings::sksm_trace_withdraw((*vma).vm_mm, addr, folio) };
         true
     }
 

@@ -2,6 +2,7 @@
 
 //! A run of entries of one page table.
 
+use core::ops::Range;
 use core::ptr::NonNull;
 use kernel::bindings;
 use kernel::page::PAGE_SHIFT;
@@ -18,7 +19,13 @@ pub(crate) struct SlotSet([u64; MAX_SLOTS / 64]);
 impl SlotSet {
     pub(crate) fn first(count: usize) -> Self {
         let mut set = Self::default();
-        (0..count.min(MAX_SLOTS)).for_each(|slot| set.insert(slot));
+        for (base, word) in set.0.iter_mut().enumerate() {
+            *word = match count.saturating_sub(base * 64) {
+                0 => 0,
+                some @ 1..64 => (1 << some) - 1,
+                _ => u64::MAX,
+            };
+        }
         set
     }
 
@@ -30,6 +37,22 @@ impl SlotSet {
 
     pub(crate) fn insert(&mut self, slot: usize) {
         self.0[slot / 64] |= 1 << (slot % 64);
+    }
+
+    pub(crate) fn contains(&self, slot: usize) -> bool {
+        self.0[slot / 64] & 1 << (slot % 64) != 0
+    }
+
+    /// From the first slot to behind the last.
+    pub(crate) fn bounds(&self) -> Range<usize> {
+        let used = |word: &u64| *word != 0;
+        let (Some(first), Some(last)) =
+            (self.0.iter().position(used), self.0.iter().rposition(used))
+        else {
+            return 0..0;
+        };
+        let end = (last + 1) * 64 - self.0[last].leading_zeros() as usize;
+        first * 64 + self.0[first].trailing_zeros() as usize..end
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -48,11 +71,7 @@ impl SlotSet {
     }
 
     pub(crate) fn iter(self) -> impl Iterator<Item = usize> {
-        self.0.into_iter().enumerate().flat_map(|(base, word)| {
-            core::iter::successors(Some(word), |word| Some(word & word.wrapping_sub(1)))
-                .take_while(|word| *word != 0)
-                .map(move |word| base * 64 + word.trailing_zeros() as usize)
-        })
+        self.bounds().filter(move |slot| self.contains(*slot))
     }
 }
 
@@ -175,27 +194,39 @@ impl LockedPtes<'_> {
         unsafe { self.first.as_ptr().add(slot) }
     }
 
-    pub(crate) fn get(&self, slot: usize) -> bindings::pte_t {
+    /// The first of these slots that maps an anonymous folio which is not merged, and the folio.
+    pub(crate) fn next_folio(
+        &self,
+        slots: Range<usize>,
+    ) -> Option<(usize, NonNull<bindings::folio>)> {
+        let mut slot = slots.start;
+        // SAFETY: The table is locked; all its entries up to the end are the VMA's.
+        let folio = unsafe {
+            bindings::sksm_pte_next_folio(
+                self.range.vma,
+                self.range.start,
+                self.first.as_ptr(),
+                &mut slot,
+                slots.end.min(self.range.len),
+            )
+        };
+        NonNull::new(folio).map(|folio| (slot, folio))
+    }
+
+    /// Clears an entry if it maps this folio, and returns what it was. The TLB is not flushed.
+    pub(crate) fn clear_if(&mut self, slot: usize, folio: &Folio) -> Option<bindings::pte_t> {
+        let mut old = bindings::pte_t::default();
         // SAFETY: The table is locked.
-        unsafe { bindings::sksm_pte_get(self.ptep(slot)) }
-    }
-
-    /// The normal folio that a present entry maps.
-    pub(crate) fn folio(&self, slot: usize) -> Option<NonNull<bindings::folio>> {
-        let pte = self.get(slot);
-        if !is_present(pte) {
-            return None;
-        }
-        // SAFETY: A present entry of this VMA, under the lock.
-        NonNull::new(unsafe {
-            bindings::vm_normal_folio(self.range.vma, self.range.addr(slot), pte)
-        })
-    }
-
-    /// Clears an entry and returns it. The TLB is not flushed.
-    pub(crate) fn clear(&mut self, slot: usize) -> bindings::pte_t {
-        // SAFETY: The table is locked and the entry present.
-        unsafe { bindings::sksm_pte_clear(self.range.vma, self.range.addr(slot), self.ptep(slot)) }
+        let cleared = unsafe {
+            bindings::sksm_pte_clear_if(
+                self.range.vma,
+                self.range.addr(slot),
+                self.ptep(slot),
+                folio.as_ptr(),
+                &mut old,
+            )
+        };
+        cleared.then_some(old)
     }
 
     /// Sets an entry that is clear.
@@ -232,11 +263,6 @@ impl Drop for LockedPtes<'_> {
     }
 }
 
-pub(crate) fn is_present(pte: bindings::pte_t) -> bool {
-    // SAFETY: Looks at a value.
-    unsafe { bindings::sksm_pte_present(pte) }
-}
-
 pub(crate) fn is_writable(pte: bindings::pte_t) -> bool {
     // SAFETY: Looks at a value.
     unsafe { bindings::sksm_pte_write(pte) }
@@ -245,12 +271,6 @@ pub(crate) fn is_writable(pte: bindings::pte_t) -> bool {
 pub(crate) fn is_dirty(pte: bindings::pte_t) -> bool {
     // SAFETY: Looks at a value.
     unsafe { bindings::sksm_pte_dirty(pte) }
-}
-
-/// Whether a present entry maps this page frame.
-pub(crate) fn maps(pte: bindings::pte_t, pfn: usize) -> bool {
-    // SAFETY: Looks at a value.
-    is_present(pte) && unsafe { bindings::sksm_pte_pfn(pte) } == pfn
 }
 
 /// The same mapping, clean and read-only; soft-dirty and userfaultfd bits stay.

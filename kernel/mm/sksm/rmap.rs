@@ -132,7 +132,10 @@ impl Rmap {
         // Nothing is dead while it may become a mapping: swap entries do, and places that another
         // merge is about to map. Looking pays when there are more entries than mappings; that
         // bounds the array as well.
-        if settled && !folio.in_swapcache() && self.more.len() >= folio.mapcount().max(0) as usize {
+        if settled
+            && !folio.state().in_swapcache()
+            && self.more.len() >= folio.mapcount().max(0) as usize
+        {
             self.retain(|entry, _| entry.is_live(folio));
         }
         if self.more.len() * 4 > capacity * 3 || capacity == 0 {

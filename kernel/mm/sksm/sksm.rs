@@ -11,14 +11,14 @@
 //!                │
 //!                ├──── index (domain, nid, checksum) ──► node ──► folio
 //!                │                                        │
-//!                └── publish: the page becomes the node's └──► rmap: (anon_vma, offset) ...
+//!                └─ publish: the page becomes the node's  └─► rmap: (anon_vma, offset)
 //! ```
 //!
 //! # Lock order
 //!
 //! 1. `mmap_lock`, for read.
 //! 2. Candidate folio locks: taken with trylock, or one alone while none else is held.
-//! 3. A publish mutex, picked by checksum ([`index`]).
+//! 3. The mutex of one shard of [`index`], picked by checksum.
 //! 4. The lock of one merged folio. Guards the node's reverse map and `folio->mapping`. Nobody
 //!    waits for 2 or 3 while holding it. A folio that was published is unlocked at once, so a
 //!    merged folio is never among the locks of level 2.

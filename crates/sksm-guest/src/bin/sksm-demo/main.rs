@@ -17,6 +17,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use sksm::Support;
 use sksm_guest::demo::{Call, Counters, Kind, Phase, Report, Spread};
+use sksm_guest::json;
 use sksm_guest::ksmd::{self, Ksm, Tuning};
 use sksm_guest::memory::PAGE;
 use sksm_guest::sysfs::{KSM, SKSM};
@@ -56,21 +57,12 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    match run(&Args::parse()) {
-        Ok(report) => {
-            println!(
-                "{}",
-                serde_json::to_string_pretty(&report).expect("plain data")
-            );
-            match report.expected {
-                Some(expected) if !expected.pass => ExitCode::from(2),
-                _ => ExitCode::SUCCESS,
-            }
-        }
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+    let Some(report) = json::print(run(&Args::parse())) else {
+        return ExitCode::FAILURE;
+    };
+    match report.expected {
+        Some(expected) if !expected.pass => ExitCode::from(2),
+        _ => ExitCode::SUCCESS,
     }
 }
 
