@@ -168,7 +168,9 @@ pub fn run(args: Args, json: bool) -> Result<ExitCode> {
         across_users: across.total,
         zero: within.zero,
         stable,
-        kinds: KINDS.into_iter().zip(within.kinds).collect(),
+        kinds: (KINDS.into_iter().zip(within.kinds))
+            .filter(|(name, _)| *name != "stack" || args.what.kinds.has(sksm::Kind::Stack))
+            .collect(),
         processes: processes.collect(),
         unread,
         vanished_pages: look.vanished,
@@ -265,11 +267,14 @@ fn show(report: &Report) {
         rows.push(row("within each user, unchanged".into(), stable));
     }
     output::table(&["merging", "private memory", "saved", ""], &rows);
+    let mut reasons: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for unread in &report.unread {
-        output::note(&format!(
-            "{} {}: {}",
-            unread.pid, unread.name, unread.reason
-        ));
+        let names = reasons.entry(&unread.reason).or_default();
+        names.push(format!("{} {}", unread.pid, unread.name));
+    }
+    for (reason, names) in reasons {
+        let (count, names) = (names.len(), names.join(", "));
+        output::note(&format!("left out, {count}: {names}: {reason}"));
     }
     if report.maybe_shared_pages > 0 {
         output::note(&format!(

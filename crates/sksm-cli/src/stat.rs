@@ -67,7 +67,9 @@ pub fn run(args: Args, json: bool) -> Result<ExitCode> {
     let system = System::read();
     let mut first = None;
     let mut rows = Vec::new();
-    for &pid in &args.pid {
+    // None twice: a metric is given once.
+    let pids: std::collections::BTreeSet<u32> = args.pid.iter().copied().collect();
+    for pid in pids {
         match Row::of(pid) {
             Ok(row) => rows.push(row),
             Err(error) => {

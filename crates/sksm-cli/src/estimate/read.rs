@@ -11,6 +11,7 @@ use twox_hash::XxHash3_128;
 
 use super::memory::{Memory, Place};
 use super::{Page, pagemap};
+use crate::doctor;
 use crate::domain::User;
 use crate::output;
 use crate::target::name_of;
@@ -43,12 +44,24 @@ impl Unread {
             pid,
             name,
             reason: match (denied, error) {
-                (true, _) => "not permitted: run as root, or with CAP_SYS_PTRACE".into(),
+                (true, _) => denied_reason(doctor::ptrace_scope()).into(),
                 (_, Error::Gone { .. }) => "has exited".into(),
                 _ => error.to_string(),
             },
             denied,
         }
+    }
+}
+
+/// A process of the same user may be refused as well: by Yama.
+fn denied_reason(ptrace_scope: u32) -> &'static str {
+    match ptrace_scope {
+        0 => "not permitted: run as root, or with CAP_SYS_PTRACE",
+        1 | 2 => {
+            "not permitted: run as root, or with CAP_SYS_PTRACE, or (for processes of your own) \
+             with kernel.yama.ptrace_scope 0"
+        }
+        _ => "not permitted: kernel.yama.ptrace_scope is 3, which lasts until a reboot",
     }
 }
 
