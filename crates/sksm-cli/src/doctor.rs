@@ -105,8 +105,7 @@ fn examine() -> Report {
         yes(has(CAP_SYS_NICE)),
         "needed to merge in other processes",
     );
-    let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
-    let scope = scope.map_or(0, |scope| scope.trim().parse().unwrap_or(0));
+    let scope = ptrace_scope();
     let ptrace = has(CAP_SYS_PTRACE);
     let (state, detail) = match (ptrace, scope) {
         (true, 0..=2) => (State::Yes, "every process can be read".to_owned()),
@@ -196,6 +195,12 @@ fn show(report: &Report) {
     for step in &report.next {
         anstream::println!("  {step}");
     }
+}
+
+/// What Yama allows: 0, as without it, leaves processes of one user open to each other.
+pub fn ptrace_scope() -> u32 {
+    let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
+    scope.map_or(0, |scope| scope.trim().parse().unwrap_or(0))
 }
 
 fn status_field(name: &str) -> Option<String> {

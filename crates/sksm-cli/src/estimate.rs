@@ -6,13 +6,14 @@
 pub mod pagemap;
 
 mod count;
+mod memory;
 mod plot;
 mod read;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -86,7 +87,9 @@ struct Report {
     /// Pages that processes may have in common since a fork, which cannot be told without CAP_SYS_ADMIN.
     maybe_shared_pages: u64,
     read_bytes: u64,
+    /// How long reading and hashing took, on the clock and in all threads together.
     seconds: f64,
+    cpu_seconds: f64,
 }
 
 #[derive(Serialize)]
@@ -112,9 +115,9 @@ pub fn run(args: Args, json: bool) -> Result<ExitCode> {
             Err(error) => unread.push(Unread::new(pid, name_of(pid), &error)),
         }
     }
-    let start = std::time::Instant::now();
+    let (start, cpu_start) = (Instant::now(), cpu_time());
     let look = read::look(&subjects, &mut unread);
-    let seconds = start.elapsed().as_secs_f64();
+    let (seconds, cpu_seconds) = (start.elapsed().as_secs_f64(), cpu_time() - cpu_start);
     let users: Vec<u64> = subjects.iter().map(|subject| subject.domain).collect();
     let names: Vec<Row> = (subjects.iter())
         .map(|subject| Row {
@@ -165,13 +168,16 @@ pub fn run(args: Args, json: bool) -> Result<ExitCode> {
         across_users: across.total,
         zero: within.zero,
         stable,
-        kinds: KINDS.into_iter().zip(within.kinds).collect(),
+        kinds: (KINDS.into_iter().zip(within.kinds))
+            .filter(|(name, _)| *name != "stack" || args.what.kinds.has(sksm::Kind::Stack))
+            .collect(),
         processes: processes.collect(),
         unread,
         vanished_pages: look.vanished,
         maybe_shared_pages: look.maybe_shared,
         read_bytes: look.bytes,
         seconds,
+        cpu_seconds,
     };
     if let Some(path) = &args.plot {
         std::fs::write(path, plot::draw(&report))
@@ -192,6 +198,17 @@ pub fn run(args: Args, json: bool) -> Result<ExitCode> {
             (false, false) => ExitCode::from(exit::PARTLY),
         },
     )
+}
+
+/// Of this process, in seconds.
+fn cpu_time() -> f64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: writes one timespec, into ours.
+    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
+    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
 }
 
 /// Two files are open for each process.
@@ -250,11 +267,14 @@ fn show(report: &Report) {
         rows.push(row("within each user, unchanged".into(), stable));
     }
     output::table(&["merging", "private memory", "saved", ""], &rows);
+    let mut reasons: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for unread in &report.unread {
-        output::note(&format!(
-            "{} {}: {}",
-            unread.pid, unread.name, unread.reason
-        ));
+        let names = reasons.entry(&unread.reason).or_default();
+        names.push(format!("{} {}", unread.pid, unread.name));
+    }
+    for (reason, names) in reasons {
+        let (count, names) = (names.len(), names.join(", "));
+        output::note(&format!("left out, {count}: {names}: {reason}"));
     }
     if report.maybe_shared_pages > 0 {
         output::note(&format!(

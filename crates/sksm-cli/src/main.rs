@@ -1,14 +1,19 @@
 //! `sksm`: what merging would save, did save, and can do on this machine.
 
 mod doctor;
+mod domain;
 mod estimate;
 mod exit;
 mod generate;
 mod merge;
 mod output;
+#[cfg(test)]
+#[path = "../tests/pty/mod.rs"]
+mod pty;
 mod run;
 mod stat;
 mod target;
+mod top;
 
 use std::process::ExitCode;
 
@@ -35,6 +40,10 @@ enum Verb {
     Merge(merge::Args),
     /// Counters of the system, or of processes
     Stat(stat::Args),
+    /// What merging saves, live: over time, by process and merge domain, KSM beside it
+    ///
+    /// With --json, one look.
+    Top(top::Args),
     /// What merging would save, on any kernel; nothing is merged
     ///
     /// Takes 12 MiB of memory for each GiB that it looks at, twice that with --settle.
@@ -51,6 +60,7 @@ fn main() -> ExitCode {
         Verb::Run(args) => run::run(args),
         Verb::Merge(args) => merge::run(args, cli.json),
         Verb::Stat(args) => stat::run(args, cli.json),
+        Verb::Top(args) => top::run(args, cli.json),
         Verb::Estimate(args) => estimate::run(args, cli.json),
         Verb::Generate(args) => generate::run(args),
     };

@@ -23,41 +23,57 @@ pub struct Args {
 
 type Counters = BTreeMap<&'static str, u64>;
 
-#[derive(Serialize)]
-struct System {
-    sksm: Option<Counters>,
-    ksm: Option<Counters>,
+/// Counters by their names in sysfs.
+#[derive(Serialize, Clone)]
+pub struct System {
+    pub sksm: Option<Counters>,
+    pub ksm: Option<Counters>,
 }
 
-#[derive(Serialize)]
-struct Row {
-    pid: u32,
-    name: String,
-    rss_bytes: u64,
-    anonymous_bytes: u64,
-    merged_bytes: u64,
+impl System {
+    pub fn read() -> Self {
+        let counters = |statistics: SystemStatistics| statistics.iter().collect();
+        System {
+            sksm: SystemStatistics::sksm().map(counters),
+            ksm: SystemStatistics::ksm().map(counters),
+        }
+    }
+}
+
+/// Memory of a process.
+#[derive(Serialize, Clone)]
+pub struct Row {
+    pub pid: u32,
+    pub name: String,
+    pub rss_bytes: u64,
+    pub anonymous_bytes: u64,
+    pub merged_bytes: u64,
+}
+
+impl Row {
+    pub fn of(pid: u32) -> Result<Self, Error> {
+        let statistics = ProcessStatistics::of(pid)?;
+        Ok(Row {
+            pid,
+            name: name_of(pid),
+            rss_bytes: statistics.rss,
+            anonymous_bytes: statistics.anonymous,
+            merged_bytes: statistics.ksm,
+        })
+    }
 }
 
 pub fn run(args: Args, json: bool) -> Result<ExitCode> {
-    let counters = |statistics: SystemStatistics| statistics.iter().collect();
-    let system = System {
-        sksm: SystemStatistics::sksm().map(counters),
-        ksm: SystemStatistics::ksm().map(counters),
-    };
+    let system = System::read();
     let mut first = None;
     let mut rows = Vec::new();
-    for &pid in &args.pid {
-        let name = name_of(pid);
-        match ProcessStatistics::of(pid) {
-            Ok(statistics) => rows.push(Row {
-                pid,
-                name,
-                rss_bytes: statistics.rss,
-                anonymous_bytes: statistics.anonymous,
-                merged_bytes: statistics.ksm,
-            }),
+    // None twice: a metric is given once.
+    let pids: std::collections::BTreeSet<u32> = args.pid.iter().copied().collect();
+    for pid in pids {
+        match Row::of(pid) {
+            Ok(row) => rows.push(row),
             Err(error) => {
-                output::note(&format!("{pid} {name}: {error}"));
+                output::note(&format!("{pid} {}: {error}", name_of(pid)));
                 first.get_or_insert(error);
             }
         }

@@ -49,7 +49,7 @@ impl Targets {
 }
 
 /// The processes there are, kernel threads left out.
-fn all() -> Result<Vec<u32>> {
+pub fn all() -> Result<Vec<u32>> {
     let entries = fs::read_dir("/proc").context("cannot read /proc")?;
     Ok(entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())

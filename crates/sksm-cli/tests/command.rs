@@ -1,5 +1,8 @@
 //! The command as a user runs it, on whatever kernel this machine has.
 
+use std::io::Read;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output, Stdio};
 
 use serde_json::Value;
@@ -80,6 +83,167 @@ fn the_estimate_is_what_the_memory_holds() {
     drop((equal, zero, different));
 }
 
+/// Whether a page of this process is mapped by it alone, as its pagemap says.
+fn exclusive(addr: usize) -> bool {
+    use std::os::unix::fs::FileExt;
+    let mut entry = [0; 8];
+    let file = std::fs::File::open("/proc/self/pagemap").unwrap();
+    let offset = addr / sksm::page_size() * 8;
+    file.read_exact_at(&mut entry, offset as u64).unwrap();
+    u64::from_ne_bytes(entry) >> 56 & 1 != 0
+}
+
+/// Pages in common since a fork stay so, which not every way of reading them sees to.
+#[test]
+fn reading_ends_no_sharing() {
+    let pages = Pages::new(300, |number| [9, number as u64]);
+    let addrs = (0..300).map(|number| pages.0 as usize + number * sksm::page_size());
+    let shared = || addrs.clone().filter(|addr| !exclusive(*addr)).count();
+    assert_eq!(shared(), 0);
+    // SAFETY: the child only waits.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        loop {
+            // SAFETY: takes nothing.
+            unsafe { libc::pause() };
+        }
+    }
+    let before = shared();
+    let pid = child.to_string();
+    let report = json(&["estimate", "--json", "--pid", &pid]);
+    let after = shared();
+    // SAFETY: our own child, not waited for yet.
+    unsafe {
+        libc::kill(child, libc::SIGKILL);
+        libc::waitpid(child, std::ptr::null_mut(), 0);
+    }
+    assert_eq!((before, after), (300, 300));
+    assert!(report["read_bytes"].as_u64().unwrap() >= 300 * 4096);
+}
+
+/// Pages of a figure that the estimate gives for a kind.
+fn of_kind(report: &Value, kind: &str) -> f64 {
+    report["kinds"][kind]["pages"].as_f64().unwrap()
+}
+
+#[test]
+fn kinds_are_told_apart() {
+    let pid = std::process::id().to_string();
+    let what = ["--what", "text,data,heap,stack"];
+    let look = || json(&[&["estimate", "--json", "--pid", &pid] as &[&str], &what].concat());
+    let before = look();
+    let (text, data) = (CopyOfFile::new(600), CopyOfFile::new(400));
+    text.protect(libc::PROT_READ | libc::PROT_EXEC);
+    let after = look();
+    for (kind, right) in [("patched text", 600.0), ("data", 400.0)] {
+        let more = of_kind(&after, kind) - of_kind(&before, kind);
+        assert!((more - right).abs() < 40.0, "{more} pages of {kind}");
+    }
+    drop((text, data));
+    // The heap and the stack of a program with one thread.
+    let mut child = Command::new("bash")
+        .args(["-c", "echo; read"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = [0];
+    child
+        .stdout
+        .as_mut()
+        .unwrap()
+        .read_exact(&mut line)
+        .unwrap();
+    let pid = child.id().to_string();
+    let with = json(&[&["estimate", "--json", "--pid", &pid] as &[&str], &what].concat());
+    let without = json(&["estimate", "--json", "--pid", &pid]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(of_kind(&with, "heap") > 0.0 && of_kind(&with, "stack") > 0.0);
+    // What was not looked at is not called empty.
+    assert!(without["kinds"]["stack"].is_null());
+}
+
+/// Pages of a file that were written to: this process's own copies.
+struct CopyOfFile(Pages);
+
+impl CopyOfFile {
+    fn new(count: usize) -> Self {
+        let file = tempfile::tempfile().unwrap();
+        let len = count * sksm::page_size();
+        file.set_len(len as u64).unwrap();
+        // SAFETY: a new mapping, placed by the kernel, and written within its length.
+        unsafe {
+            let prot = libc::PROT_READ | libc::PROT_WRITE;
+            let (null, fd) = (std::ptr::null_mut(), file.as_raw_fd());
+            let start = libc::mmap(null, len, prot, libc::MAP_PRIVATE, fd, 0);
+            assert_ne!(start, libc::MAP_FAILED);
+            for number in 0..count {
+                let page = start.byte_add(number * sksm::page_size());
+                page.cast::<u64>().write_volatile(number as u64 + 1);
+            }
+            CopyOfFile(Pages(start.cast(), len))
+        }
+    }
+
+    fn protect(&self, prot: i32) {
+        // SAFETY: of this mapping, which nobody uses.
+        let done = unsafe { libc::mprotect(self.0.0.cast(), self.0.1, prot) };
+        assert_eq!(done, 0);
+    }
+}
+
+#[test]
+fn processes_are_found_by_name_and_control_group() {
+    let own = std::process::id();
+    let name = std::fs::read_to_string("/proc/self/comm").unwrap();
+    let name = format!("^{}$", name.trim());
+    let found = |report: Value| {
+        let processes = report["processes"].as_array().unwrap().clone();
+        processes.iter().any(|process| process["pid"] == own)
+    };
+    assert!(found(json(&["estimate", "--json", "--name", &name])));
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::"));
+    let unified = std::path::Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    if let Some(group) = group.filter(|_| unified) {
+        let output = sksm(&["estimate", "--json", "--cgroup", group]);
+        // Others in the group may exit or refuse.
+        assert!(matches!(output.status.code(), Some(0 | 5)), "{output:?}");
+        assert!(found(serde_json::from_slice(&output.stdout).unwrap()));
+    }
+    let output = sksm(&["estimate", "--cgroup", "/no/such/group"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("no control group"));
+}
+
+/// Run by somebody else, who may not look at this process.
+#[test]
+fn who_may_not_look_is_told_what_is_missing() {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: takes nothing.
+    if unsafe { libc::geteuid() } != 0 {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("sksm");
+    std::fs::copy(env!("CARGO_BIN_EXE_sksm"), &program).unwrap();
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(dir.path(), open).unwrap();
+    let pid = std::process::id().to_string();
+    for verb in ["estimate", "stat"] {
+        let output = Command::new(&program)
+            .args([verb, "--pid", &pid])
+            .uid(65534)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(4), "{verb}: {output:?}");
+        let said = text(&output.stderr);
+        assert!(said.contains("CAP_SYS_PTRACE"), "{verb}: {said}");
+        assert!(said.contains(&pid), "{verb}: {said}");
+    }
+}
+
 #[test]
 fn the_plot_is_drawn_and_what_settles_is_told() {
     let dir = tempfile::tempdir().unwrap();
@@ -144,8 +308,14 @@ fn doctor_knows_the_kernel() {
 #[test]
 fn stat_is_fit_for_prometheus() {
     let pid = std::process::id().to_string();
-    let output = sksm(&["stat", "--openmetrics", "--pid", &pid]);
+    let output = sksm(&["stat", "--openmetrics", "--pid", &pid, &pid]);
     let metrics = text(&output.stdout);
+    let mut series: Vec<&str> = (metrics.lines())
+        .filter_map(|line| Some(line.split_once(' ')?.0))
+        .filter(|name| *name != "#")
+        .collect();
+    series.sort_unstable();
+    assert!(series.windows(2).all(|pair| pair[0] != pair[1]), "twice");
     assert!(metrics.ends_with("\n# EOF\n"), "{metrics}");
     assert!(metrics.contains(&format!("sksm_process_anonymous_bytes{{pid=\"{pid}\"")));
 }
@@ -183,6 +353,8 @@ fn a_wrong_command_line_is_refused() {
         &["estimate", "--name", "("],
         &["estimate", "--all", "--max-page-sharing", "1"],
         &["stat", "--json", "--openmetrics"],
+        &["top", "--interval", "0"],
+        &["top", "--sort", "colour"],
         &["nonsense"],
     ] {
         let output = sksm(wrong);
@@ -199,7 +371,9 @@ fn pages_and_completions_are_made() {
         ("sksm.1", "Exit status"),
         ("sksm-estimate.1", "settle"),
         ("sksm-run.1", "verbose"),
+        ("sksm-top.1", "interval"),
         ("sksm.bash", "estimate"),
+        ("sksm.bash", "--interval"),
         ("_sksm", "doctor"),
         ("sksm.fish", "stat"),
     ] {

@@ -100,7 +100,7 @@ pub enum Error {
     #[error("no private mapping fits; /proc/self/maps lists what there is")]
     NotMapped,
     /// A file of the kernel's could not be read or understood.
-    #[error("cannot read {file}: {}", Reason(*.errno))]
+    #[error("cannot read {file}: {}{}", Reason(*.errno), read_hint(*.errno))]
     Read {
         /// Which file.
         file: &'static str,
@@ -162,6 +162,13 @@ impl Error {
 fn instead_hint(instead: Support) -> &'static str {
     match instead {
         Support::Ksm => ", or ask for KSM explicitly with advise_ksm",
+        _ => "",
+    }
+}
+
+fn read_hint(errno: i32) -> &'static str {
+    match errno {
+        libc::EPERM | libc::EACCES => "; run as root, or with CAP_SYS_PTRACE",
         _ => "",
     }
 }
@@ -241,6 +248,24 @@ mod tests {
                 assert_eq!(std::io::Error::from(error).raw_os_error(), Some(errno));
             }
         }
+    }
+
+    #[test]
+    fn the_missing_right_is_named() {
+        let read = |errno| Error::Read {
+            file: "/proc/PID/smaps",
+            errno,
+        };
+        for (error, right) in [
+            (read(libc::EACCES), "CAP_SYS_PTRACE"),
+            (
+                Error::from_errno(libc::EPERM, Support::Merge, REGION),
+                "CAP_SYS_NICE",
+            ),
+        ] {
+            assert!(error.to_string().contains(right), "{error}");
+        }
+        assert!(!read(libc::EIO).to_string().contains("CAP"));
     }
 
     #[test]

@@ -37,11 +37,10 @@ pub struct Kinds(u8);
 impl Kinds {
     /// These kinds.
     pub const fn of(kinds: &[Kind]) -> Self {
-        let mut set = 0;
-        let mut index = 0;
-        while index < kinds.len() {
-            set |= kinds[index] as u8;
-            index += 1;
+        let (mut set, mut rest) = (0, kinds);
+        while let [kind, others @ ..] = rest {
+            set |= *kind as u8;
+            rest = others;
         }
         Kinds(set)
     }

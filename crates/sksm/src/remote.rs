@@ -53,7 +53,7 @@ pub fn merge_remote_each(pidfd: BorrowedFd<'_>, ranges: &[Region]) -> Result<Par
         .collect();
     let mut rest = ranges.as_slice();
     while !rest.is_empty() {
-        let now = &rest[..rest.len().min(RANGES_PER_CALL)];
+        let now = rest.get(..RANGES_PER_CALL).unwrap_or(rest);
         let count = match merge_chunk(pidfd, now) {
             Ok(mut done) => {
                 partial.advised += done;
@@ -74,7 +74,7 @@ pub fn merge_remote_each(pidfd: BorrowedFd<'_>, ranges: &[Region]) -> Result<Par
                 1
             }
         };
-        rest = &rest[count..];
+        rest = rest.get(count..).unwrap_or_default();
     }
     Ok(partial)
 }

@@ -1,16 +1,18 @@
 //! Reading and hashing the pages of processes, in parallel.
 
-use std::fs::{self, File};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::fs::File;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use indicatif::ProgressBar;
 use serde::Serialize;
 use sksm::{Error, Kind, Kinds, Mapping, Process};
-use xxhash_rust::xxh3::xxh3_128;
+use twox_hash::XxHash3_128;
 
+use super::memory::{Memory, Place};
 use super::{Page, pagemap};
+use crate::doctor;
+use crate::domain::User;
 use crate::output;
 use crate::target::name_of;
 
@@ -22,7 +24,7 @@ pub struct Subject {
     pub domain: u64,
     mappings: Vec<Mapping>,
     pagemap: File,
-    memory: File,
+    memory: Memory,
 }
 
 /// A process that could not be looked at.
@@ -42,12 +44,24 @@ impl Unread {
             pid,
             name,
             reason: match (denied, error) {
-                (true, _) => "not permitted: run as root, or with CAP_SYS_PTRACE".into(),
+                (true, _) => denied_reason(doctor::ptrace_scope()).into(),
                 (_, Error::Gone { .. }) => "has exited".into(),
                 _ => error.to_string(),
             },
             denied,
         }
+    }
+}
+
+/// A process of the same user may be refused as well: by Yama.
+fn denied_reason(ptrace_scope: u32) -> &'static str {
+    match ptrace_scope {
+        0 => "not permitted: run as root, or with CAP_SYS_PTRACE",
+        1 | 2 => {
+            "not permitted: run as root, or with CAP_SYS_PTRACE, or (for processes of your own) \
+             with kernel.yama.ptrace_scope 0"
+        }
+        _ => "not permitted: kernel.yama.ptrace_scope is 3, which lasts until a reboot",
     }
 }
 
@@ -57,22 +71,6 @@ impl Subject {
             let path = format!("/proc/{pid}/{name}");
             File::open(path).map_err(|error| failed(&error, file))
         };
-        let domain = || {
-            let process = fs::metadata(format!("/proc/{pid}"))?;
-            let namespace = fs::metadata(format!("/proc/{pid}/ns/user"))?;
-            let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-            // The real user, which the owner of the directory is not for programs that changed it.
-            let user = (status.lines())
-                .find_map(|line| {
-                    line.strip_prefix("Uid:")?
-                        .split_whitespace()
-                        .next()?
-                        .parse()
-                        .ok()
-                })
-                .unwrap_or(process.uid());
-            Ok(namespace.ino() << 32 | u64::from(user))
-        };
         let mut mappings = Process::open(pid)?.mappings()?;
         mappings.retain(|mapping| {
             kinds.has(mapping.kind) && mapping.statistics.anonymous > 0 && mapping.mergeable
@@ -80,10 +78,12 @@ impl Subject {
         Ok(Subject {
             pid,
             name: name_of(pid),
-            domain: domain().map_err(|error| failed(&error, "/proc/PID/ns/user"))?,
+            domain: User::of(pid)
+                .map_err(|error| failed(&error, "/proc/PID/ns/user"))?
+                .number(),
             mappings,
             pagemap: open("pagemap", "/proc/PID/pagemap")?,
-            memory: open("mem", "/proc/PID/mem")?,
+            memory: Memory::open(pid).map_err(|error| failed(&error, "/proc/PID/mem"))?,
         })
     }
 }
@@ -206,49 +206,40 @@ impl<'a> Worker<'a> {
             Kind::Stack => 3,
             _ => 4,
         };
-        let mut run: Vec<(u64, pagemap::Entry)> = Vec::new();
+        // Where few pages are missing, finding out which costs more than it saves.
+        let mapping = piece.mapping;
+        let sparse = mapping.statistics.anonymous < mapping.region.len as u64 / 4;
         let most = CHUNK / page as usize;
-        let subject = piece.subject;
+        let mut places = Vec::with_capacity(most);
         pagemap::each_anonymous(
-            &subject.pagemap,
+            &piece.subject.pagemap,
             piece.start..piece.end,
-            true,
+            sparse,
             |addr, entry| {
-                let follows = run.last().is_none_or(|(last, _)| last + page == addr);
-                if !follows || run.len() == most {
-                    self.hash(piece, kind, &run);
-                    run.clear();
+                if places.len() == most {
+                    self.hash(piece, kind, &places);
+                    places.clear();
                 }
-                run.push((addr, entry));
+                places.push((addr, entry));
             },
         )?;
-        self.hash(piece, kind, &run);
+        self.hash(piece, kind, &places);
         Ok(())
     }
 
-    /// Reads and hashes pages that follow each other.
-    fn hash(&mut self, piece: &Piece<'_>, kind: u8, run: &[(u64, pagemap::Entry)]) {
+    fn hash(&mut self, piece: &Piece<'_>, kind: u8, places: &[Place]) {
         let page = sksm::page_size();
-        let Some((start, _)) = run.first() else {
-            return;
-        };
         let memory = &piece.subject.memory;
-        let len = run.len() * page;
-        let read = self
-            .buffer
-            .get_mut(..len)
-            .map_or(Ok(0), |room| memory.read_at(room, *start));
-        let mut valid = read.unwrap_or(0) / page;
-        for (number, (addr, entry)) in run.iter().enumerate() {
+        // Where the mapping holds merged pages, none is known not to be one.
+        let merged = piece.mapping.statistics.ksm > 0;
+        let mut valid = memory.read(places, merged, &mut self.buffer);
+        for (number, place) in places.iter().enumerate() {
+            let (addr, entry) = place;
             let Some(bytes) = self.buffer.get_mut(number * page..(number + 1) * page) else {
                 return;
             };
             // Behind a page that went meanwhile, one by one.
-            if number >= valid
-                && memory
-                    .read_at(bytes, *addr)
-                    .is_ok_and(|count| count == page)
-            {
+            if number >= valid && memory.read(&[*place], merged, bytes) == 1 {
                 valid = number + 1;
             }
             if number >= valid {
@@ -259,7 +250,7 @@ impl<'a> Worker<'a> {
                 self.look.maybe_shared += 1;
             }
             self.look.pages.push(Page {
-                hash: xxh3_128(bytes),
+                hash: XxHash3_128::oneshot(bytes),
                 pfn: entry.pfn(),
                 addr: *addr,
                 process: piece.process as u32,
@@ -267,7 +258,8 @@ impl<'a> Worker<'a> {
                 zero: bytes.iter().all(|byte| *byte == 0),
             });
         }
-        self.look.bytes += len as u64;
-        self.bar.inc(len as u64);
+        let len = (places.len() * page) as u64;
+        self.look.bytes += len;
+        self.bar.inc(len);
     }
 }

@@ -534,5 +534,17 @@ fn estimate_agrees_with_merge() -> Result<()> {
     );
     // Enough to tell.
     ensure!(saved > 2000, "only {saved} of {before} pages saved");
+    // Looking at merged pages takes none apart, and finds little more to save.
+    let merged = crew.frames()?.len();
+    let again = sksm("estimate")?;
+    let (looked, left) = (crew.frames()?.len(), &again["within_users"]["saved_pages"]);
+    ensure!(
+        looked <= merged + 10,
+        "{merged} pages became {looked} when they were looked at"
+    );
+    ensure!(
+        left.as_f64().is_some_and(|left| left < 0.02 * saved as f64),
+        "{left} pages could still be saved, after {saved} were"
+    );
     Ok(())
 }

@@ -1,0 +1,83 @@
+//! The verb `top`: a live view of what merging saves.
+
+mod draw;
+mod sample;
+mod screen;
+mod state;
+
+use std::io::{IsTerminal, stdin, stdout};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use ratatui::crossterm::event::Event;
+
+use crate::output;
+use sample::{Sample, Sampler};
+use screen::{Screen, Signals};
+use state::{Answer, Sort, State};
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Look every so many seconds; less often where a look takes long
+    #[arg(long, short, value_name = "SECONDS", default_value_t = 2)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=state::LONGEST))]
+    interval: u64,
+    /// What processes are sorted by at first
+    #[arg(long, value_enum, default_value_t = Sort::Merged)]
+    sort: Sort,
+}
+
+pub fn run(args: Args, json: bool) -> Result<ExitCode> {
+    if json {
+        let mut sample = Sample::take()?;
+        state::order(&mut sample.processes, args.sort, false);
+        output::json(&sample)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if !stdin().is_terminal() || !stdout().is_terminal() {
+        bail!(
+            "`sksm top` draws on a terminal, and this is none; \
+             `sksm top --json` prints one look, `sksm stat` the counters"
+        );
+    }
+    // What fails always is told before the terminal is taken.
+    let state = State::new(Sample::take()?, args.sort, args.interval);
+    let signals = Signals::catch().context("cannot catch signals")?;
+    let mut screen = Screen::enter().context("cannot take the terminal")?;
+    let ended = watch(state, &signals, &mut screen);
+    drop(screen);
+    if let Some(signal) = signals.caught() {
+        // As if it had not been caught.
+        signal_hook::low_level::emulate_default_handler(signal)?;
+    }
+    ended.map(|()| ExitCode::SUCCESS)
+}
+
+/// Until the user or a signal ends it.
+fn watch(mut state: State, signals: &Signals, screen: &mut Screen) -> Result<()> {
+    let sampler = Sampler::start(state.interval());
+    loop {
+        screen.draw(|frame| draw::draw(frame, &mut state))?;
+        // Until something changes.
+        loop {
+            if signals.caught().is_some() {
+                return Ok(());
+            }
+            if let Some(sample) = sampler.next()? {
+                state.add(sample);
+                break;
+            }
+            match screen.event()? {
+                Some(Event::Key(key)) => match state.press(key) {
+                    Answer::Quit => return Ok(()),
+                    Answer::Suspend => screen.suspend()?,
+                    Answer::Draw => sampler.every(state.interval()),
+                    Answer::Nothing => continue,
+                },
+                Some(Event::Resize(..)) => {}
+                _ => continue,
+            }
+            break;
+        }
+    }
+}

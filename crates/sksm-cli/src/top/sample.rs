@@ -1,0 +1,262 @@
+//! One look at the system and its processes, and a thread that looks again and again.
+
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use serde::Serialize;
+use sksm::{Error, Support};
+
+use crate::domain::{Mode, Names};
+use crate::stat::{Row, System};
+use crate::target;
+
+#[derive(Serialize, Clone)]
+pub struct Sample {
+    /// When it was taken.
+    #[serde(skip)]
+    pub at: Instant,
+    #[serde(flatten)]
+    pub system: System,
+    /// Pages that merging has freed, zero pages left out.
+    pub saved: Saved,
+    /// What is not there, and why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub missing: Option<&'static str>,
+    /// What makes a merge domain.
+    pub domain: Option<&'static str>,
+    pub domains: Vec<Domain>,
+    pub processes: Vec<Process>,
+    /// Processes that may not be looked at.
+    pub denied: usize,
+}
+
+#[derive(Serialize, Clone, Copy, Default)]
+pub struct Saved {
+    pub sksm_bytes: u64,
+    pub ksm_bytes: u64,
+    /// By SKSM and KSM: the kernel counts them together.
+    pub zero_bytes: u64,
+}
+
+/// Processes whose pages may merge with each other.
+#[derive(Serialize, Clone, Default)]
+pub struct Domain {
+    pub name: String,
+    pub processes: usize,
+    pub anonymous_bytes: u64,
+    pub merged_bytes: u64,
+}
+
+#[derive(Serialize, Clone)]
+pub struct Process {
+    #[serde(flatten)]
+    pub row: Row,
+    /// Where the kernel tells it.
+    pub zero_bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub domain: Option<String>,
+}
+
+impl Sample {
+    /// Fails on kernels that can merge nothing.
+    pub fn take() -> Result<Self> {
+        let system = System::read();
+        if system.sksm.is_none() && system.ksm.is_none() {
+            return Err(Error::Unsupported {
+                instead: Support::None,
+                errno: libc::EINVAL,
+            }
+            .into());
+        }
+        let mode = Mode::read();
+        let names = Names::new();
+        let mut processes = Vec::new();
+        let mut denied = 0;
+        for pid in target::all()? {
+            let domain = mode.map(|mode| names.of(mode, pid)).transpose();
+            match (Row::of(pid), domain) {
+                (Ok(row), Ok(domain)) => processes.push(Process {
+                    zero_bytes: zero_bytes(pid),
+                    row,
+                    domain,
+                }),
+                // It has exited.
+                (Err(Error::Gone { .. }), _) => {}
+                (Err(_), _) => denied += 1,
+                (Ok(_), Err(error)) => {
+                    denied += usize::from(error.kind() == std::io::ErrorKind::PermissionDenied);
+                }
+            }
+        }
+        Ok(Sample {
+            at: Instant::now(),
+            saved: Saved::of(&system),
+            missing: system.sksm.is_none().then_some(
+                "KSM only: this kernel has no MADV_MERGE, it was built without CONFIG_SKSM",
+            ),
+            domain: mode.map(Mode::name),
+            domains: domains(&processes),
+            system,
+            processes,
+            denied,
+        })
+    }
+}
+
+impl Saved {
+    fn of(system: &System) -> Self {
+        let page = sksm::page_size() as u64;
+        let pages = |counters: &Option<BTreeMap<_, u64>>, name| {
+            let counters = counters.as_ref();
+            counters.and_then(|counters| counters.get(name).copied())
+        };
+        let zero = pages(&system.sksm, "pages_zero").or(pages(&system.ksm, "ksm_zero_pages"));
+        Saved {
+            sksm_bytes: pages(&system.sksm, "pages_sharing").unwrap_or(0) * page,
+            ksm_bytes: pages(&system.ksm, "pages_sharing").unwrap_or(0) * page,
+            zero_bytes: zero.unwrap_or(0) * page,
+        }
+    }
+}
+
+fn zero_bytes(pid: u32) -> Option<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/ksm_stat")).ok()?;
+    let pages = text.lines().find_map(|line| {
+        let (name, pages) = line.split_once([' ', ':'])?;
+        (name == "ksm_zero_pages").then(|| pages.trim().parse::<u64>().ok())?
+    })?;
+    Some(pages * sksm::page_size() as u64)
+}
+
+/// Those with the most merged memory first.
+fn domains(processes: &[Process]) -> Vec<Domain> {
+    let mut domains: BTreeMap<&str, Domain> = BTreeMap::new();
+    for process in processes {
+        let Some(name) = &process.domain else {
+            continue;
+        };
+        let domain = domains.entry(name).or_default();
+        domain.processes += 1;
+        domain.anonymous_bytes += process.row.anonymous_bytes;
+        domain.merged_bytes += process.row.merged_bytes;
+    }
+    let mut domains: Vec<Domain> = (domains.into_iter())
+        .map(|(name, domain)| Domain {
+            name: name.into(),
+            ..domain
+        })
+        .collect();
+    domains.sort_by_key(|domain| std::cmp::Reverse(domain.merged_bytes));
+    domains
+}
+
+/// Looks at a thread of its own: a look takes as long as all page tables of the system.
+pub struct Sampler {
+    samples: Receiver<Result<Sample>>,
+    interval: Sender<Duration>,
+}
+
+impl Sampler {
+    pub fn start(mut every: Duration) -> Self {
+        let (send, samples) = channel();
+        let (interval, changes) = channel();
+        std::thread::spawn(move || {
+            let mut cost = Duration::ZERO;
+            loop {
+                let from = Instant::now();
+                // At most a fifth of one processor's time.
+                loop {
+                    let wait = every.max(cost * 4).saturating_sub(from.elapsed());
+                    match changes.recv_timeout(wait) {
+                        Ok(change) => every = change,
+                        Err(RecvTimeoutError::Timeout) => break,
+                        Err(RecvTimeoutError::Disconnected) => return,
+                    }
+                }
+                let start = Instant::now();
+                if send.send(Sample::take()).is_err() {
+                    return;
+                }
+                cost = start.elapsed();
+            }
+        });
+        Sampler { samples, interval }
+    }
+
+    /// Looks so often from now on.
+    pub fn every(&self, interval: Duration) {
+        // Where the thread has ended, `next` says so.
+        self.interval.send(interval).ok();
+    }
+
+    /// A look that has not been seen yet, if there is one.
+    pub fn next(&self) -> Result<Option<Sample>> {
+        match self.samples.try_recv() {
+            Ok(sample) => sample.map(Some),
+            Err(TryRecvError::Empty) => Ok(None),
+            Err(TryRecvError::Disconnected) => bail!("the thread that looks has ended"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn domains_add_up() {
+        let process = |pid, domain: &str, merged_bytes| Process {
+            row: Row {
+                pid,
+                name: "x".into(),
+                rss_bytes: 30,
+                anonymous_bytes: 20,
+                merged_bytes,
+            },
+            zero_bytes: None,
+            domain: Some(domain.into()),
+        };
+        let all = [
+            process(1, "root", 1),
+            process(2, "www", 4),
+            process(3, "www", 5),
+        ];
+        let domains = domains(&all);
+        let seen: Vec<_> = (domains.iter())
+            .map(|domain| (domain.name.as_str(), domain.processes, domain.merged_bytes))
+            .collect();
+        assert_eq!(seen, [("www", 2, 9), ("root", 1, 1)]);
+    }
+
+    #[test]
+    fn this_process_is_seen() {
+        if !std::path::Path::new("/sys/kernel/mm/ksm").exists() {
+            assert!(Sample::take().is_err());
+            return;
+        }
+        let sample = Sample::take().unwrap();
+        let own = std::process::id();
+        let own = (sample.processes.iter()).find(|process| process.row.pid == own);
+        assert!(own.unwrap().row.rss_bytes > 0);
+        assert_eq!(sample.missing.is_some(), sample.system.sksm.is_none());
+        assert_eq!(sample.domains.is_empty(), sample.domain.is_none());
+    }
+
+    #[test]
+    fn the_thread_looks_as_often_as_it_is_told() {
+        if Sample::take().is_err() {
+            return;
+        }
+        let sampler = Sampler::start(Duration::from_secs(3600));
+        sampler.every(Duration::from_millis(1));
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut seen = 0;
+        while seen < 2 {
+            assert!(Instant::now() < deadline, "{seen} looks");
+            seen += usize::from(sampler.next().unwrap().is_some());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
