@@ -34,7 +34,7 @@ pub fn run(bench: &mut Bench) -> Result<()> {
             break;
         }
         let map = filled(more, first + count as u64)?;
-        bench.tell(PUBLISHED);
+        bench.tell(&format!("{level} {PUBLISHED}"));
         counting(Wanted::publish(more), || map.merge())?;
         held.push(map);
         count = level;
