@@ -2,14 +2,16 @@
 
 mod chart;
 mod table;
+mod unused;
 
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use anyhow::Result;
+use anyhow::{Result, bail};
+use serde::{Deserialize, Serialize};
 use sksm_guest::bench::Report;
 
 use crate::{
@@ -19,6 +21,7 @@ use crate::{
     measurement::{self, Measured, Out},
     project::Project,
 };
+use unused::Unused;
 
 /// A million published pages, and 1 GiB twice, must fit in.
 const MEMORY: &str = "6G";
@@ -32,12 +35,29 @@ pub struct Args {
     /// Fewer repeats and smaller sizes: a minute, and rougher figures
     #[arg(long)]
     quick: bool,
+    /// Count instructions instead of time: under emulation, on one CPU, the same however busy this machine is, and no picture
+    #[arg(long)]
+    instructions: bool,
     /// Measure only these families, by their names in bench.json
     #[arg(long, value_name = "FAMILY", value_delimiter = ',')]
     only: Vec<String>,
+    /// With x86_64, leave out what is measured in a kernel without SKSM too, which is built for that
+    #[arg(long)]
+    patched_only: bool,
     /// Where bench.json and bench.svg go; target/sksm/bench/ARCH if not given
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+}
+
+/// What goes into bench.json.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+struct Published {
+    #[serde(flatten)]
+    report: Report,
+    /// None if it was left out.
+    unused: Option<Unused>,
+    /// All of it, but for building.
+    seconds: f64,
 }
 
 pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<ExitCode> {
@@ -45,19 +65,40 @@ pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<Ex
         let arch = args.arch.to_string();
         project.target.join("sksm/bench").join(arch)
     }))?;
+    if args.instructions && args.arch == Arch::Um {
+        bail!("User-Mode Linux cannot count instructions: add --arch x86_64");
+    }
     let kernel = kernel::build(project, args.arch, linux_src)?;
+    let compared =
+        |family: &&str| args.only.is_empty() || args.only.iter().any(|only| only == family);
+    let unpatched = match args.arch {
+        Arch::X86_64 if !args.patched_only && unused::FAMILIES.iter().any(compared) => {
+            Some(kernel::build(project, Arch::Unpatched, linux_src)?)
+        }
+        _ => None,
+    };
     let programs = build::guest_programs(project)?;
 
-    let mut command = vec![programs.join("sksm-bench").into_os_string()];
+    let program = programs.join("sksm-bench");
+    let mut command = vec![program.clone().into_os_string()];
     if args.quick {
         command.push("--quick".into());
     }
+    let start = Instant::now();
+    let unused = match &unpatched {
+        Some(unpatched) => Some(unused::measure(project, unpatched, &kernel, &program)?),
+        None => None,
+    };
     if !args.only.is_empty() {
         command.extend(["--only".into(), args.only.join(",").into()]);
     }
-    let boot = Boot::new(project, &kernel)
+    let mut boot = Boot::new(project, &kernel)
         .mem(if args.quick { MEMORY_QUICK } else { MEMORY })
         .timeout(Duration::from_secs(3600));
+    if args.instructions {
+        command.push("--instructions".into());
+        boot = boot.counting_instructions();
+    }
     let Measured {
         mut report,
         ksmd,
@@ -66,9 +107,17 @@ pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<Ex
     if let Some(beside) = &mut report.beside_ksm {
         ksmd.fill_in(beside.ksm.iter_mut());
     }
-    print!("{}", table::render(&report));
-    out.json("bench.json", &report)?;
-    out.text("bench.svg", &chart::draw(&report))?;
+    let published = Published {
+        report,
+        unused,
+        seconds: start.elapsed().as_secs_f64(),
+    };
+    print!("{}", table::render(&published));
+    out.json("bench.json", &published)?;
+    // Its axes are of time.
+    if !args.instructions {
+        out.text("bench.svg", &chart::draw(&published))?;
+    }
     outcome.check_splats()?;
     Ok(ExitCode::SUCCESS)
 }

@@ -25,6 +25,48 @@ pub fn guest_programs(project: &Project) -> Result<PathBuf> {
     Ok(project.target.join("release"))
 }
 
+/// The preload object is loaded into every process of the user's choice, so it is built small: see its crate.
+pub fn preload(project: &Project) -> Result<PathBuf> {
+    release(
+        project::cargo()
+            .args(["build", "--package", "sksm-preload", "--profile", "preload"])
+            .arg("--no-default-features")
+            .current_dir(&project.root),
+    )
+    .context("the preload object does not build")?;
+    Ok(project.target.join("preload/libsksm_preload.so"))
+}
+
+/// What the Debian packages are made of.
+pub struct Packaged {
+    pub command: PathBuf,
+    pub library: PathBuf,
+    pub preload: PathBuf,
+}
+
+/// Builds it.
+pub fn packaged_programs(project: &Project) -> Result<Packaged> {
+    release(
+        project::cargo()
+            .args([
+                "build",
+                "--release",
+                "--package",
+                "sksm-cli",
+                "--package",
+                "sksm-capi",
+            ])
+            .current_dir(&project.root),
+    )
+    .context("the command and the library do not build")?;
+    let dir = project.target.join("release");
+    Ok(Packaged {
+        command: dir.join("sksm"),
+        library: dir.join("libsksm.so"),
+        preload: preload(project)?,
+    })
+}
+
 /// The example that needs a newer compiler than the rest; its test says so where it was not built.
 fn example(project: &Project) -> Result<()> {
     if !builds_example()? {

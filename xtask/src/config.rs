@@ -91,7 +91,7 @@ fn fragments(project: &Project, arch: Arch) -> Vec<PathBuf> {
 }
 
 /// Symbols and their values; a later line wins, and an unset symbol has the value `n`.
-fn settings(config: &str) -> BTreeMap<&str, &str> {
+pub fn settings(config: &str) -> BTreeMap<&str, &str> {
     config
         .lines()
         .filter_map(|line| {
@@ -105,7 +105,7 @@ fn settings(config: &str) -> BTreeMap<&str, &str> {
 }
 
 /// The lines of the fragments that the configuration does not have.
-fn lost(fragments: &str, config: &str) -> Vec<String> {
+pub fn lost(fragments: &str, config: &str) -> Vec<String> {
     let made = settings(config);
     settings(fragments)
         .into_iter()

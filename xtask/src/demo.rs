@@ -5,11 +5,11 @@ mod table;
 
 use std::{
     path::{Path, PathBuf},
-    process::{ExitCode, Stdio},
+    process::ExitCode,
     time::Duration,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
 use sksm_guest::demo::Report;
 
@@ -18,7 +18,7 @@ use crate::{
     guest::Boot,
     kernel::{self, Arch},
     measurement::{self, Measured, Out},
-    project::{self, Project},
+    project::Project,
 };
 
 #[derive(clap::Args)]
@@ -49,7 +49,7 @@ pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<Ex
     let out = Out::create(args.out.unwrap_or_else(|| project.target.join("sksm/demo")))?;
     let kernel = kernel::build(project, args.arch, linux_src)?;
     let programs = build::guest_programs(project)?;
-    let preload = build_preload(project)?;
+    let preload = build::preload(project)?;
 
     let processes = args.processes.to_string();
     let ksm_timeout = args.ksm_timeout.to_string();
@@ -96,27 +96,6 @@ pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<Ex
         bail!("the kernel ran, but did not merge as expected: see above");
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// The preload object is in every process of the experiment, so it is built small: see its crate.
-fn build_preload(project: &Project) -> Result<PathBuf> {
-    let status = project::cargo()
-        .args([
-            "build",
-            "--package",
-            "sksm-preload",
-            "--profile",
-            "preload",
-            "--no-default-features",
-        ])
-        .current_dir(&project.root)
-        .stdout(Stdio::from(rustix::io::dup(std::io::stderr())?))
-        .status()
-        .context("cannot run cargo")?;
-    if !status.success() {
-        bail!("the preload object does not build");
-    }
-    Ok(project.target.join("preload/libsksm_preload.so"))
 }
 
 /// The guest's memory: libc's text is some 1.4 MiB, and each process needs some more.

@@ -61,6 +61,7 @@ pub struct Boot<'a> {
     smp: u32,
     parameters: String,
     timeout: Option<Duration>,
+    counting: bool,
 }
 
 /// /dev/kvm can be opened, but no machine runs on it.
@@ -192,6 +193,7 @@ impl<'a> Boot<'a> {
             smp,
             parameters: parameters.into(),
             timeout: None,
+            counting: false,
         }
     }
 
@@ -220,6 +222,14 @@ impl<'a> Boot<'a> {
         self
     }
 
+    /// One emulated CPU, whose clock goes on by a nanosecond with each instruction and jumps over idle times: what is measured
+    /// with it is a number of instructions, which does not depend on how busy the host is. Not for UML.
+    pub fn counting_instructions(mut self) -> Self {
+        self.smp = 1;
+        self.counting = true;
+        self
+    }
+
     /// Boots, runs one command, powers off.
     pub fn run(self, cmd: Cmd) -> Result<Outcome> {
         let timeout = self.timeout;
@@ -237,7 +247,11 @@ impl<'a> Boot<'a> {
     /// Boots, and waits until the guest takes commands.
     pub fn start(self) -> Result<Guest> {
         static KVM_FAILED: AtomicBool = AtomicBool::new(false);
-        if self.kernel.arch == Arch::Um || KVM_FAILED.load(Ordering::Relaxed) || !kvm() {
+        if self.kernel.arch == Arch::Um
+            || self.counting
+            || KVM_FAILED.load(Ordering::Relaxed)
+            || !kvm()
+        {
             return self.boot(false);
         }
         match self.boot(true) {
@@ -343,8 +357,17 @@ impl<'a> Boot<'a> {
         command
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
             .args(["-machine", "q35", "-cpu", "max", "-no-reboot"]);
+        let (accel, extra) = match (kvm, self.counting) {
+            (true, _) => ("kvm", ""),
+            (false, false) => ("tcg,thread=multi", ""),
+            // Where things lie has an effect on how many instructions it takes to find them.
+            (false, true) => ("tcg,thread=single", "nokaslr norandmaps"),
+        };
+        if self.counting {
+            command.args(["-icount", "shift=0,sleep=off"]);
+        }
         command
-            .args(["-accel", if kvm { "kvm" } else { "tcg,thread=multi" }])
+            .args(["-accel", accel])
             .args(["-m", &self.mem])
             .args(["-smp", &self.smp.to_string()])
             .arg("-kernel")
@@ -369,7 +392,7 @@ impl<'a> Boot<'a> {
             .arg("-append")
             .arg(format!(
                 "console=ttyS0 panic=-1 rdinit=/init no_timer_check \
-                 rcupdate.rcu_cpu_stall_timeout=120 watchdog_thresh=60 {}",
+                 rcupdate.rcu_cpu_stall_timeout=120 watchdog_thresh=60 {} {extra}",
                 self.parameters
             ));
         command

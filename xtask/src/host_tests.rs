@@ -9,7 +9,7 @@ use std::{
 use anyhow::Result;
 
 use crate::{
-    build, interrupt, patches, progress::Step, project, report::Verdict, step, test::Run, tree,
+    build, deb, interrupt, patches, progress::Step, project, report::Verdict, step, test::Run, tree,
 };
 
 pub const NAMES: &[&str] = &[
@@ -20,6 +20,8 @@ pub const NAMES: &[&str] = &[
     "host/kernel-rustfmt",
     "host/kernel-checkpatch",
     "host/patches",
+    "host/deb",
+    "host/deb-kernel",
 ];
 
 pub fn run(run: &mut Run, tree: &Path, linux_src: Option<&Path>) -> Result<()> {
@@ -74,8 +76,24 @@ pub fn run(run: &mut Run, tree: &Path, linux_src: Option<&Path>) -> Result<()> {
                     .args(files(&kernel.join("mm/sksm"), &["c", "h"])?);
                 command
             }
-            _ => {
+            "host/patches" => {
                 patches(run, name, linux_src)?;
+                continue;
+            }
+            "host/deb" => {
+                let step = Step::begin(name);
+                let out = tempfile::tempdir()?;
+                let result = deb::programs(run.project, out.path())
+                    .and_then(|packages| deb::installed::check(run.project, &packages));
+                record(run, &step, name, result)?;
+                continue;
+            }
+            // It compiles the kernel's Rust once more.
+            _ if run.args.quick() => continue,
+            _ => {
+                let step = Step::begin(name);
+                let result = deb::kernel::check(run.project, linux_src).map(|_report| ());
+                record(run, &step, name, result)?;
                 continue;
             }
         };

@@ -114,34 +114,23 @@ pub fn build(project: &Project, arch: Arch, linux_src: Option<&Path>) -> Result<
         &cache::fingerprint(&toolchain.version)[..8]
     ));
     let log = project.logs()?.join(format!("build-{arch}.log"));
-    // `make` removes what it was about to write when it is asked to stop. When it was killed instead,
-    // some object may be half written and look finished.
-    let busy = objects.join(".sksm-busy");
-    if busy.is_file() {
-        let step = Step::begin("removing objects of a build that was killed");
-        cache::remove(&objects)?;
-        step.done();
-    }
-    cache::write(&busy, "")?;
     // The source as it came.
     let unpacked = fs::read_to_string(source.dir.join("unpacked"))?;
     let base = format!("{}\n{unpacked}", toolchain.version);
     let kconfig = format!("{base}\n{}", changes.kconfig);
     let complete = objects.join(".sksm-built");
     let built = objects.join(image);
-    let result = config::configure(project, &toolchain, &source, &objects, arch, &kconfig)
-        .and_then(|settings| {
-            let wanted = format!("{settings}\n{}", changes.all);
-            if built.is_file() && fs::read_to_string(&complete).is_ok_and(|made| made == wanted) {
-                return Ok(());
-            }
-            cache::remove(&complete)?;
-            let mut make = toolchain.make(&source.tree, &objects, arch.make());
-            compile(project, arch, &objects, make.arg(target), &log)?;
-            cache::write(&complete, wanted)
-        });
-    cache::remove(&busy)?;
-    result?;
+    with_objects(&objects, || {
+        let settings = config::configure(project, &toolchain, &source, &objects, arch, &kconfig)?;
+        let wanted = format!("{settings}\n{}", changes.all);
+        if built.is_file() && fs::read_to_string(&complete).is_ok_and(|made| made == wanted) {
+            return Ok(());
+        }
+        cache::remove(&complete)?;
+        let mut make = toolchain.make(&source.tree, &objects, arch.make());
+        compile(project, arch, &objects, make.arg(target), &log)?;
+        cache::write(&complete, wanted)
+    })?;
     cache::remove(&stamp)?;
     publish(&built, &kernel.image)?;
     // Not if somebody edited a file meanwhile.
@@ -149,6 +138,21 @@ pub fn build(project: &Project, arch: Arch, linux_src: Option<&Path>) -> Result<
         cache::write(&stamp, made_of)?;
     }
     Ok(kernel)
+}
+
+/// Does `work` in a directory of objects. `make` removes what it was about to write when it is asked to stop. When it
+/// was killed instead, some object may be half written and look finished, so the next time begins afresh.
+pub fn with_objects<T>(objects: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let busy = objects.join(".sksm-busy");
+    if busy.is_file() {
+        let step = Step::begin("removing objects of a build that was killed");
+        cache::remove(objects)?;
+        step.done();
+    }
+    cache::write(&busy, "")?;
+    let result = work();
+    cache::remove(&busy)?;
+    result
 }
 
 /// Runs `make` with its progress.
@@ -203,7 +207,7 @@ fn publish(built: &Path, image: &Path) -> Result<()> {
 }
 
 /// The file that a line of the build's output is about.
-fn compiled(line: &str) -> Option<&str> {
+pub fn compiled(line: &str) -> Option<&str> {
     let line = line.strip_prefix("  ")?;
     let (tool, file) = line.split_once(' ')?;
     let is_tool = tool.starts_with(|c: char| c.is_ascii_uppercase())

@@ -6,6 +6,7 @@ mod build;
 mod cache;
 mod config;
 mod console;
+mod deb;
 mod demo;
 mod format;
 mod guest;
@@ -78,6 +79,8 @@ enum Verb {
     Selftests(selftests::Args),
     /// Do everything that can be done to merged memory at once, and compare every byte
     Stress(stress::Args),
+    /// Build Debian packages: the command and the libraries, or a kernel with SKSM
+    Deb(deb::Args),
     /// Write the whole change as one series for `git am`, checked
     Patches(patches::Args),
     /// Remove the cached trees and objects
@@ -128,6 +131,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Verb::Selftests(args) => return selftests::run(&Project::find()?, args, linux_src),
         Verb::Stress(args) => return stress::run(&Project::find()?, &args, linux_src),
         Verb::Patches(args) => return patches::run(&Project::find()?, &args, linux_src),
+        Verb::Deb(args) => return deb::run(&Project::find()?, &args, linux_src),
         Verb::Clean => cache::clean(&Project::find()?)?,
         Verb::GuestAgent { .. } => unreachable!("handled above"),
     }

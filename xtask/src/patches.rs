@@ -236,7 +236,7 @@ pub fn make(
 }
 
 /// The name and address that the patches are sent and signed off with.
-fn sender(project: &Project, given: Option<&str>) -> Result<String> {
+pub fn sender(project: &Project, given: Option<&str>) -> Result<String> {
     if let Some(given) = given {
         let mail = given
             .strip_suffix('>')

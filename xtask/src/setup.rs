@@ -41,6 +41,8 @@ const NEEDED: &[&[&[&str]]] = &[
     &[&["qemu-system-x86"]],
     &[&["busybox-static"]],
     &[&["pkgconf"]],
+    // For the packages of the command and the libraries.
+    &[&["debhelper"]],
 ];
 
 /// The oldest Rust that Linux 6.12 builds with. An older package counts as not installed.
@@ -86,8 +88,25 @@ pub fn check() -> Result<bool> {
 
 /// Installs what is missing; `own_source` says that Debian's kernel source is not needed.
 pub fn ensure(own_source: bool) -> Result<()> {
-    let mut missing = missing(own_source)?;
-    if missing.is_empty() {
+    install(|| missing(own_source))
+}
+
+/// Installs what only some verb needs.
+pub fn ensure_packages(names: &[&'static str]) -> Result<()> {
+    install(|| {
+        let installed = installed()?;
+        let missing = names.iter().copied();
+        Ok(Missing(
+            missing
+                .filter(|&name| !installed.iter().any(|other| other == name))
+                .collect(),
+        ))
+    })
+}
+
+fn install(missing: impl Fn() -> Result<Missing>) -> Result<()> {
+    let mut packages = missing()?;
+    if packages.is_empty() {
         return Ok(());
     }
     let root = rustix::process::geteuid().is_root();
@@ -98,17 +117,17 @@ pub fn ensure(own_source: bool) -> Result<()> {
     } else if succeeds("sudo", &["--version"]) && std::io::stdin().is_terminal() {
         &["sudo"]
     } else {
-        bail!("packages are missing; as root, run\n  {missing}");
+        bail!("packages are missing; as root, run\n  {packages}");
     };
-    if missing.0.iter().any(|package| !available(package)) {
+    if packages.0.iter().any(|package| !available(package)) {
         apt(sudo, &["update"])?;
         // With the lists at hand the choice may be another one.
-        missing = self::missing(own_source)?;
+        packages = missing()?;
     }
-    eprintln!("installing: {}", missing.0.join(" "));
+    eprintln!("installing: {}", packages.0.join(" "));
     // Whatever is on the machine may be somebody's; apt says what is in the way.
     let mut install = vec!["install", "--yes", "--no-install-recommends", "--no-remove"];
-    install.extend(&missing.0);
+    install.extend(&packages.0);
     apt(sudo, &install)
 }
 

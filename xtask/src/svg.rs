@@ -78,6 +78,13 @@ impl Svg {
         self.y += 48.0;
     }
 
+    /// More under the title.
+    pub fn remark(&mut self, text: &str) {
+        self.y -= 26.0;
+        self.text(MARGIN, 15, FAINT, "normal", text);
+        self.y += 48.0;
+    }
+
     /// Between two groups.
     pub fn space(&mut self) {
         self.y += 34.0;
@@ -128,13 +135,16 @@ impl Svg {
 
     fn plot(&mut self, plot: &Plot, x: f64, width: f64) {
         self.text(x - 44.0, 16, INK, "bold", &plot.title);
-        self.y += 12.0;
+        self.y += 20.0;
         let all = || plot.curves.iter().flat_map(|curve| &curve.points);
         let (mut first, mut last, mut highest) = (f64::MAX, f64::MIN_POSITIVE, f64::MIN_POSITIVE);
         for point in all() {
             (first, last) = (first.min(point.at), last.max(point.at));
-            highest = highest.max(point.upper);
+            highest = highest.max(point.median);
         }
+        // One disturbed measurement is not to flatten all others.
+        let shaded = all().map(|point| point.upper.min(1.5 * highest));
+        highest = shaded.fold(highest, f64::max);
         if all().next().is_none() {
             self.y += 24.0;
             self.text(x, 13, FAINT, "normal", "not measured");
@@ -143,7 +153,7 @@ impl Svg {
         let step = round_step(highest / 4.0);
         let ceiling = step * (highest / step).ceil();
         let floor = self.y + PLOT_HEIGHT;
-        let down = |value: f64| floor - value / ceiling * PLOT_HEIGHT;
+        let down = |value: f64| floor - value.min(ceiling) / ceiling * PLOT_HEIGHT;
         let span = (last / first).ln().max(f64::MIN_POSITIVE);
         let right = |at: f64| x + (at / first).ln() / span * width;
         for line in 0..=(ceiling / step).round() as u32 {

@@ -49,6 +49,10 @@ impl Args {
         self.seconds.filter(|_| usual.is_some()).or(usual)
     }
 
+    pub fn quick(&self) -> bool {
+        self.quick
+    }
+
     pub fn seed(&self) -> Option<u64> {
         self.seed
     }

@@ -43,13 +43,18 @@ pub fn pipe() -> io::Result<(File, File)> {
 
 /// Keeps this thread, and those that it starts, on one CPU: what that CPU keeps for itself it can then find again.
 pub fn stay_on_one_cpu() -> Result<()> {
+    stay_on(0)
+}
+
+/// The same, on this CPU.
+pub fn stay_on(cpu: usize) -> Result<()> {
     // SAFETY: a set of CPUs is valid when it is all zeros.
     let mut cpus: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: CPU 0 fits into any set.
-    unsafe { libc::CPU_SET(0, &mut cpus) };
+    // SAFETY: the set is valid, and a number beyond it panics.
+    unsafe { libc::CPU_SET(cpu, &mut cpus) };
     // SAFETY: a valid set of that size.
     check(unsafe { libc::sched_setaffinity(0, size_of_val(&cpus), &cpus) })
-        .context("sched_setaffinity")
+        .with_context(|| format!("cannot run on CPU {cpu}"))
         .map(drop)
 }
 

@@ -48,6 +48,11 @@ impl Trace {
         fs::write(&path, value).with_context(|| format!("cannot write to {}", path.display()))
     }
 
+    /// Whether the kernel knows this event.
+    pub fn has(&self, event: &str) -> bool {
+        self.0.join("events").join(event).is_dir()
+    }
+
     /// Turns an event, given as `SYSTEM/EVENT`, or all of a system, on or off.
     pub fn set(&self, events: &str, on: bool) -> Result<()> {
         self.write(

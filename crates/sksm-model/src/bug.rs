@@ -9,6 +9,8 @@ pub enum Bug {
     FindWithoutRecheck,
     /// Publishing does not look again under the mutex.
     PublishWithoutSecondLook,
+    /// What the shard has published is asked after the first look, and not before.
+    PublishedReadTooLate,
     /// A page that is found is mapped before its place is in the reverse map.
     PlaceNotEntered,
     /// Nodes are freed without waiting for readers of the index.
@@ -23,6 +25,16 @@ pub enum Bug {
     ProtectIgnoresReferences,
     /// The reverse map of a page that was anonymous a moment ago is walked without its lock.
     WalkWithoutLock,
+    /// Who looks for room does not count the places that others are about to map.
+    RoomIgnoresPending,
+    /// Room is looked for by a lookup, and not again under the folio lock.
+    RoomWithoutSecondLook,
+    /// A page that has failed keeps its node.
+    FailureKeepsNode,
+    /// Replacing does not look whether the merged page has failed since it was found.
+    ReplaceMapsFailed,
+    /// A place is settled without an RCU read section, as if the reference kept the node.
+    SettleWithoutRcu,
     /// Withdrawing waits for the folio lock, with the page table locked.
     WithdrawWaitsForLock,
 }

@@ -3,7 +3,7 @@
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
 
-use loom::sync::atomic::{AtomicUsize, Ordering};
+use loom::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use loom::sync::{Condvar, Mutex};
 
 use crate::node::NodeId;
@@ -97,6 +97,7 @@ pub(crate) struct Frame {
     refs: AtomicUsize,
     mapcount: AtomicUsize,
     mapping: AtomicUsize,
+    failed: AtomicBool,
     pub(crate) lock: PageLock,
     bytes: Plain<u8>,
 }
@@ -107,6 +108,7 @@ impl Frame {
             refs: AtomicUsize::new(0),
             mapcount: AtomicUsize::new(0),
             mapping: AtomicUsize::new(Mapping::None.encode()),
+            failed: AtomicBool::new(false),
             lock: PageLock::new(),
             bytes: Plain::new(POISON),
         }
@@ -125,6 +127,16 @@ impl Frame {
 
     pub(crate) fn is_merged(&self) -> bool {
         matches!(self.mapping(), Mapping::Node(_))
+    }
+
+    /// `folio_test_hwpoison()`.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.load(Ordering::Relaxed)
+    }
+
+    /// `TestSetPageHWPoison()`.
+    pub(crate) fn set_failed(&self) -> bool {
+        self.failed.swap(true, Ordering::AcqRel)
     }
 
     /// `folio_ref_count()`: atomic_read(), no barrier.

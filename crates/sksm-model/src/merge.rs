@@ -23,7 +23,7 @@ enum Fate<'w> {
 
 /// `is_candidate()`.
 fn is_candidate(frame: &Frame) -> bool {
-    matches!(frame.mapping(), Mapping::Anon(_))
+    matches!(frame.mapping(), Mapping::Anon(_)) && !frame.has_failed()
 }
 
 impl World {
@@ -90,15 +90,19 @@ impl World {
     /// `Call::decide()`.
     fn decide<'w>(&'w self, process: ProcessId, folio: &LockedFolio<'w>) -> Fate<'w> {
         let place = self.place_of(process);
+        let mut published = self.index.published();
         if let Some(page) = self.find(folio, place) {
             return Fate::Merge(page);
+        }
+        if self.has(Bug::PublishedReadTooLate) {
+            published = self.index.published();
         }
         let Mapping::Anon(own_place) = folio.mapping() else {
             panic!("a locked candidate is merged by somebody else");
         };
         let node = self.new_node(folio, own_place);
         let _publishing = self.index.publish_lock();
-        if !self.has(Bug::PublishWithoutSecondLook) {
+        if !self.has(Bug::PublishWithoutSecondLook) && self.index.published() != published {
             if let Some(page) = self.find(folio, place) {
                 self.free_node(node);
                 return Fate::Merge(page);
@@ -111,6 +115,10 @@ impl World {
     /// `Batch::replace()`.
     fn replace(&self, process: ProcessId, folio: &LockedFolio<'_>, page: Pending<'_>) {
         let mut pte = self.pte(process);
+        // Memory failure looks at this table after it has marked the page.
+        if self.frame(page.folio()).has_failed() && !self.has(Bug::ReplaceMapsFailed) {
+            return;
+        }
         let replaced = match *pte {
             Pte::Mapped {
                 folio: id,

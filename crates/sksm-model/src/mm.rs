@@ -22,6 +22,8 @@ pub(crate) enum Pte {
     },
     /// A migration entry.
     Migrating(FolioId),
+    /// An entry for a page that has failed: who touches it dies.
+    Failed,
 }
 
 impl Pte {
@@ -48,7 +50,7 @@ impl World {
         loop {
             let pte = self.pte(process);
             match *pte {
-                Pte::None => return None,
+                Pte::None | Pte::Failed => return None,
                 Pte::Mapped { folio, .. } => return Some(self.frame(folio).load()),
                 Pte::Migrating(folio) => {
                     drop(pte);
@@ -83,7 +85,7 @@ impl World {
             let mut pte = self.pte(process);
             let entry = *pte;
             match entry {
-                Pte::None => return None,
+                Pte::None | Pte::Failed => return None,
                 Pte::Migrating(folio) => {
                     drop(pte);
                     self.frame(folio).lock.wait();
@@ -181,10 +183,12 @@ impl World {
 
     /// Calls `f` with every entry where the reverse map says that the folio may be mapped.
     fn walk(&self, folio: &Folio<'_>, mut f: impl FnMut(&mut Pte)) {
-        let Mapping::Node(node) = folio.mapping() else {
-            return;
+        let places = match folio.mapping() {
+            Mapping::Node(node) => self.node(node).places(),
+            Mapping::Anon(place) => vec![place],
+            Mapping::None | Mapping::Orphan => return,
         };
-        for place in self.node(node).places() {
+        for place in places {
             for process in self.processes_at(place) {
                 f(&mut self.pte(process));
             }
@@ -208,6 +212,29 @@ impl World {
                 *pte = Pte::read_only(Folio::get(self, new.id()).into_raw());
             }
         });
+    }
+
+    /// The page of a process fails: `memory_failure()` down to `delete_from_lru_cache()`.
+    pub(crate) fn fail(&self, process: ProcessId) {
+        let folio = match *self.pte(process) {
+            // Marked first.
+            Pte::Mapped { folio, .. } if !self.frame(folio).set_failed() => Folio::get(self, folio),
+            _ => return,
+        };
+        let folio = folio.lock();
+        self.walk(&folio, |pte| {
+            if pte.maps(folio.id()) {
+                *pte = Pte::Failed;
+                folio.remove_mapping();
+                drop(Folio::from_raw(self, folio.id()));
+            }
+        });
+        if !self.has(Bug::FailureKeepsNode) {
+            self.folio_freed(folio.id());
+        }
+        // The reference stays: the page is never used again.
+        folio.unlock().into_raw();
+        self.release();
     }
 
     /// `folio_referenced()` as reclaim's: a walk over the reverse map of an isolated folio.

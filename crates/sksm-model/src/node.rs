@@ -75,8 +75,11 @@ impl Pending<'_> {
     }
 
     fn settle(&self) {
+        // Memory failure takes the node in spite of the reference.
+        let world = self.0.world();
+        let _rcu = (!world.has(Bug::SettleWithoutRcu)).then(|| world.index.rcu_lock());
         if let Mapping::Node(node) = self.0.mapping() {
-            let node = self.0.world().node(node);
+            let node = world.node(node);
             let before = node.pending.fetch_sub(1, Ordering::Release);
             assert_ne!(before, 0, "a place is settled that is not pending");
         }
@@ -194,7 +197,7 @@ impl World {
         true
     }
 
-    /// `Node::folio_freed()`: the folio's last reference has gone.
+    /// `Node::folio_freed()`: the folio's last reference has gone, or it failed, and is locked.
     pub(crate) fn folio_freed(&self, id: FolioId) {
         let frame = self.frame(id);
         if let Mapping::Node(node) = frame.mapping() {

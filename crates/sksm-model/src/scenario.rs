@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::bug::Bug;
-use crate::mm::ProcessId;
+use crate::mm::{ProcessId, Pte};
 use crate::world::World;
 
 /// What one thread does. Each checks what its process reads at once.
@@ -17,6 +17,8 @@ enum Act {
     /// Exit, munmap or `MADV_DONTNEED`.
     Unmap(ProcessId),
     Migrate(ProcessId),
+    /// The memory behind the page fails.
+    Fail(ProcessId),
     /// Reclaim's look at references.
     Look(ProcessId),
 }
@@ -31,7 +33,9 @@ pub struct Scenario {
     /// Processes that merge before the threads start.
     merged: &'static [ProcessId],
     threads: &'static [&'static [Act]],
-    /// What the processes read in the end; `None`: unmapped.
+    /// `max_page_sharing`, where it matters.
+    limit: Option<usize>,
+    /// What the processes read in the end, unless their page has failed; `None`: unmapped.
     end: &'static [Option<u8>],
     /// How many merged pages there are in the end, if that is certain.
     nodes: Option<usize>,
@@ -39,7 +43,7 @@ pub struct Scenario {
     preemptions: Option<usize>,
 }
 
-use Act::{Look, Merge, Migrate, Unmap, Write, WritePinned};
+use Act::{Fail, Look, Merge, Migrate, Unmap, Write, WritePinned};
 
 pub static SCENARIOS: &[Scenario] = &[
     Scenario {
@@ -48,6 +52,7 @@ pub static SCENARIOS: &[Scenario] = &[
         forked: false,
         merged: &[],
         threads: &[&[Merge(0)], &[Merge(1)]],
+        limit: None,
         end: &[Some(7), Some(7)],
         nodes: Some(1),
         preemptions: None,
@@ -58,6 +63,7 @@ pub static SCENARIOS: &[Scenario] = &[
         forked: false,
         merged: &[],
         threads: &[&[Merge(0)], &[Merge(1)]],
+        limit: None,
         end: &[Some(7), Some(8)],
         nodes: Some(2),
         preemptions: None,
@@ -68,6 +74,7 @@ pub static SCENARIOS: &[Scenario] = &[
         forked: false,
         merged: &[0],
         threads: &[&[Merge(1)], &[Merge(2)]],
+        limit: None,
         end: &[Some(7), Some(7), Some(7)],
         nodes: Some(1),
         preemptions: Some(5),
@@ -78,6 +85,7 @@ pub static SCENARIOS: &[Scenario] = &[
         forked: true,
         merged: &[],
         threads: &[&[Merge(0)], &[Merge(1)]],
+        limit: None,
         end: &[Some(7), Some(7)],
         // Each may take the other's reference for a user's, and leave the page alone.
         nodes: None,
@@ -89,6 +97,7 @@ pub static SCENARIOS: &[Scenario] = &[
         forked: false,
         merged: &[0],
         threads: &[&[Merge(1)], &[Write(0, 9)]],
+        limit: None,
         end: &[Some(9), Some(7)],
         nodes: None,
         preemptions: None,
@@ -99,6 +108,7 @@ pub static SCENARIOS: &[Scenario] = &[
         forked: false,
         merged: &[0],
         threads: &[&[Merge(1)], &[Unmap(0)]],
+        limit: None,
         end: &[None, Some(7)],
         nodes: None,
         preemptions: None,
@@ -109,6 +119,7 @@ pub static SCENARIOS: &[Scenario] = &[
         forked: false,
         merged: &[0],
         threads: &[&[Merge(1)], &[Migrate(0)]],
+        limit: None,
         end: &[Some(7), Some(7)],
         nodes: None,
         preemptions: Some(5),
@@ -119,6 +130,7 @@ pub static SCENARIOS: &[Scenario] = &[
         forked: false,
         merged: &[0],
         threads: &[&[Merge(1)], &[Write(1, 9)]],
+        limit: None,
         end: &[Some(7), Some(9)],
         nodes: None,
         preemptions: None,
@@ -129,6 +141,7 @@ pub static SCENARIOS: &[Scenario] = &[
         forked: false,
         merged: &[0],
         threads: &[&[Merge(1)], &[WritePinned(1, 9)]],
+        limit: None,
         end: &[Some(7), Some(9)],
         nodes: None,
         preemptions: None,
@@ -139,6 +152,7 @@ pub static SCENARIOS: &[Scenario] = &[
         forked: false,
         merged: &[0],
         threads: &[&[Merge(1)], &[Unmap(1)]],
+        limit: None,
         end: &[Some(7), None],
         nodes: Some(1),
         preemptions: None,
@@ -149,6 +163,7 @@ pub static SCENARIOS: &[Scenario] = &[
         forked: true,
         merged: &[],
         threads: &[&[Merge(0)], &[Write(1, 9)]],
+        limit: None,
         end: &[Some(7), Some(9)],
         nodes: None,
         preemptions: None,
@@ -159,6 +174,7 @@ pub static SCENARIOS: &[Scenario] = &[
         forked: false,
         merged: &[0, 1],
         threads: &[&[Write(0, 8)], &[Write(1, 9)]],
+        limit: None,
         end: &[Some(8), Some(9)],
         nodes: Some(0),
         preemptions: None,
@@ -169,6 +185,7 @@ pub static SCENARIOS: &[Scenario] = &[
         forked: false,
         merged: &[0],
         threads: &[&[Write(0, 9)], &[Migrate(0)]],
+        limit: None,
         end: &[Some(9)],
         nodes: Some(0),
         preemptions: Some(5),
@@ -179,6 +196,7 @@ pub static SCENARIOS: &[Scenario] = &[
         forked: false,
         merged: &[],
         threads: &[&[Merge(0), Merge(1)], &[Look(0)]],
+        limit: None,
         end: &[Some(7), Some(7)],
         nodes: None,
         preemptions: Some(5),
@@ -189,6 +207,7 @@ pub static SCENARIOS: &[Scenario] = &[
         forked: false,
         merged: &[0],
         threads: &[&[Merge(1)], &[Write(0, 9)], &[Migrate(0)]],
+        limit: None,
         end: &[Some(9), Some(7)],
         nodes: None,
         preemptions: Some(2),
@@ -199,9 +218,43 @@ pub static SCENARIOS: &[Scenario] = &[
         forked: false,
         merged: &[0],
         threads: &[&[Merge(1)], &[Merge(2)], &[Unmap(0)]],
+        limit: None,
         end: &[None, Some(7), Some(7)],
         nodes: None,
         preemptions: Some(3),
+    },
+    Scenario {
+        name: "two mergers, a merged page with room for one",
+        bytes: &[7, 7, 7],
+        forked: false,
+        merged: &[0],
+        threads: &[&[Merge(1)], &[Merge(2)]],
+        limit: Some(2),
+        end: &[Some(7), Some(7), Some(7)],
+        nodes: Some(2),
+        preemptions: Some(5),
+    },
+    Scenario {
+        name: "merger, memory failure",
+        bytes: &[7, 7],
+        forked: false,
+        merged: &[0],
+        threads: &[&[Merge(1)], &[Fail(0)]],
+        limit: None,
+        end: &[Some(7), Some(7)],
+        nodes: None,
+        preemptions: Some(5),
+    },
+    Scenario {
+        name: "write by the only user, memory failure",
+        bytes: &[7],
+        forked: false,
+        merged: &[0],
+        threads: &[&[Write(0, 9)], &[Fail(0)]],
+        limit: None,
+        end: &[Some(9)],
+        nodes: Some(0),
+        preemptions: Some(5),
     },
 ];
 
@@ -219,17 +272,18 @@ impl World {
             }
             Unmap(process) => self.unmap(process),
             Migrate(process) => self.migrate(process),
+            Fail(process) => self.fail(process),
             Look(process) => self.look_at_references(process),
         }
     }
 
     #[track_caller]
     fn expect(&self, process: ProcessId, byte: impl Into<Option<u8>>) {
-        assert_eq!(
-            self.read(process),
-            byte.into(),
-            "a process reads what it did not write"
-        );
+        let found = self.read(process);
+        if found.is_none() && *self.pte(process) == Pte::Failed {
+            return;
+        }
+        assert_eq!(found, byte.into(), "a process reads what it did not write");
     }
 }
 
@@ -249,7 +303,7 @@ impl Scenario {
     }
 
     fn run(&'static self, bug: Option<Bug>) {
-        let mut world = World::new(bug, self.bytes);
+        let mut world = World::new(bug, self.limit, self.bytes);
         if self.forked {
             world.fork();
         }

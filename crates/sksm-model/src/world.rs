@@ -16,6 +16,8 @@ const NODES: usize = 6;
 /// Memory, processes and the engine.
 pub struct World {
     pub(crate) bug: Option<Bug>,
+    /// `max_page_sharing`.
+    pub(crate) limit: Option<usize>,
     folios: Vec<Frame>,
     pub(crate) free_folios: Mutex<Vec<FolioId>>,
     pub(crate) nodes: Vec<Node>,
@@ -29,11 +31,12 @@ pub struct World {
 
 impl World {
     /// One process for each of `bytes`, each with a page of its own that holds the byte.
-    pub(crate) fn new(bug: Option<Bug>, bytes: &[u8]) -> Self {
+    pub(crate) fn new(bug: Option<Bug>, limit: Option<usize>, bytes: &[u8]) -> Self {
         // Room for a copy of each page and for one migration.
         let folios = 2 * bytes.len() + 1;
         let mut world = Self {
             bug,
+            limit,
             folios: (0..folios).map(|_| Frame::new()).collect(),
             free_folios: Mutex::new((0..folios).collect()),
             nodes: (0..NODES).map(|_| Node::unused()).collect(),
@@ -109,10 +112,18 @@ impl World {
             .collect();
         assert!(!frame.lock.is_locked(), "a folio stays locked");
         assert_eq!(frame.mapcount(), mappers.len(), "mappings are miscounted");
-        assert_eq!(frame.refs(), mappers.len(), "references are miscounted");
+        let mut references = mappers.len();
+        if frame.has_failed() {
+            assert_eq!(mappers, [], "a page that has failed is mapped");
+            // Memory failure's own.
+            references += 1;
+        }
+        assert_eq!(frame.refs(), references, "references are miscounted");
         if let Mapping::Node(node) = frame.mapping() {
             let node = self.node(node);
             assert_eq!(node.folio_hint(), id, "the node points elsewhere");
+            let limit = self.limit.unwrap_or(usize::MAX);
+            assert!(mappers.len() <= limit, "a page has too many mappings");
             for process in mappers {
                 let known = node
                     .places()
@@ -134,8 +145,9 @@ impl World {
             self.nodes.iter().all(|node| !node.is_live()),
             "a node is never freed"
         );
+        let failed = self.folios.iter().filter(|frame| frame.has_failed());
         assert_eq!(
-            self.free_folios.lock().unwrap().len(),
+            self.free_folios.lock().unwrap().len() + failed.count(),
             self.folios.len(),
             "a folio is never freed"
         );

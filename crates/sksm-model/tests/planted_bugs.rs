@@ -8,6 +8,7 @@ use sksm_model::{Bug, scenario};
 /// Bytes or nodes are looked at while somebody else changes them.
 const UNSTABLE: &str = "Concurrent read and write accesses";
 const WRONG_BYTES: &str = "a process reads what it did not write";
+const TOO_MANY: &str = "a page has too many mappings";
 const NO_PLACE: &str = "a mapping is missing in the reverse map";
 
 fn message(panic: &(dyn Any + Send)) -> &str {
@@ -75,6 +76,15 @@ fn publish_without_second_look() {
 }
 
 #[test]
+fn published_read_too_late() {
+    fails(
+        Bug::PublishedReadTooLate,
+        "two mergers, equal pages",
+        "there are more or fewer merged pages",
+    );
+}
+
+#[test]
 fn place_not_entered() {
     fails(Bug::PlaceNotEntered, "merger, migration", NO_PLACE);
 }
@@ -129,6 +139,51 @@ fn walk_without_lock() {
     fails(
         Bug::WalkWithoutLock,
         "two mergers, reclaim's look",
+        UNSTABLE,
+    );
+}
+
+#[test]
+fn room_ignores_pending() {
+    fails(
+        Bug::RoomIgnoresPending,
+        "two mergers, a merged page with room for one",
+        TOO_MANY,
+    );
+}
+
+#[test]
+fn room_without_second_look() {
+    fails(
+        Bug::RoomWithoutSecondLook,
+        "two mergers, a merged page with room for one",
+        TOO_MANY,
+    );
+}
+
+#[test]
+fn failure_keeps_node() {
+    fails(
+        Bug::FailureKeepsNode,
+        "merger, memory failure",
+        "the index is not empty",
+    );
+}
+
+#[test]
+fn replace_maps_failed() {
+    fails(
+        Bug::ReplaceMapsFailed,
+        "merger, memory failure",
+        "a page that has failed is mapped",
+    );
+}
+
+#[test]
+fn settle_without_rcu() {
+    fails(
+        Bug::SettleWithoutRcu,
+        "merger, memory failure",
         UNSTABLE,
     );
 }

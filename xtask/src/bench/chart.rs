@@ -7,11 +7,21 @@ use crate::{
     svg::{BLUE, Bar, Curve, GREEN, GREY, PALE_BLUE, Plot, Point, RED, Svg},
 };
 
-use super::table::{self, time};
+use super::{
+    Published,
+    table::{self, time},
+    unused::Unused,
+};
 
-pub fn draw(report: &Report) -> String {
+pub fn draw(published: &Published) -> String {
+    let report = &published.report;
     let mut svg = Svg::new();
-    svg.title("What MADV_MERGE costs", &super::setting(report));
+    let setting = super::setting(report);
+    let (kernel, machine) = setting.split_once("; ").unwrap_or((&setting, ""));
+    svg.title("What MADV_MERGE costs", kernel);
+    svg.remark(&format!(
+        "{machine}. Medians; shaded: what half of the values are within"
+    ));
     group(
         &mut svg,
         "Time for a page of 4 KiB, in calls over whole page tables",
@@ -100,14 +110,43 @@ pub fn draw(report: &Report) -> String {
     group(
         &mut svg,
         "A write fault, by what is written to",
-        bars("afterwards", "write fault"),
+        bars("faults", "write fault"),
     );
     group(
         &mut svg,
         "Reclaim of a physical page to swap space",
         bars("reclaim", "reclaim a physical page"),
     );
+    if let Some(unused) = &published.unused {
+        let title = format!(
+            "{}: instructions, beside a kernel without it",
+            table::UNUSED
+        );
+        group(&mut svg, &title, without(unused));
+    }
     svg.finish()
+}
+
+/// The rows that both kernels have.
+fn without(unused: &Unused) -> Vec<Bar> {
+    let both = unused
+        .rows
+        .iter()
+        .filter(|row| !row.variant.contains("merged"));
+    both.map(|row| {
+        let (label, remark) = match row.what.split_once(", ") {
+            Some((label, rest)) => (label, rest),
+            None => (&*row.what, &*row.variant),
+        };
+        Bar {
+            label: label.to_owned(),
+            value: row.ratio(),
+            shown: format!("{:+.2} %", 100.0 * (row.ratio() - 1.0)).replace('-', "−"),
+            remark: remark.to_owned(),
+            colour: GREEN,
+        }
+    })
+    .collect()
 }
 
 /// Draws nothing of what was not measured.
@@ -127,10 +166,11 @@ fn page(report: &Report) -> Vec<Bar> {
         .iter()
         .filter(|row| row.variant == "4 KiB pages");
     let mut bars: Vec<Bar> = of_4_kib.map(|row| bar(&row.what, row, GREEN)).collect();
-    if let Some([memcmp, memcpy]) = table::yardsticks(report) {
+    if let Some([memcmp, memcpy, xxh64]) = table::yardsticks(report) {
         for (name, ns) in [
             ("memcmp in user space", memcmp),
             ("memcpy in user space", memcpy),
+            ("xxh64 in user space", xxh64),
         ] {
             bars.push(Bar {
                 label: name.to_owned(),
@@ -215,7 +255,7 @@ fn bar(label: &str, row: &Row, colour: &'static str) -> Bar {
         value: row.value.median,
         shown: match row.unit {
             Unit::NsPerPage => time(row.value.median),
-            unit => table::value(unit, row.value.median),
+            unit => table::value(false, unit, row.value.median),
         },
         remark: remark.collect::<Vec<_>>().join(", "),
         colour,
@@ -230,14 +270,16 @@ mod tests {
     #[test]
     fn every_measurement_that_is_there_is_drawn() {
         let svg = draw(&sample());
-        // Background; two kinds of page and two yardsticks; SKSM and the KSM run whose CPU time is known; 1 and 2 tasks.
-        assert_eq!(svg.matches("<rect").count(), 1 + 4 + 2 + 2);
+        // Background; two kinds of page and three yardsticks; SKSM and the KSM run whose CPU time is known; 1 and 2 tasks;
+        // unmapping in either kernel.
+        assert_eq!(svg.matches("<rect").count(), 1 + 5 + 2 + 2 + 1);
         assert_eq!(svg.matches("<polyline").count(), 1);
         for text in [
             "3.00 × memcmp",
             "700 pages saved after 12.0 s",
             "190,000 pages/s",
             "emulated by QEMU",
+            "+0.10 %",
         ] {
             assert!(svg.contains(text), "{text} is missing in\n{svg}");
         }

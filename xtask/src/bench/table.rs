@@ -5,28 +5,33 @@ use sksm_guest::{
     statistics::Summary,
 };
 
+use super::{Published, unused::Unused};
 use crate::{
     format::{seconds, thousands},
     table::Table,
 };
 
 /// The whole of it, for a terminal.
-pub fn render(report: &Report) -> String {
+pub fn render(published: &Published) -> String {
+    let report = &published.report;
     let mut text = format!("{}\n", super::setting(report));
     if report.quick {
         text += "quick: few repeats and small sizes, so rough figures\n";
     }
-    if let Some([memcmp, memcpy]) = yardsticks(report) {
+    if report.instructions {
+        text += "figures are numbers of instructions\n";
+    } else if let Some([memcmp, memcpy, xxh64]) = yardsticks(report) {
         text += &format!(
-            "yardstick, taken after each row: memcmp of two equal pages {}, memcpy {}\n",
+            "yardsticks in user space, taken after each row: memcmp of two equal pages {}, memcpy {}, xxh64 of one {}\n",
             with_range(&memcmp),
-            with_range(&memcpy)
+            with_range(&memcpy),
+            with_range(&xxh64)
         );
     }
     for family in &report.families {
         text += &format!("\n{} ({})\n", family.title, family.name);
         if !family.rows.is_empty() {
-            text += &rows(family);
+            text += &rows(family, report.instructions);
         }
         if let Some(beside) = report.beside_ksm.as_ref().filter(|_| family.name == "ksm") {
             text += &beside_ksm(beside);
@@ -35,11 +40,16 @@ pub fn render(report: &Report) -> String {
             text += &format!("note: {note}\n");
         }
     }
-    text
+    if let Some(unused) = &published.unused {
+        text += &format!("\n{UNUSED}, in instructions\n{}", without(unused));
+    }
+    text + "\n" + &durations(published) + "\n"
 }
 
-/// Nanoseconds of a memcmp and of a memcpy, over all rows.
-pub fn yardsticks(report: &Report) -> Option<[Summary; 2]> {
+pub const UNUSED: &str = "What the engine costs those who do not use it";
+
+/// Nanoseconds of a memcmp, a memcpy and a checksum, over all rows.
+pub fn yardsticks(report: &Report) -> Option<[Summary; 3]> {
     let all = || {
         report
             .families
@@ -50,6 +60,7 @@ pub fn yardsticks(report: &Report) -> Option<[Summary; 2]> {
     Some([
         Summary::of(all().map(|yardstick| yardstick.memcmp).collect())?,
         Summary::of(all().map(|yardstick| yardstick.memcpy).collect())?,
+        Summary::of(all().map(|yardstick| yardstick.xxh64).collect())?,
     ])
 }
 
@@ -57,7 +68,8 @@ fn with_range(ns: &Summary) -> String {
     format!("{} ({} to {})", time(ns.median), time(ns.min), time(ns.max))
 }
 
-fn rows(family: &Family) -> String {
+fn rows(family: &Family, instructions: bool) -> String {
+    let value = |unit, figure| value(instructions, unit, figure);
     let mut table = Table::new([
         "",
         "",
@@ -82,7 +94,11 @@ fn rows(family: &Family) -> String {
                 value(row.unit, row.value.lower),
                 value(row.unit, row.value.upper)
             ),
-            relative(family, row),
+            match instructions {
+                // A processor does not take as long for each.
+                true => String::new(),
+                false => relative(family, row),
+            },
             row.value.count.to_string(),
         ]);
     }
@@ -90,13 +106,22 @@ fn rows(family: &Family) -> String {
 }
 
 /// A figure with its unit.
-pub fn value(unit: Unit, value: f64) -> String {
+pub fn value(instructions: bool, unit: Unit, value: f64) -> String {
+    let time = if instructions { count } else { time };
     match unit {
         Unit::NsPerPage => format!("{} a page", time(value)),
         Unit::Ns => time(value),
         Unit::PagesPerSecond => format!("{} pages/s", thousands(value as i64)),
         Unit::Bytes => format!("{value:.1} B"),
         Unit::Count => format!("{value:.0}"),
+    }
+}
+
+/// Instructions.
+pub fn count(number: f64) -> String {
+    match number {
+        ..99.95 => format!("{number:.1}"),
+        _ => thousands(number.round() as i64),
     }
 }
 
@@ -175,6 +200,43 @@ fn beside_ksm(beside: &BesideKsm) -> String {
     )
 }
 
+fn without(unused: &Unused) -> String {
+    let boots = format!("of {} boots", unused.boots);
+    let mut table = Table::new(["", "", "CONFIG_SKSM=n", "=y", "=y / =n", "spread"]);
+    table.row(["", "", "", "", "", &boots]);
+    table.rule();
+    let mut before = "";
+    for row in &unused.rows {
+        let what = if row.what == before { "" } else { &row.what };
+        before = &row.what;
+        table.row([
+            what.to_owned(),
+            row.variant.clone(),
+            count(row.without.median),
+            count(row.with.median),
+            format!("{:.4}", row.ratio()),
+            format!("{:.2} %", 100.0 * row.spread()),
+        ]);
+    }
+    table.render()
+        + "merged pages are beside ordinary ones of the kernel that cannot merge; spread: the medians of equal boots\n"
+}
+
+/// How long it all took.
+fn durations(published: &Published) -> String {
+    let mut parts: Vec<String> = (published.report.families.iter())
+        .map(|family| format!("{} {}", family.name, seconds(family.seconds)))
+        .collect();
+    if let Some(unused) = &published.unused {
+        parts.push(format!("both kernels {}", seconds(unused.seconds)));
+    }
+    format!(
+        "it took {}: {}",
+        seconds(published.seconds),
+        parts.join(", ")
+    )
+}
+
 #[cfg(test)]
 pub mod tests {
     use sksm_guest::{
@@ -183,9 +245,10 @@ pub mod tests {
     };
 
     use super::*;
+    use crate::bench::unused::Compared;
 
     /// A report as a kernel might give it, with round figures.
-    pub fn sample() -> Report {
+    pub fn sample() -> Published {
         let row = |what: &str, variant: &str, at, unit, median| Row {
             what: what.into(),
             variant: variant.into(),
@@ -195,6 +258,7 @@ pub mod tests {
             yardstick: Some(Yardstick {
                 memcmp: 200.0,
                 memcpy: 300.0,
+                xxh64: 500.0,
             }),
         };
         let family = |name: &str, rows| Family {
@@ -214,12 +278,13 @@ pub mod tests {
             pages_scanned: 2100,
             full_scans: 3,
         };
-        Report {
+        let report = Report {
             kernel: "6.12.0".into(),
             processor: "QEMU TCG CPU version 2.5+".into(),
             cpus: 2,
             memory_mib: 6000,
             quick: false,
+            instructions: false,
             families: vec![
                 family(
                     "pages",
@@ -287,6 +352,25 @@ pub mod tests {
                 sksm_scanned: 800,
                 ksm: vec![ksm(20, None), ksm(0, Some(0.07))],
             }),
+        };
+        let boots = |median: f64| Summary::of(vec![median - 2.0, median, median + 2.0]).unwrap();
+        let compared = |variant: &str, with| Compared {
+            what: "munmap".into(),
+            variant: variant.into(),
+            without: boots(1000.0),
+            with: boots(with),
+        };
+        Published {
+            report,
+            unused: Some(Unused {
+                boots: 3,
+                seconds: 70.0,
+                rows: vec![
+                    compared("ordinary pages", 1001.0),
+                    compared("merged pages, shared", 900.0),
+                ],
+            }),
+            seconds: 400.0,
         }
     }
 
@@ -312,6 +396,12 @@ pub mod tests {
             cells("KSM, unthrottled"),
             "KSM, unthrottled 12.0 s 70.0 ms 100 µs 7.00 × SKSM 3.00"
         );
+        assert_eq!(
+            cells("munmap"),
+            "munmap ordinary pages 1,000 1,001 1.0010 0.40 %"
+        );
+        assert!(text.contains("0.9000       0.44 %"), "{text}");
+        assert!(text.contains("it took 6 min 40 s: pages 3.00 s"), "{text}");
         assert_eq!(text.matches("note: something to know").count(), 4);
     }
 }

@@ -3,16 +3,18 @@
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use kvm_bindings::{kvm_regs, kvm_userspace_memory_region};
 use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
-use sksm_guest::memory::{Map, PAGE, WORDS, content};
+use sksm_guest::memory::{Map, PAGE, TABLE, WORDS, content};
 use sksm_guest::process::Child;
 use sksm_guest::report::{Test, skip, test};
 use sksm_guest::sysfs::Counters;
 
-use crate::expect::{copies, merging, one_page};
+use crate::expect::{copies, merged, merging, one_page};
 use crate::writers::{beside, for_a_while};
 
 pub const TESTS: &[Test] = &[
@@ -21,10 +23,16 @@ pub const TESTS: &[Test] = &[
     test("kvm/guest-writes-are-its-own", guest_writes),
     test("kvm/pages-are-freed", freed),
     test("kvm/counts-while-merging", counts),
+    test("kvm/reads-while-merging", reads),
 ];
 
 /// What the machine runs, in real mode. The result goes to a port, then it halts.
-const CODE: &[(u64, &[u8])] = &[(SUM, SUM_CODE), (WRITE, WRITE_CODE), (COUNT, COUNT_CODE)];
+const CODE: &[(u64, &[u8])] = &[
+    (SUM, SUM_CODE),
+    (WRITE, WRITE_CODE),
+    (COUNT, COUNT_CODE),
+    (READ, READ_CODE),
+];
 
 /// EAX: a sum of the CX double words at SI that depends on their order.
 const SUM: u64 = 0;
@@ -63,6 +71,24 @@ const COUNT_CODE: &[u8] = &[
     0x66, 0xef, // out dx, eax
     0xf4, // hlt
     0x90, // nop
+    0x66, 0x8b, 0x04, // mov eax, [si]
+    0x66, 0xef, // out dx, eax
+    0xf4, // hlt
+];
+
+/// CX times: each page from 0x8000 to 0x10000 must begin with EBX. EAX: EBX, or what was found in its place.
+const READ: u64 = 0x300;
+const READ_CODE: &[u8] = &[
+    0xbe, 0x00, 0x80, // mov si, 0x8000
+    0x66, 0x39, 0x1c, // cmp [si], ebx
+    0x75, 0x0f, // jne to the last load
+    0x81, 0xc6, 0x00, 0x10, // add si, 0x1000
+    0x75, 0xf5, // jnz to cmp
+    0x49, // dec cx
+    0x75, 0xef, // jnz to the start
+    0x66, 0x89, 0xd8, // mov eax, ebx
+    0x66, 0xef, // out dx, eax
+    0xf4, // hlt
     0x66, 0x8b, 0x04, // mov eax, [si]
     0x66, 0xef, // out dx, eax
     0xf4, // hlt
@@ -410,4 +436,42 @@ fn counts() -> Result<()> {
     }
     data.merge()?;
     one_page(&data.pfns()?)
+}
+
+/// A machine that reads its pages all the time, while they are replaced by equal ones: it never sees what becomes of the old
+/// frames. It maps them anew between the two changes of a merge, if those are far apart: the batch has many more pages.
+fn reads() -> Result<()> {
+    needed()?;
+    const BATCH: usize = 512;
+    const ID: u64 = 60;
+    let twins = merged(2, ID)?;
+    let map = Map::aligned(BATCH, TABLE, 0)?;
+    map.fill_all(|_| ID);
+    // At its end: their frames are freed last, so they are used again first.
+    let memory = map.part(BATCH - PAGES..BATCH);
+    let mut machine = Machine::new(&memory)?;
+    let rounds = AtomicUsize::new(0);
+    let replace = || {
+        // The same bytes in frames of their own, which are free after the merge.
+        (0..BATCH - PAGES).for_each(|page| map.fill(page, ID));
+        DATA.for_each(|page| memory.fill(page, ID));
+        map.merge()?;
+        rounds.fetch_add(1, Relaxed);
+        // Whoever gets them next writes something else.
+        let _others = Map::filled(&[ID + 1; 2 * BATCH])?;
+        std::thread::sleep(Duration::from_millis(2));
+        Ok(())
+    };
+    let right = content(ID, 0) as u32;
+    let read = |_| {
+        let found = machine.run(READ, 0, right.into(), 1000, 0)?;
+        ensure!(
+            found == right,
+            "the machine reads {found:#x} instead of {right:#x}"
+        );
+        Ok(())
+    };
+    merging(|| beside(1, replace, |_| for_a_while(read)))?;
+    eprintln!("{rounds:?} merges");
+    twins.expect_all(|_| ID)
 }

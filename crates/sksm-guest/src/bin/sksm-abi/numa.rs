@@ -259,7 +259,7 @@ fn moved_while_used(across: bool) -> Result<()> {
     };
     merging(|| {
         let children = [body(0)?, body(1)?, body(2)?];
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + Duration::from_secs(240);
         let mut moved = 0;
         for round in 0.. {
             let child = &children[round % 3];

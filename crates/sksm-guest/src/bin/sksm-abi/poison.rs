@@ -25,6 +25,7 @@ pub const TESTS: &[Test] = &[
     test("poison/signals-by-hardware-as-for-ksm", || {
         signals_as_for_ksm(Cause::Hardware)
     }),
+    test("poison/only-mappers-are-told", only_mappers),
     test("poison/index-forgets", index_forgets),
 ];
 
@@ -302,6 +303,43 @@ fn signals_as_for_ksm(cause: Cause) -> Result<()> {
         ours == theirs,
         "of SKSM's page: {ours:?}, of KSM's: {theirs:?}"
     );
+    Ok(())
+}
+
+/// Who could map the page that fails, and does not any more, hears nothing of it, even if it asked to be told early.
+fn only_mappers() -> Result<()> {
+    let map = merged(2, 5)?;
+    needs_memory_failure(&map)?;
+    let parted = |part: &dyn Fn() -> Result<()>, has: u64| {
+        let child = Child::spawn(|parent| {
+            tell(true)?;
+            part()?;
+            parent.meet()?;
+            map.expect_all(|_| has)
+        })?;
+        child.pause()?;
+        anyhow::Ok(child)
+    };
+    let children = [
+        // Pages of its own, and none.
+        parted(
+            &|| {
+                map.fill_all(|_| 6);
+                Ok(())
+            },
+            6,
+        )?,
+        parted(&|| Ok(map.advise(libc::MADV_DONTNEED)?), 0)?,
+    ];
+    Child::spawn(|_| {
+        tell(false)?;
+        fail(&map, 0)
+    })?
+    .ended()?;
+    for child in children {
+        child.go()?;
+        child.join()?;
+    }
     Ok(())
 }
 

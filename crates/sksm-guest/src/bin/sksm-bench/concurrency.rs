@@ -19,6 +19,10 @@ const DISTURBED: &str = "merge different content while 2 others fault and copy o
 const MOST: usize = 4;
 
 pub fn run(bench: &mut Bench) -> Result<()> {
+    if bench.instructions {
+        bench.note("left out: a matter of time, not of instructions");
+        return Ok(());
+    }
     let cpus = std::thread::available_parallelism()?.get();
     if cpus == 1 {
         bench.note("one CPU: tasks take turns, so more of them cannot do more");
@@ -37,11 +41,10 @@ pub fn run(bench: &mut Bench) -> Result<()> {
         let mut row = |what, wanted, contents: &dyn Fn(usize) -> u64| -> Result<()> {
             bench.tell(what);
             let mut rates = Vec::new();
-            for round in 0..=repeats {
+            for warm in bench.rounds(repeats) {
                 let rate = counting(wanted, || together(tasks, pages, contents))?;
                 settle()?;
-                // The first round warms up.
-                if round > 0 {
+                if warm {
                     rates.push(rate);
                 }
             }
@@ -53,9 +56,12 @@ pub fn run(bench: &mut Bench) -> Result<()> {
         row(UNIQUE, Wanted::publish(tasks * pages), &|_| fresh(pages))?;
         let disturbers = [disturb()?, disturb()?];
         let mut rates = Vec::new();
-        for _ in 0..repeats {
+        for warm in bench.rounds(repeats) {
             let wanted = Wanted::merge(tasks * pages);
-            rates.push(counting(wanted, || together(tasks, pages, &different))?);
+            let rate = counting(wanted, || together(tasks, pages, &different))?;
+            if warm {
+                rates.push(rate);
+            }
         }
         for disturber in disturbers {
             disturber.kill();

@@ -1,12 +1,11 @@
 //! How often the TLB is flushed, as the kernel's trace events tell.
 
-use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
+use sksm_guest::tracefs::{Event, Trace};
 
-const TRACING: &str = "/sys/kernel/debug/tracing";
-const EVENT: &str = "events/tlb/tlb_flush/enable";
+const EVENT: &str = "tlb/tlb_flush";
 
 /// Flushes that one thread ordered.
 #[derive(Debug, Default, PartialEq)]
@@ -17,48 +16,34 @@ pub struct Flushes {
     pub remote: usize,
 }
 
-/// Whether this kernel can tell.
-pub fn known() -> bool {
-    Path::new(TRACING).join(EVENT).exists()
+/// Where the flushes are heard of; none in a kernel that does not tell.
+pub fn trace() -> Result<Option<Trace>> {
+    if !Path::new("/sys/kernel/tracing").is_dir() {
+        return Ok(None);
+    }
+    let trace = Trace::new()?;
+    Ok(trace.has(EVENT).then_some(trace))
 }
 
 /// What the calling thread orders during the work.
-pub fn during(work: impl FnOnce() -> Result<()>) -> Result<Flushes> {
+pub fn during(trace: &Trace, work: impl FnOnce() -> Result<()>) -> Result<Flushes> {
     // SAFETY: has no preconditions.
     let thread = unsafe { libc::gettid() };
-    write("set_event_pid", &thread.to_string())?;
-    write("trace", "")?;
-    write(EVENT, "1")?;
+    trace.set(EVENT, true)?;
     let result = work();
-    write(EVENT, "0")?;
-    let text =
-        fs::read_to_string(Path::new(TRACING).join("trace")).context("cannot read the trace")?;
+    trace.set(EVENT, false)?;
+    let events = trace.take()?;
     result?;
-    Ok(count(&text, thread))
+    Ok(count(&events, thread))
 }
 
-fn write(file: &str, text: &str) -> Result<()> {
-    fs::write(Path::new(TRACING).join(file), text)
-        .with_context(|| format!("cannot write {text:?} to {TRACING}/{file}"))
-}
-
-/// Lines like `sksm-bench-12  [000] ...1.  3.456: tlb_flush: pages:511 reason:local mm shootdown (3)`.
-fn count(trace: &str, thread: i32) -> Flushes {
+/// Their texts are like `pages:511 reason:local mm shootdown (3)`.
+fn count(events: &[Event], thread: i32) -> Flushes {
     let mut flushes = Flushes::default();
-    for line in trace.lines() {
-        let Some((head, event)) = line.split_once("tlb_flush:") else {
-            continue;
-        };
-        let of = head
-            .split('[')
-            .next()
-            .and_then(|task| task.trim().rsplit('-').next());
-        if of != Some(&*thread.to_string()) {
-            continue;
-        }
-        if event.contains("reason:local") {
+    for event in events.iter().filter(|event| event.pid == thread) {
+        if event.text.contains("reason:local mm") {
             flushes.own += 1;
-        } else if event.contains("reason:remote ipi send") {
+        } else if event.text.contains("reason:remote ipi send") {
             flushes.remote += 1;
         }
     }
@@ -70,13 +55,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lines_are_counted_by_thread_and_kind() {
-        let trace = "# tracer: nop\n\
-            \x20     sksm-bench-12      [000] d..1.     3.1: tlb_flush: pages:512 reason:local mm shootdown (3)\n\
-            \x20     sksm-bench-12      [000] d..1.     3.2: tlb_flush: pages:512 reason:remote ipi send (4)\n\
-            \x20     sksm-bench-13      [001] d..1.     3.3: tlb_flush: pages:512 reason:local mm shootdown (3)\n\
-            \x20     sksm-bench-12      [000] d..1.     3.4: tlb_flush: pages:512 reason:local mm shootdown (3)\n\
-            \x20     sksm-bench-12      [000] d..1.     3.5: tlb_flush: pages:0 reason:flush on task switch (0)\n";
-        assert_eq!(count(trace, 12), Flushes { own: 2, remote: 1 });
+    fn events_are_counted_by_thread_and_kind() {
+        let event = |pid, text: &str| Event {
+            pid,
+            name: "tlb_flush".to_owned(),
+            text: text.to_owned(),
+        };
+        let events = [
+            event(12, "pages:512 reason:local mm shootdown (3)"),
+            event(12, "pages:512 reason:remote ipi send (4)"),
+            event(13, "pages:512 reason:local mm shootdown (3)"),
+            event(12, "pages:512 reason:local mm shootdown (3)"),
+            event(12, "pages:0 reason:flush on task switch (0)"),
+        ];
+        assert_eq!(count(&events, 12), Flushes { own: 2, remote: 1 });
     }
 }

@@ -5,9 +5,9 @@ use sksm_guest::memory::{Map, TABLE};
 
 use crate::calls::{MERGE, PUBLISH};
 use crate::measure::{
-    Bench, TABLE_PAGES, Wanted, affordable_pages, counting, filled, fresh, name, settle,
-    timed_merge,
+    Bench, TABLE_PAGES, Wanted, affordable_pages, counting, filled, fresh, name, timed_merge,
 };
+use crate::pages::publish;
 
 /// The rows that make up the curves.
 pub const PUBLISHED: &str = "pages published";
@@ -39,11 +39,7 @@ pub fn run(bench: &mut Bench) -> Result<()> {
         held.push(map);
         count = level;
         bench.per_page(name(PUBLISHED, PUBLISH).at(level), pages, repeats, || {
-            let map = filled(pages, fresh(pages))?;
-            let taken = counting(Wanted::publish(pages), || timed_merge(&map, 0..pages))?;
-            drop(map);
-            settle()?;
-            Ok(taken)
+            publish(filled(pages, fresh(pages))?)
         })?;
         // From all over them, other ones each time: nothing that the CPU's caches hold.
         let mut round = 0;

@@ -3,16 +3,16 @@
 //! Runs as root in a kernel of its own. Prints one JSON document on stdout (see `sksm_guest::bench`) and progress on stderr.
 //! Each scenario also checks that it did what it says; the exit status is 1 if one did not.
 
-mod afterwards;
 mod calls;
 mod concurrency;
+mod faults;
 mod flushes;
 mod growth;
 mod ksm;
 mod measure;
 mod metadata;
-mod ordinary;
 mod pages;
+mod processes;
 mod reclaim;
 mod sharers;
 mod threads;
@@ -68,20 +68,10 @@ const FAMILIES: [Entry; 11] = [
         true,
         concurrency::run,
     ),
-    (
-        "afterwards",
-        "Living with merged pages",
-        true,
-        afterwards::run,
-    ),
+    ("faults", "Page faults and unmapping", false, faults::run),
+    ("processes", "Fork, exec and exit", false, processes::run),
     ("reclaim", "Reclaim to swap space", true, reclaim::run),
     ("metadata", "Kernel memory", true, metadata::run),
-    (
-        "ordinary",
-        "Operations on ordinary memory, for kernels with and without CONFIG_SKSM",
-        false,
-        ordinary::run,
-    ),
     (
         "ksm",
         "The same pages, merged by SKSM and by KSM",
@@ -96,6 +86,9 @@ struct Args {
     /// Fewer repeats and smaller sizes: a minute, and rougher figures
     #[arg(long)]
     quick: bool,
+    /// The clock counts instructions: the host says so
+    #[arg(long)]
+    instructions: bool,
     /// Run only these families
     #[arg(long, value_name = "FAMILY", value_delimiter = ',')]
     only: Vec<String>,
@@ -123,6 +116,7 @@ fn run(args: &Args) -> Result<Report> {
         cpus: std::thread::available_parallelism()?.get(),
         memory_mib: system::memory_mib()?,
         quick: args.quick,
+        instructions: args.instructions,
         families: Vec::new(),
         beside_ksm: None,
     };
@@ -131,10 +125,10 @@ fn run(args: &Args) -> Result<Report> {
             continue;
         }
         ensure!(
-            !needs_merge || sksm::support() == sksm::Support::Merge,
-            "this kernel has no MADV_MERGE: boot one built with CONFIG_SKSM, or take --only ordinary"
+            !needs_merge || measure::merges(),
+            "this kernel has no MADV_MERGE: boot one built with CONFIG_SKSM, or take --only faults,processes"
         );
-        let mut bench = Bench::new(name, title, args.quick);
+        let mut bench = Bench::new(name, title, args.quick, args.instructions);
         measure(&mut bench).with_context(|| format!("family {name}"))?;
         settings.restore()?;
         let (family, beside_ksm) = bench.finish();

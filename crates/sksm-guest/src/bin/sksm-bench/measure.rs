@@ -7,9 +7,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use sksm_guest::bench::{BesideKsm, Family, Row, Unit, Yardstick};
 use sksm_guest::memory::{Map, PAGE, TABLE};
+use sksm_guest::process::Child;
 use sksm_guest::statistics::Summary;
 use sksm_guest::sysfs::SKSM;
 use sksm_guest::system;
+use xxhash_rust::xxh64::xxh64;
+
+/// What pages are that no engine has touched; kernels without SKSM have only those.
+pub const ORDINARY: &str = "ordinary pages";
 
 /// Pages that one page table maps.
 pub const TABLE_PAGES: usize = TABLE / PAGE;
@@ -17,6 +22,8 @@ pub const TABLE_PAGES: usize = TABLE / PAGE;
 /// One family of measurements in progress.
 pub struct Bench {
     pub quick: bool,
+    /// Instead of time.
+    pub instructions: bool,
     family: Family,
     beside_ksm: Option<BesideKsm>,
     start: Instant,
@@ -50,10 +57,11 @@ impl Name<'_> {
 }
 
 impl Bench {
-    pub fn new(name: &str, title: &str, quick: bool) -> Self {
+    pub fn new(name: &str, title: &str, quick: bool, instructions: bool) -> Self {
         eprintln!("{name}");
         Self {
             quick,
+            instructions,
             family: Family {
                 name: name.to_owned(),
                 title: title.to_owned(),
@@ -95,7 +103,16 @@ impl Bench {
         }
     }
 
-    /// A row from repeated samples, each of which takes that long for that many pages. The first sample warms up.
+    /// Rounds of a measurement.
+    pub fn rounds(&self, wanted: usize) -> Rounds {
+        Rounds {
+            wanted,
+            done: 0,
+            end: Instant::now() + Duration::from_secs(self.size(2, 5) as u64),
+        }
+    }
+
+    /// A row from repeated samples, each of which takes that long for that many pages.
     pub fn per_page(
         &mut self,
         name: Name,
@@ -104,10 +121,13 @@ impl Bench {
         mut sample: impl FnMut() -> Result<Duration>,
     ) -> Result<()> {
         self.tell(name.what);
-        let mut sample = || sample().with_context(|| format!("{}, {}", name.what, name.variant));
-        sample()?;
-        let values = (0..repeats).map(|_| Ok(sample()?.as_nanos() as f64 / pages as f64));
-        let values = values.collect::<Result<Vec<_>>>()?;
+        let mut values = Vec::new();
+        for warm in self.rounds(repeats) {
+            let taken = sample().with_context(|| format!("{}, {}", name.what, name.variant))?;
+            if warm {
+                values.push(taken.as_nanos() as f64 / pages as f64);
+            }
+        }
         self.row(name, Unit::NsPerPage, values)
     }
 
@@ -124,6 +144,26 @@ impl Bench {
             yardstick: Some(self.yard.measure()),
         });
         Ok(())
+    }
+}
+
+/// One round to warm up, which is false, and then as many as wanted; three on a machine too slow for all of them.
+pub struct Rounds {
+    wanted: usize,
+    done: usize,
+    end: Instant,
+}
+
+impl Iterator for Rounds {
+    type Item = bool;
+
+    fn next(&mut self) -> Option<bool> {
+        let enough = self.done > 3 && Instant::now() > self.end;
+        if enough || self.done > self.wanted {
+            return None;
+        }
+        self.done += 1;
+        Some(self.done > 1)
     }
 }
 
@@ -168,8 +208,22 @@ impl Yard {
                 std::hint::black_box(other).copy_from_slice(std::hint::black_box(one));
             }
         }));
-        Yardstick { memcmp, memcpy }
+        let xxh64 = median(Box::new(|| {
+            for page in self.one.chunks(PAGE) {
+                std::hint::black_box(xxh64(std::hint::black_box(page), 0));
+            }
+        }));
+        Yardstick {
+            memcmp,
+            memcpy,
+            xxh64,
+        }
     }
+}
+
+/// Whether this kernel has MADV_MERGE.
+pub fn merges() -> bool {
+    sksm::support() == sksm::Support::Merge
 }
 
 /// Names of so many contents that no page has had before: the first of a row of numbers.
@@ -190,6 +244,38 @@ pub fn merged(pages: usize, first: u64) -> Result<Map> {
     let map = filled(pages, first)?;
     map.merge()?;
     Ok(map)
+}
+
+/// Makes the pages of one kind.
+pub type Make<'a> = &'a dyn Fn() -> Result<Map>;
+
+/// For pages of each kind that this kernel can have; they differ in nothing else.
+pub fn each_kind(pages: usize, mut each: impl FnMut(&str, Make) -> Result<()>) -> Result<()> {
+    each(ORDINARY, &|| filled(pages, fresh(pages)))?;
+    if !merges() {
+        return Ok(());
+    }
+    each("merged pages, one user", &|| merged(pages, fresh(pages)))?;
+    let first = fresh(pages);
+    // In a process of its own: this one's children are not to have them twice.
+    let keeper = Child::spawn(|parent| {
+        let _published = merged(pages, first)?;
+        parent.meet()
+    })?;
+    keeper.pause()?;
+    each("merged pages, shared", &|| {
+        let before = SKSM.number("pages_merged")?;
+        let map = merged(pages, first)?;
+        let count = SKSM.number("pages_merged")? - before;
+        ensure!(
+            count >= pages as i64 * 99 / 100,
+            "{count} of {pages} pages were merged"
+        );
+        Ok(map)
+    })?;
+    keeper.go()?;
+    keeper.join()?;
+    settle()
 }
 
 /// How long exactly the call takes.
@@ -264,6 +350,9 @@ pub fn counting<T>(wanted: Wanted, work: impl FnOnce() -> Result<T>) -> Result<T
 
 /// Waits until the engine has freed what it held for pages that have gone: that would disturb what comes next.
 pub fn settle() -> Result<()> {
+    if !merges() {
+        return Ok(());
+    }
     // Reading it waits for just that.
     SKSM.number("bytes_metadata").map(drop)
 }
@@ -271,17 +360,5 @@ pub fn settle() -> Result<()> {
 /// So many pages can be filled with some left for everything else.
 pub fn affordable_pages() -> Result<usize> {
     let mib = system::memory_available_mib()? as usize;
-    Ok((mib * 4 / 5).saturating_sub(128) * ((1 << 20) / PAGE))
-}
-
-/// Keeps the calling thread on one CPU.
-pub fn stay_on(cpu: usize) -> Result<()> {
-    // SAFETY: all-zero is an empty set.
-    let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
-    // SAFETY: the set is valid, and the CPU's number is within it.
-    unsafe { libc::CPU_SET(cpu, &mut set) };
-    // SAFETY: 0 is the calling thread.
-    sksm_guest::process::check(unsafe { libc::sched_setaffinity(0, size_of_val(&set), &set) })
-        .with_context(|| format!("cannot run on CPU {cpu}"))
-        .map(drop)
+    Ok((mib * 9 / 10).saturating_sub(128) * ((1 << 20) / PAGE))
 }

@@ -1,5 +1,7 @@
 //! What one page costs, by what becomes of it.
 
+use std::time::Duration;
+
 use anyhow::{Context, Result, ensure};
 use sksm_guest::memory::{Map, TABLE};
 use sksm_guest::pagemap::Flags;
@@ -30,13 +32,7 @@ fn small(bench: &mut Bench, pages: usize) -> Result<()> {
         name("publish unique content", VARIANT),
         pages,
         repeats,
-        || {
-            let map = filled(pages, fresh(pages))?;
-            let taken = counting(Wanted::publish(pages), || timed_merge(&map, 0..pages))?;
-            drop(map);
-            settle()?;
-            Ok(taken)
-        },
+        || publish(filled(pages, fresh(pages))?),
     )?;
 
     let first = fresh(pages);
@@ -67,6 +63,15 @@ fn small(bench: &mut Bench, pages: usize) -> Result<()> {
     })
 }
 
+/// Publishes all of a map, and sees it go.
+pub fn publish(map: Map) -> Result<Duration> {
+    let pages = map.pages();
+    let taken = counting(Wanted::publish(pages), || timed_merge(&map, 0..pages))?;
+    drop(map);
+    settle()?;
+    Ok(taken)
+}
+
 fn huge(bench: &mut Bench, pages: usize) -> Result<()> {
     const VARIANT: &str = "huge pages";
     let repeats = bench.size(3, 9);
@@ -78,11 +83,7 @@ fn huge(bench: &mut Bench, pages: usize) -> Result<()> {
         repeats,
         || {
             let first = fresh(pages);
-            let map = filled(&|page| first + page as u64)?;
-            let taken = counting(Wanted::publish(pages), || timed_merge(&map, 0..pages))?;
-            drop(map);
-            settle()?;
-            Ok(taken)
+            publish(filled(&|page| first + page as u64)?)
         },
     )?;
     let first = fresh(pages);

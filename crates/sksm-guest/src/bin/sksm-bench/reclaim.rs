@@ -29,24 +29,24 @@ pub fn run(bench: &mut Bench) -> Result<()> {
         ("ordinary pages", |pages| {
             Ok(vec![filled(pages, fresh(pages))?])
         }),
-        ("merged pages, mapped twice", |pages| {
+        ("merged, mapped twice", |pages| {
             let first = fresh(pages);
             let maps = vec![filled(pages, first)?, filled(pages, first)?];
             maps.iter().try_for_each(Map::merge)?;
             ensure!(maps[0].pfns()? == maps[1].pfns()?, "equal pages apart");
             Ok(maps)
         }),
-        ("KSM pages, mapped twice", |pages| {
+        ("KSM, mapped twice", |pages| {
             let (map, twin) = ksm::twins(pages)?;
             Ok(vec![map, twin])
         }),
     ];
     for (kind, make) in kinds {
         let (mut out, mut back) = (Vec::new(), Vec::new());
-        for round in 0..=repeats {
+        for warm in bench.rounds(repeats) {
             let (reclaimed, read) = once(pages, make)?;
             settle()?;
-            if round > 0 {
+            if warm {
                 out.push(reclaimed);
                 back.push(read);
             }

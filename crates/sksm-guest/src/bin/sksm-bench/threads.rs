@@ -5,10 +5,12 @@ use std::thread;
 
 use anyhow::Result;
 use sksm_guest::bench::Unit;
+use sksm_guest::process::stay_on;
+use sksm_guest::tracefs::Trace;
 
 use crate::flushes;
 use crate::measure::{
-    Bench, TABLE_PAGES, Wanted, counting, filled, fresh, merged, name, stay_on, timed_merge,
+    Bench, TABLE_PAGES, Wanted, counting, filled, fresh, merged, name, timed_merge,
 };
 
 pub fn run(bench: &mut Bench) -> Result<()> {
@@ -17,9 +19,11 @@ pub fn run(bench: &mut Bench) -> Result<()> {
         bench.note("one CPU: other threads would only take turns with the call");
         return Ok(());
     }
-    if !flushes::known() {
+    let trace = flushes::trace()?;
+    if trace.is_none() {
         bench.note("TLB flushes: no trace event tells");
     }
+    let trace = trace.as_ref();
     let stop = &AtomicBool::new(false);
     for others in [0, 1, 2, 8] {
         let variant = match others {
@@ -41,7 +45,7 @@ pub fn run(bench: &mut Bench) -> Result<()> {
             }
             let caller = scope.spawn(|| {
                 stay_on(0)?;
-                measure(bench, &variant)
+                measure(bench, &variant, trace)
             });
             let result = caller.join().expect("no panic");
             stop.store(true, Ordering::Relaxed);
@@ -51,7 +55,7 @@ pub fn run(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
-fn measure(bench: &mut Bench, variant: &str) -> Result<()> {
+fn measure(bench: &mut Bench, variant: &str, trace: Option<&Trace>) -> Result<()> {
     let pages = TABLE_PAGES;
     let first = fresh(pages);
     let published = merged(pages, first)?;
@@ -72,15 +76,17 @@ fn measure(bench: &mut Bench, variant: &str) -> Result<()> {
     })?;
     bench.row(name("one page, one call", variant), Unit::NsPerPage, values)?;
     drop(published);
-    if !flushes::known() {
+    let Some(trace) = trace else {
         return Ok(());
-    }
+    };
     let (mut own, mut remote) = (Vec::new(), Vec::new());
     for _ in 0..5 {
         let first = fresh(pages);
         let _published = merged(pages, first)?;
         let map = filled(pages, first)?;
-        let flushes = counting(Wanted::merge(pages), || flushes::during(|| map.merge()))?;
+        let flushes = counting(Wanted::merge(pages), || {
+            flushes::during(trace, || map.merge())
+        })?;
         own.push(flushes.own as f64);
         remote.push(flushes.remote as f64);
     }

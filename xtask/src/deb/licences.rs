@@ -1,0 +1,223 @@
+//! Who else's code is in the packages, and the texts that have to go with it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write,
+    fs,
+    path::Path,
+};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use crate::project::{self, Project};
+
+#[derive(Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+    resolve: Resolve,
+}
+
+#[derive(Deserialize)]
+struct Package {
+    id: String,
+    name: String,
+    version: String,
+    license: Option<String>,
+    authors: Vec<String>,
+    manifest_path: String,
+    /// None for those of this repository.
+    source: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct Resolve {
+    nodes: Vec<Node>,
+}
+
+#[derive(Deserialize)]
+struct Node {
+    id: String,
+    deps: Vec<Dependency>,
+}
+
+#[derive(Deserialize)]
+struct Dependency {
+    pkg: String,
+    dep_kinds: Vec<Kind>,
+}
+
+#[derive(Deserialize)]
+struct Kind {
+    kind: Option<String>,
+}
+
+/// A list of the packages that `roots` contain, and the texts of their licences, each once.
+pub fn of(project: &Project, roots: &[&str]) -> Result<String> {
+    let output = project::cargo()
+        .args(["metadata", "--locked", "--format-version", "1"])
+        .args(["--filter-platform", &host()?])
+        .current_dir(&project.root)
+        .output()
+        .context("cannot run cargo")?;
+    if !output.status.success() {
+        bail!(
+            "cargo metadata failed:\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    let metadata: Metadata = serde_json::from_slice(&output.stdout)?;
+    let mut list = String::new();
+    let mut texts = BTreeMap::<String, Vec<String>>::new();
+    for package in contained(&metadata, roots) {
+        let name = format!("{} {}", package.name, package.version);
+        let license = package
+            .license
+            .as_deref()
+            .with_context(|| format!("the package {name} does not name its licence"))?;
+        writeln!(
+            list,
+            "  {name}: {license}; {}",
+            match package.authors.as_slice() {
+                [] => "its contributors".to_owned(),
+                authors => authors.join(", "),
+            }
+        )?;
+        let dir = Path::new(&package.manifest_path)
+            .parent()
+            .context("a package without a directory")?;
+        for text in texts_in(dir)? {
+            texts.entry(text).or_default().push(name.clone());
+        }
+    }
+    for (text, names) in texts {
+        write!(
+            list,
+            "\n----------\n{}:\n\n{}\n",
+            names.join(", "),
+            text.trim_end()
+        )?;
+    }
+    Ok(list)
+}
+
+fn host() -> Result<String> {
+    let output =
+        std::process::Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
+            .arg("-vV")
+            .output()
+            .context("cannot run rustc")?;
+    String::from_utf8_lossy(&output.stdout)
+        .lines()
+        .find_map(|line| line.strip_prefix("host: ").map(str::to_owned))
+        .context("rustc does not name its host")
+}
+
+/// What ends up in the programs, of others: not what only builds or tests them.
+fn contained<'a>(metadata: &'a Metadata, roots: &[&str]) -> Vec<&'a Package> {
+    let package = |id: &str| metadata.packages.iter().find(|package| package.id == id);
+    let mut pending: Vec<&str> = metadata
+        .packages
+        .iter()
+        .filter(|package| package.source.is_none() && roots.contains(&package.name.as_str()))
+        .map(|package| package.id.as_str())
+        .collect();
+    let mut seen = BTreeSet::new();
+    while let Some(id) = pending.pop() {
+        if !seen.insert(id) {
+            continue;
+        }
+        for node in metadata.resolve.nodes.iter().filter(|node| node.id == id) {
+            pending.extend(
+                node.deps
+                    .iter()
+                    .filter(|dep| dep.dep_kinds.iter().any(|kind| kind.kind.is_none()))
+                    .map(|dep| dep.pkg.as_str()),
+            );
+        }
+    }
+    let mut packages: Vec<_> = seen
+        .into_iter()
+        .filter_map(package)
+        .filter(|package| package.source.is_some())
+        .collect();
+    packages.sort_by(|a, b| (&a.name, &a.version).cmp(&(&b.name, &b.version)));
+    packages
+}
+
+/// The licences that a package comes with; of several to choose from, the MIT License alone.
+fn texts_in(dir: &Path) -> Result<Vec<String>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))? {
+        let path = entry?.path();
+        let name = path
+            .file_name()
+            .unwrap_or_default()
+            .to_string_lossy()
+            .to_uppercase();
+        let is_licence = ["LICENSE", "LICENCE", "COPYING", "UNLICENSE"]
+            .iter()
+            .any(|start| name.starts_with(start));
+        if is_licence && path.is_file() {
+            files.push((name, path));
+        }
+    }
+    files.sort();
+    if let Some(mit) = files.iter().find(|(name, _)| name.contains("MIT")) {
+        files = vec![mit.clone()];
+    }
+    files
+        .iter()
+        .map(|(_, path)| {
+            fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_only_builds_and_tests_is_left_out() {
+        let package = |name: &str, source: &str| {
+            format!(
+                "{{\"id\":\"{name}\",\"name\":\"{name}\",\"version\":\"1.0.0\",\"license\":\"MIT\",\"authors\":[],\
+                 \"manifest_path\":\"/{name}/Cargo.toml\",\"source\":{source}}}"
+            )
+        };
+        let dep = |name: &str, kind: &str| {
+            format!("{{\"pkg\":\"{name}\",\"dep_kinds\":[{{\"kind\":{kind}}}]}}")
+        };
+        let text = format!(
+            "{{\"packages\":[{},{},{},{},{}],\"resolve\":{{\"nodes\":[{{\"id\":\"own\",\"deps\":[{},{},{}]}},\
+             {{\"id\":\"used\",\"deps\":[{}]}}]}}}}",
+            package("own", "null"),
+            package("used", "\"registry\""),
+            package("deep", "\"registry\""),
+            package("build", "\"registry\""),
+            package("dev", "\"registry\""),
+            dep("used", "null"),
+            dep("build", "\"build\""),
+            dep("dev", "\"dev\""),
+            dep("deep", "null"),
+        );
+        let metadata: Metadata = serde_json::from_str(&text).unwrap();
+        let names: Vec<_> = contained(&metadata, &["own"])
+            .iter()
+            .map(|package| package.name.as_str())
+            .collect();
+        assert_eq!(names, ["deep", "used"]);
+    }
+
+    #[test]
+    fn the_mit_license_is_chosen_where_there_is_a_choice() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("LICENSE-APACHE"), "apache").unwrap();
+        fs::write(dir.path().join("COPYING"), "copying").unwrap();
+        fs::write(dir.path().join("README"), "no").unwrap();
+        assert_eq!(texts_in(dir.path()).unwrap(), ["copying", "apache"]);
+        fs::write(dir.path().join("LICENSE-MIT"), "mit").unwrap();
+        assert_eq!(texts_in(dir.path()).unwrap(), ["mit"]);
+    }
+}
