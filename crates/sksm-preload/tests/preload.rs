@@ -219,7 +219,9 @@ fn outcome() -> &'static str {
 
 #[test]
 fn programs_run_as_without_it() {
-    let programs: [(&str, &[&str]); 7] = [
+    let programs: [(&str, &[&str]); 8] = [
+        // Written in Rust.
+        (env!("CARGO"), &["--version"]),
         ("bash", &["-c", "echo $((6 * 7)) >&2; bash -c 'exit 3'"]),
         ("perl", &["-e", "print 1 .. 9; exit 3"]),
         ("python3", &["-c", "import json; print(json.dumps([1]))"]),
@@ -366,6 +368,27 @@ fn run_c(name: &str, flags: &[&str], source: &str) -> Output {
 fn static_programs_do_not_notice() {
     let source = "#include <stdio.h>\nint main(void) { puts(\"hello\"); return 0; }";
     assert_said_hello(&run_c("static", &["-static"], source));
+}
+
+#[test]
+fn cpp_programs_have_their_objects() {
+    let source = r#"
+#include <iostream>
+#include <stdexcept>
+#include <string>
+static std::string word("hello");
+int main() {
+    try { throw std::runtime_error(word); } catch (const std::exception &error) { std::cout << error.what() << '\n'; }
+}"#;
+    let output = run_c(
+        "objects",
+        &["-x", "c++", "-Wl,--no-as-needed", "-lstdc++"],
+        source,
+    );
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(output.stdout, b"hello\n");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(said.contains(outcome()), "{said}");
 }
 
 #[test]
