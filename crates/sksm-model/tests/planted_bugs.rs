@@ -181,9 +181,5 @@ fn replace_maps_failed() {
 
 #[test]
 fn settle_without_rcu() {
-    fails(
-        Bug::SettleWithoutRcu,
-        "merger, memory failure",
-        UNSTABLE,
-    );
+    fails(Bug::SettleWithoutRcu, "merger, memory failure", UNSTABLE);
 }

@@ -111,7 +111,7 @@ impl<'a> Batch<'a> {
                 left.large.insert(slot);
                 continue;
             }
-            // Only a first look, which spares the page: what counts is the one that protect() takes.
+            // Only a first look, which spares the page: the one in protect() decides.
             if seen.other_refs() > 0 {
                 left.in_use(slot, &seen);
                 continue;
