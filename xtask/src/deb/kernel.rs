@@ -23,8 +23,8 @@ use crate::{
     tree,
 };
 
-/// With the configurations that Debian's kernels are built with, and with what reads Rust's debug information.
-const PACKAGES: [&str; 2] = ["linux-config-6.12", "pahole"];
+/// The configurations that Debian's kernels are built with, and what signs modules and reads debug information.
+const PACKAGES: [&str; 3] = ["linux-config-6.12", "openssl", "pahole"];
 const CONFIG: &str = "/usr/src/linux-config-6.12/config.amd64_none_amd64.xz";
 const FRAGMENT: &str = "configs/debian.config";
 const ARCH: &str = "x86_64";
@@ -136,7 +136,7 @@ fn prepare<T>(
     let _lock = project.lock_cache()?;
     let toolchain = Toolchain::prepare(project)?;
     let source = source::fetch(project, linux_src, true)?;
-    tree::sync(project, &source)?;
+    let changes = tree::sync(project, &source)?;
     // The packages are left beside the objects, so both are in a directory of their own.
     let objects = source
         .dir
@@ -152,14 +152,14 @@ fn prepare<T>(
             objects: objects.clone(),
             report: String::new(),
         };
-        place.report = configure(project, &place)?;
+        place.report = configure(project, &place, &changes.kconfig)?;
         interrupt::check()?;
         work(&place)
     })
 }
 
-/// Makes `.config`, and says how it differs from Debian's; it is an error if that was not meant.
-fn configure(project: &Project, place: &Place) -> Result<String> {
+/// Makes `.config` if need be, and says how it differs from Debian's; it is an error if that was not meant.
+fn configure(project: &Project, place: &Place, kconfig: &str) -> Result<String> {
     let step = Step::begin("configuring Debian's kernel with SKSM");
     let output = Command::new("xz")
         .args(["--decompress", "--stdout", CONFIG])
@@ -176,11 +176,19 @@ fn configure(project: &Project, place: &Place) -> Result<String> {
     let fragment = fs::read_to_string(&fragment)
         .with_context(|| format!("cannot read {}", fragment.display()))?;
     let file = place.objects.join(".config");
-    cache::write(&file, format!("{debian}\n{fragment}"))?;
-    let log = project.logs()?.join("config-debian.log");
-    step::run(place.make().arg("olddefconfig"), &log, &step, |line| {
-        step.detail(line)
-    })?;
+    let inputs = format!("{debian}\n{fragment}");
+    let unpacked = fs::read_to_string(place.source.dir.join("unpacked"))?;
+    let wanted = cache::fingerprint((&inputs, kconfig, &place.toolchain.version, unpacked));
+    let stamp = place.objects.join(".sksm-config");
+    if !fs::read_to_string(&stamp).is_ok_and(|made| made == wanted) {
+        cache::remove(&stamp)?;
+        cache::write(&file, inputs)?;
+        let log = project.logs()?.join("config-debian.log");
+        step::run(place.make().arg("olddefconfig"), &log, &step, |line| {
+            step.detail(line)
+        })?;
+        cache::write(&stamp, wanted)?;
+    }
     let made = fs::read_to_string(&file)?;
     let lost = config::lost(&fragment, &made);
     if !lost.is_empty() {
