@@ -442,7 +442,8 @@ fn counts() -> Result<()> {
 /// frames. It maps them anew between the two changes of a merge, if those are far apart: the batch has many more pages.
 fn reads() -> Result<()> {
     needed()?;
-    const BATCH: usize = 512;
+    const BATCH: usize = 128;
+    const MERGES: usize = 50;
     const ID: u64 = 60;
     let twins = merged(2, ID)?;
     let map = Map::aligned(BATCH, TABLE, 0)?;
@@ -450,20 +451,18 @@ fn reads() -> Result<()> {
     // At its end: their frames are freed last, so they are used again first.
     let memory = map.part(BATCH - PAGES..BATCH);
     let mut machine = Machine::new(&memory)?;
-    let rounds = AtomicUsize::new(0);
     let replace = || {
         // The same bytes in frames of their own, which are free after the merge.
         (0..BATCH - PAGES).for_each(|page| map.fill(page, ID));
         DATA.for_each(|page| memory.fill(page, ID));
         map.merge()?;
-        rounds.fetch_add(1, Relaxed);
         // Whoever gets them next writes something else.
         let _others = Map::filled(&[ID + 1; 2 * BATCH])?;
         std::thread::sleep(Duration::from_millis(2));
         Ok(())
     };
     let right = content(ID, 0) as u32;
-    let read = |_| {
+    let read = |_: u64| {
         let found = machine.run(READ, 0, right.into(), 1000, 0)?;
         ensure!(
             found == right,
@@ -471,7 +470,12 @@ fn reads() -> Result<()> {
         );
         Ok(())
     };
-    merging(|| beside(1, replace, |_| for_a_while(read)))?;
-    eprintln!("{rounds:?} merges");
+    // After an error there the count is huge.
+    let read_all = |merges: &AtomicUsize| {
+        (0..)
+            .take_while(|_| merges.load(Relaxed) < MERGES)
+            .try_for_each(read)
+    };
+    merging(|| beside(1, replace, read_all))?;
     twins.expect_all(|_| ID)
 }

@@ -2,16 +2,18 @@
 
 use std::fs;
 use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use sksm_guest::cgroup::Cgroup;
 use sksm_guest::memory::{Map, PAGE, WORDS};
 use sksm_guest::pagemap::Pagemap;
-use sksm_guest::process::{Child, Link, check};
+use sksm_guest::process::{Child, Link, check, pipe};
 use sksm_guest::report::{Test, test};
 use sksm_guest::swap::{self, Swap, SwapFile};
 
-use crate::expect::copies;
+use crate::expect::{copies, merged, one_page};
+use crate::pins::splice;
 
 pub const TESTS: &[Test] = &[
     test("pressure/zram-and-back", || {
@@ -32,6 +34,8 @@ pub const TESTS: &[Test] = &[
     }),
     test("pressure/pageout-of-published-pages", pageout_of_published),
     test("pressure/pageout-leaves-shared-pages", pageout_of_shared),
+    test("pressure/merged-before-others-return", merged_before_others),
+    test("pressure/written-in-swap-cache", written_in_cache),
     test("pressure/whole-machine", whole_machine),
 ];
 
@@ -157,6 +161,102 @@ fn pageout_of_shared() -> Result<()> {
         "pages that others map were paged out"
     );
     map.expect_all(id)
+}
+
+/// Reclaims until none of these pages is present: all of their mappings are found.
+fn all_out(group: &Cgroup, maps: &[(&Pagemap, &Map)]) -> Result<()> {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        group.reclaim(16 << 20)?;
+        let mut present = 0;
+        for (pagemap, map) in maps {
+            present += map.pages() - swapped(pagemap, map)?;
+        }
+        if present == 0 {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "{present} mappings cannot be reclaimed"
+        );
+    }
+}
+
+/// A page that is back from swap space while others still have swap entries for it: it is not published, as those would become
+/// mappings that no reverse map knows.
+fn merged_before_others() -> Result<()> {
+    let _swap = Swap::on()?;
+    let group = Cgroup::new("others")?;
+    group.enter()?;
+    let map = Map::anon(PAGES)?;
+    map.no_huge();
+    let other = Child::spawn(|parent| {
+        map.fill_all(id);
+        map.merge()?;
+        parent.meet()?;
+        map.expect_all(id)?;
+        parent.meet()?;
+        map.expect_all(id)
+    })?;
+    other.pause()?;
+    map.fill_all(id);
+    map.merge()?;
+    let (ours, theirs) = (Pagemap::own()?, other.pagemap()?);
+    let maps = [(&ours, &map), (&theirs, &map)];
+    all_out(&group, &maps)?;
+    map.expect_all(id)?;
+    map.merge()?;
+    other.go()?;
+    other.pause()?;
+    all_out(&group, &maps)?;
+    map.expect_all(id)?;
+    other.go()?;
+    other.join()
+}
+
+/// A merged page that is unmapped and still in the swap cache comes back as it is. A write by the first who does is for itself
+/// alone, and places of those who are not back yet are kept, however many are new.
+fn written_in_cache() -> Result<()> {
+    let _swap = Swap::on()?;
+    let group = Cgroup::new("cache")?;
+    group.enter()?;
+    let map = merged(2, 5)?;
+    let other = Child::spawn(|parent| {
+        map.fill_all(|_| 5);
+        map.merge()?;
+        parent.meet()?;
+        map.expect_all(|_| 5)?;
+        parent.meet()?;
+        map.expect_all(|_| 5)
+    })?;
+    other.pause()?;
+    let page = map.pfn(0)?;
+    let (ours, theirs) = (Pagemap::own()?, other.pagemap()?);
+    one_page(&[theirs.pfns(map.addr(), 2)?, vec![page]].concat())?;
+    // What a pipe holds cannot leave the swap cache.
+    let (_out, into) = pipe()?;
+    splice(&map, 1, &into)?;
+    all_out(&group, &[(&ours, &map), (&theirs, &map)])?;
+    drop((_out, into));
+    map.fill(0, 6);
+    let more: Vec<Map> = (0..16)
+        .map(|_| {
+            let map = Map::filled(&[5])?;
+            map.merge()?;
+            one_page(&[map.pfn(0)?, page])?;
+            Ok(map)
+        })
+        .collect::<Result<_>>()?;
+    other.go()?;
+    other.pause()?;
+    one_page(&[theirs.pfns(map.addr(), 2)?, vec![page]].concat())?;
+    let own = more.iter().chain([&map]).map(|map| (&ours, map));
+    all_out(&group, &own.chain([(&theirs, &map)]).collect::<Vec<_>>())?;
+    other.go()?;
+    other.join()?;
+    map.expect(0, 6)?;
+    map.expect(1, 5)?;
+    more.iter().try_for_each(|map| map.expect(0, 5))
 }
 
 /// Memory that nothing can take away, so that little is left for everybody else.
