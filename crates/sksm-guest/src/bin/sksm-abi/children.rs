@@ -183,7 +183,7 @@ fn swaps_for_all(map: &Map, children: &[i32], group: &Cgroup) -> Result<()> {
 /// Shows, and does not judge, what merged pages cost a fork: its time beside that with ordinary pages.
 ///
 /// UML maps neighbouring frames with one call of the host, and merged pages are no neighbours: 12.2 ms against 1.8 ms, but
-/// 13.5 ms for ordinary pages in scattered frames. The cost is the scattering's, on UML alone.
+/// 13.5 ms for ordinary pages in scattered frames. The cost is the scattering's.
 fn cost_of_fork() -> Result<()> {
     const MANY: usize = (16 << 20) / PAGE;
     const ROUNDS: usize = 60;
