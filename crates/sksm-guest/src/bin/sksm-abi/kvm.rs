@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use kvm_bindings::{kvm_regs, kvm_userspace_memory_region};
@@ -470,10 +470,11 @@ fn reads() -> Result<()> {
         );
         Ok(())
     };
+    let end = Instant::now() + Duration::from_secs(20);
     // After an error there the count is huge.
     let read_all = |merges: &AtomicUsize| {
         (0..)
-            .take_while(|_| merges.load(Relaxed) < MERGES)
+            .take_while(|_| merges.load(Relaxed) < MERGES && Instant::now() < end)
             .try_for_each(read)
     };
     merging(|| beside(1, replace, read_all))?;
