@@ -1,18 +1,22 @@
 //! Several processes that merge at the same time.
 
+use std::hint::black_box;
+use std::slice;
 use std::time::Instant;
 
 use anyhow::Result;
 use sksm_guest::bench::Unit;
-use sksm_guest::memory::{self, Map};
+use sksm_guest::memory::{self, Map, PAGE};
 use sksm_guest::process::{Child, Gate};
+use xxhash_rust::xxh64::xxh64;
 
 use crate::measure::{
     Bench, TABLE_PAGES, Wanted, counting, filled, fresh, merged, name, settle, timed_merge,
 };
 
-pub const DIFFERENT: &str = "merge different content";
-pub const SAME: &str = "merge the same content";
+const HASHED: &str = "hash different content in user space";
+const DIFFERENT: &str = "merge different content";
+const SAME: &str = "merge the same content";
 const UNIQUE: &str = "publish unique content";
 const DISTURBED: &str = "merge different content while 2 others fault and copy on write";
 
@@ -38,11 +42,11 @@ pub fn run(bench: &mut Bench) -> Result<()> {
             1 => "1 task".to_owned(),
             _ => format!("{tasks} tasks"),
         };
-        let mut row = |what, wanted, contents: &dyn Fn(usize) -> u64| -> Result<()> {
+        let mut row = |what, wanted, contents: &dyn Fn(usize) -> u64, work: Work| -> Result<()> {
             bench.tell(what);
             let mut rates = Vec::new();
             for warm in bench.rounds(repeats) {
-                let rate = counting(wanted, || together(tasks, pages, contents))?;
+                let rate = counting(wanted, || together(tasks, pages, contents, work))?;
                 settle()?;
                 if warm {
                     rates.push(rate);
@@ -51,14 +55,20 @@ pub fn run(bench: &mut Bench) -> Result<()> {
             bench.row(name(what, &variant), Unit::PagesPerSecond, rates)
         };
         let different = |task| first + (task * pages) as u64;
-        row(DIFFERENT, Wanted::merge(tasks * pages), &different)?;
-        row(SAME, Wanted::merge(tasks * pages), &|_| first)?;
-        row(UNIQUE, Wanted::publish(tasks * pages), &|_| fresh(pages))?;
+        row(HASHED, Wanted::default(), &different, hash)?;
+        row(DIFFERENT, Wanted::merge(tasks * pages), &different, merge)?;
+        row(SAME, Wanted::merge(tasks * pages), &|_| first, merge)?;
+        row(
+            UNIQUE,
+            Wanted::publish(tasks * pages),
+            &|_| fresh(pages),
+            merge,
+        )?;
         let disturbers = [disturb()?, disturb()?];
         let mut rates = Vec::new();
         for warm in bench.rounds(repeats) {
             let wanted = Wanted::merge(tasks * pages);
-            let rate = counting(wanted, || together(tasks, pages, &different))?;
+            let rate = counting(wanted, || together(tasks, pages, &different, merge))?;
             if warm {
                 rates.push(rate);
             }
@@ -72,8 +82,26 @@ pub fn run(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
-/// All tasks merge at the same time; returns how many pages a second they did together.
-fn together(tasks: usize, pages: usize, first: &dyn Fn(usize) -> u64) -> Result<f64> {
+/// What each task does with its memory.
+type Work = fn(&Map, usize) -> Result<()>;
+
+fn merge(map: &Map, pages: usize) -> Result<()> {
+    timed_merge(map, 0..pages)?;
+    Ok(())
+}
+
+/// Shares nothing with anybody: what more tasks can bring at most on this machine.
+fn hash(map: &Map, pages: usize) -> Result<()> {
+    // SAFETY: The mapping is readable and that long, and nobody writes to it meanwhile.
+    let bytes = unsafe { slice::from_raw_parts(map.addr() as *const u8, pages * PAGE) };
+    for page in bytes.chunks(PAGE) {
+        black_box(xxh64(page, 0));
+    }
+    Ok(())
+}
+
+/// All tasks work at the same time; returns how many pages a second they did together.
+fn together(tasks: usize, pages: usize, first: &dyn Fn(usize) -> u64, work: Work) -> Result<f64> {
     // The clock is the same in all processes.
     let epoch = Instant::now();
     let gate = Gate::closed()?;
@@ -84,7 +112,7 @@ fn together(tasks: usize, pages: usize, first: &dyn Fn(usize) -> u64) -> Result<
             parent.go()?;
             gate.wait()?;
             let start = epoch.elapsed();
-            timed_merge(&map, 0..pages)?;
+            work(&map, pages)?;
             parent.send(start.as_nanos() as u64)?;
             parent.send(epoch.elapsed().as_nanos() as u64)?;
             parent.pause()
