@@ -8,7 +8,7 @@ use anyhow::Result;
 use sksm_guest::bench::Unit;
 use sksm_guest::memory::{self, Map, PAGE};
 use sksm_guest::process::{Child, Gate};
-use xxhash_rust::xxh64::xxh64;
+use twox_hash::XxHash64;
 
 use crate::measure::{
     Bench, TABLE_PAGES, Wanted, counting, filled, fresh, merged, name, settle, timed_merge,
@@ -95,7 +95,7 @@ fn hash(map: &Map, pages: usize) -> Result<()> {
     // SAFETY: The mapping is readable and that long, and nobody writes to it meanwhile.
     let bytes = unsafe { slice::from_raw_parts(map.addr() as *const u8, pages * PAGE) };
     for page in bytes.chunks(PAGE) {
-        black_box(xxh64(page, 0));
+        black_box(XxHash64::oneshot(0, page));
     }
     Ok(())
 }

@@ -11,7 +11,7 @@ use sksm_guest::process::Child;
 use sksm_guest::statistics::Summary;
 use sksm_guest::sysfs::SKSM;
 use sksm_guest::system;
-use xxhash_rust::xxh64::xxh64;
+use twox_hash::XxHash64;
 
 /// What pages are that no engine has touched; kernels without SKSM have only those.
 pub const ORDINARY: &str = "ordinary pages";
@@ -210,7 +210,7 @@ impl Yard {
         }));
         let xxh64 = median(Box::new(|| {
             for page in self.one.chunks(PAGE) {
-                std::hint::black_box(xxh64(std::hint::black_box(page), 0));
+                std::hint::black_box(XxHash64::oneshot(0, std::hint::black_box(page)));
             }
         }));
         Yardstick {
