@@ -19,9 +19,8 @@ pub fn draw(published: &Published) -> String {
     let setting = super::setting(report);
     let (kernel, machine) = setting.split_once("; ").unwrap_or((&setting, ""));
     svg.title("What MADV_MERGE costs", kernel);
-    svg.remark(&format!(
-        "{machine}. Medians; shaded: what half of the values are within"
-    ));
+    svg.remark(machine);
+    svg.remark("medians; shaded: what half of the values are within");
     group(
         &mut svg,
         "Time for a page of 4 KiB, in calls over whole page tables",
