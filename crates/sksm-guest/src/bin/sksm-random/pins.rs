@@ -93,7 +93,8 @@ impl Ring {
         // SAFETY: the kernel keeps the pages whatever becomes of the mapping; what it writes to them, the shadow follows.
         match unsafe { ring.submitter().register_buffers(&[buffer]) } {
             Ok(()) => {}
-            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => {
+            // Or EFAULT: what io_uring makes of it if the pages before that one were pinned already.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOMEM | libc::EFAULT)) => {
                 arena.register(0..0);
                 return Ok(None);
             }
