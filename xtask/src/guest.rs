@@ -28,6 +28,7 @@ use crate::{
     progress::Step,
     project::Project,
     protocol::{Decoder, Exec, Frame, IN_FLIGHT, WINDOW},
+    qemu,
     terminal::{self, Raw},
 };
 
@@ -353,7 +354,7 @@ impl<'a> Boot<'a> {
     }
 
     fn qemu(&self, initrd: &Path, console: &Path, kvm: bool) -> Command {
-        let mut command = Command::new("qemu-system-x86_64");
+        let mut command = qemu::command(self.project);
         command
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
             .args(["-machine", "q35", "-cpu", "max", "-no-reboot"]);

@@ -85,7 +85,7 @@ pub struct Kernel {
 
 /// Builds whatever is not up to date, from the packages on.
 pub fn build(project: &Project, arch: Arch, linux_src: Option<&Path>) -> Result<Kernel> {
-    setup::ensure(linux_src.is_some())?;
+    setup::ensure(project, linux_src.is_some())?;
     let dir = project.target.join("sksm/kernels").join(arch.to_string());
     let stamp = dir.join("made-of");
     let (target, image) = arch.target();
@@ -182,7 +182,7 @@ fn compile(
 
 /// The patched source alone, for those who only read it.
 pub fn source(project: &Project, linux_src: Option<&Path>) -> Result<source::Source> {
-    setup::ensure(linux_src.is_some())?;
+    setup::ensure(project, linux_src.is_some())?;
     let _lock = project.lock_cache()?;
     let source = source::fetch(project, linux_src, true)?;
     tree::sync(project, &source)?;

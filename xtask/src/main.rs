@@ -22,6 +22,7 @@ mod patches;
 mod progress;
 mod project;
 mod protocol;
+mod qemu;
 mod report;
 mod run;
 mod selftests;
@@ -113,13 +114,13 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
     let linux_src = cli.linux_src.as_deref();
     match cli.verb {
         Verb::Setup { check: true } => {
-            return Ok(if setup::check()? {
+            return Ok(if setup::check(&Project::find()?)? {
                 ExitCode::SUCCESS
             } else {
                 ExitCode::FAILURE
             });
         }
-        Verb::Setup { check: false } => setup::ensure(linux_src.is_some())?,
+        Verb::Setup { check: false } => setup::ensure(&Project::find()?, linux_src.is_some())?,
         Verb::Kernel { arch } => {
             let kernel = kernel::build(&Project::find()?, arch, linux_src)?;
             println!("{}", kernel.image.display());

@@ -165,7 +165,7 @@ pub fn run(project: &Project, args: &Args, linux_src: Option<&Path>) -> Result<E
             args.out.display()
         );
     }
-    setup::ensure(linux_src.is_some())?;
+    setup::ensure(project, linux_src.is_some())?;
     let out = args.out.canonicalize()?;
     let step = Step::begin("writing the series");
     let made = make(project, linux_src, &sender, &out)?;

@@ -8,7 +8,12 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{interrupt, progress::Step, project};
+use crate::{
+    interrupt,
+    progress::Step,
+    project::{self, Project},
+    qemu,
+};
 
 /// What is needed, each with the packages that offer it, the preferred first. Debian 12 has the
 /// Rust that the kernel wants under other names than Debian 13.
@@ -38,12 +43,14 @@ const NEEDED: &[&[&[&str]]] = &[
     &[&["rsync"]],
     &[&["git"]],
     &[&["xz-utils"]],
-    &[&["qemu-system-x86"]],
+    &[&[qemu::PACKAGE]],
     &[&["busybox-static"]],
     &[&["pkgconf"]],
     // For the packages of the command and the libraries.
     &[&["debhelper"]],
 ];
+
+const OPTIONS: [&str; 3] = ["--yes", "--no-install-recommends", "--no-remove"];
 
 /// The oldest Rust that Linux 6.12 builds with. An older package counts as not installed.
 const OLDEST_RUST: (u32, u32) = (1, 78);
@@ -58,6 +65,10 @@ impl Missing {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
+
+    fn has_qemu(&self) -> bool {
+        self.0.contains(&qemu::PACKAGE)
+    }
 }
 
 impl fmt::Display for Missing {
@@ -65,15 +76,16 @@ impl fmt::Display for Missing {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(
             f,
-            "apt-get install --yes --no-install-recommends --no-remove {}",
+            "apt-get install {} {}",
+            OPTIONS.join(" "),
             self.0.join(" ")
         )
     }
 }
 
 /// The verb `setup --check`: true when nothing is missing.
-pub fn check() -> Result<bool> {
-    let missing = missing(false)?;
+pub fn check(project: &Project) -> Result<bool> {
+    let missing = missing(project, false)?;
     if missing.is_empty() {
         println!("nothing is missing");
         return Ok(true);
@@ -82,18 +94,25 @@ pub fn check() -> Result<bool> {
     for package in &missing.0 {
         println!("  {package}");
     }
-    println!("install them with:\n  {missing}");
+    if missing.has_qemu() && !fits(&missing.0) {
+        println!(
+            "{} cannot be installed beside what is there; `cargo xtask setup` unpacks it into the cache",
+            qemu::PACKAGE
+        );
+    } else {
+        println!("install them with:\n  {missing}");
+    }
     Ok(false)
 }
 
 /// Installs what is missing; `own_source` says that Debian's kernel source is not needed.
-pub fn ensure(own_source: bool) -> Result<()> {
-    install(|| missing(own_source))
+pub fn ensure(project: &Project, own_source: bool) -> Result<()> {
+    install(project, || missing(project, own_source))
 }
 
 /// Installs what only some verb needs.
-pub fn ensure_packages(names: &[&'static str]) -> Result<()> {
-    install(|| {
+pub fn ensure_packages(project: &Project, names: &[&'static str]) -> Result<()> {
+    install(project, || {
         let installed = installed()?;
         let missing = names.iter().copied();
         Ok(Missing(
@@ -104,7 +123,7 @@ pub fn ensure_packages(names: &[&'static str]) -> Result<()> {
     })
 }
 
-fn install(missing: impl Fn() -> Result<Missing>) -> Result<()> {
+fn install(project: &Project, missing: impl Fn() -> Result<Missing>) -> Result<()> {
     let mut packages = missing()?;
     if packages.is_empty() {
         return Ok(());
@@ -124,15 +143,42 @@ fn install(missing: impl Fn() -> Result<Missing>) -> Result<()> {
         // With the lists at hand the choice may be another one.
         packages = missing()?;
     }
-    eprintln!("installing: {}", packages.0.join(" "));
-    // Whatever is on the machine may be somebody's; apt says what is in the way.
-    let mut install = vec!["install", "--yes", "--no-install-recommends", "--no-remove"];
-    install.extend(&packages.0);
-    apt(sudo, &install)
+    // Whatever is on the machine may be somebody's: nothing is removed.
+    let own_qemu = packages.has_qemu() && !fits(&packages.0);
+    let libraries = if own_qemu {
+        packages.0.retain(|&package| package != qemu::PACKAGE);
+        qemu::libraries()?
+    } else {
+        Vec::new()
+    };
+    let names = packages.0.into_iter();
+    let names: Vec<&str> = names.chain(libraries.iter().map(String::as_str)).collect();
+    if !names.is_empty() {
+        eprintln!("installing: {}", names.join(" "));
+        let mut install = vec!["install"];
+        install.extend(OPTIONS);
+        install.extend(names);
+        apt(sudo, &install)?;
+    }
+    if own_qemu {
+        qemu::unpack(project)?;
+    }
+    Ok(())
 }
 
-fn missing(own_source: bool) -> Result<Missing> {
-    let packages = installed()?;
+/// Whether apt can install them without removing anything.
+fn fits(packages: &[&str]) -> bool {
+    let mut args = vec!["install", "--simulate"];
+    args.extend(OPTIONS);
+    args.extend(packages);
+    succeeds("apt-get", &args)
+}
+
+fn missing(project: &Project, own_source: bool) -> Result<Missing> {
+    let mut packages = installed()?;
+    if qemu::is_unpacked(project) {
+        packages.push(qemu::PACKAGE.into());
+    }
     let installed = |package: &str| packages.iter().any(|name| name == package);
     let mut missing = choose(installed, available, bookworm(), own_source);
     if !(cargo_has("fmt") && cargo_has("clippy")) {

@@ -131,8 +131,8 @@ fn prepare<T>(
     if std::env::consts::ARCH != ARCH {
         bail!("Debian's configuration is taken for amd64 only, and this machine is another one");
     }
-    setup::ensure(linux_src.is_some())?;
-    setup::ensure_packages(&PACKAGES)?;
+    setup::ensure(project, linux_src.is_some())?;
+    setup::ensure_packages(project, &PACKAGES)?;
     let _lock = project.lock_cache()?;
     let toolchain = Toolchain::prepare(project)?;
     let source = source::fetch(project, linux_src, true)?;

@@ -19,7 +19,7 @@ const CONTENTS: [&str; 3] = ["sksm-cli", "sksm-capi", "sksm-preload"];
 
 /// Builds the packages and leaves them in `out`.
 pub fn build(project: &Project, out: &Path) -> Result<Vec<PathBuf>> {
-    setup::ensure(true)?;
+    setup::ensure(project, true)?;
     let built = build::packaged_programs(project)?;
     let step = Step::begin("packaging");
     let scratch = tempfile::tempdir()?;
