@@ -32,8 +32,8 @@ pub(crate) struct Candidate {
     /// Given back early when nothing is left to do.
     pub(crate) folio: Option<LockedFolio>,
     pub(crate) fate: Fate,
-    /// Of the protected bytes, once it is known.
-    pub(crate) checksum: Option<u64>,
+    /// The checksum of a sample of the protected bytes, once it is known.
+    pub(crate) sample: Option<u64>,
     /// The entry while it is cleared.
     pte: bindings::pte_t,
 }
@@ -144,7 +144,7 @@ impl<'a> Batch<'a> {
                     slot,
                     folio: Some(folio),
                     fate: Fate::Collected,
-                    checksum: None,
+                    sample: None,
                     pte: Default::default(),
                 },
                 GFP_NOWAIT,

@@ -36,7 +36,7 @@ static int sksm_key_cmp(struct rhashtable_compare_arg *arg, const void *obj)
 	const struct sksm_key *b = &((const struct sksm_link *)obj)->key;
 
 	return a->checksum != b->checksum || a->domain != b->domain || a->kind != b->kind ||
-	       a->nid != b->nid;
+	       a->full != b->full || a->nid != b->nid;
 }
 
 static const struct rhashtable_params sksm_index_params = {

@@ -29,7 +29,8 @@
 struct sksm_key {
 	u64 checksum;
 	u64 domain;
-	u16 kind;
+	u8 kind;
+	u8 full; /* whether the checksum is of all bytes; of a sample otherwise */
 	s16 nid;
 	u32 pending;
 };

@@ -13,7 +13,7 @@ use kernel::prelude::*;
 use super::batch::{Batch, Candidate, Fate, Leftover};
 use super::domain::Domain;
 use super::folio::{Folio, LockedFolio, Locking};
-use super::index::{self, Found};
+use super::index::{self, Found, Search};
 use super::node::{Key, Node};
 use super::pte::{PteRange, SlotSet, MAX_SLOTS};
 use super::rmap::Entry;
@@ -250,17 +250,18 @@ impl Call {
         let (Some(folio), Some(domain)) = (&candidate.folio, self.domain) else {
             return Ok(Fate::Leave);
         };
-        if candidate.checksum.is_none() {
+        if candidate.sample.is_none() {
             self.tally.scanned += 1;
-            candidate.checksum = folio.checksum(self.seed);
+            candidate.sample = folio.sample_checksum(self.seed);
         }
-        let Some(checksum) = candidate.checksum else {
+        let Some(checksum) = candidate.sample else {
             return Ok(Fate::Zero);
         };
         let key = Key {
             checksum,
             domain: domain.id,
-            kind: domain.kind as u16,
+            kind: domain.kind as u8,
+            full: 0,
             nid: if self.across_nodes {
                 bindings::NUMA_NO_NODE as i16
             } else {
@@ -268,8 +269,8 @@ impl Call {
             },
             pending: 0,
         };
-        let shard = index::shard(&key).ok_or(ENOMEM)?;
-        let published = shard.published();
+        let mut search = Search::new(folio, key, self.seed).ok_or(ENOMEM)?;
+        let published = search.shard.published();
         let place = || {
             // SAFETY: mmap_lock is held and the VMA has an anon_vma, checked by merge_vma().
             unsafe {
@@ -279,24 +280,24 @@ impl Call {
                 )
             }
         };
-        match index::find(&key, folio, locking, place)? {
+        match search.find(locking, place)? {
             Found::Page(page) => return Ok(Fate::Merge(page)),
             Found::Contended => return Ok(Fate::Protected),
-            Found::Nothing => {}
+            Found::Nothing(_) => {}
         }
         // A swap entry elsewhere could turn into a mapping that no reverse map knows.
         if !folio.leave_swapcache() {
             left.busy.insert(candidate.slot);
             return Ok(Fate::Leave);
         }
-        let node = Node::new(key, folio, own_place(folio))?;
-        let _publishing = shard.lock();
-        if shard.published() != published {
-            if let Found::Page(page) = index::find(&key, folio, Locking::Wait, place)? {
+        let node = Node::new(folio, own_place(folio))?;
+        let _publishing = search.shard.lock();
+        if search.shard.published() != published {
+            if let Found::Page(page) = search.find(Locking::Wait, place)? {
                 return Ok(Fate::Merge(page));
             }
         }
-        Node::publish(node, folio, shard)?;
+        Node::publish(node, search.key(), folio, search.shard)?;
         self.tally.published += 1;
         // SAFETY: Only prints its arguments.
         unsafe {

@@ -9,7 +9,7 @@
 //! ```text
 //!   madvise ── merge ── batch (one page table: collect, protect, replace)
 //!                │
-//!                ├──── index (domain, nid, checksum) ──► node ──► folio
+//!                ├──── index (checksum, domain, nid) ──► node ──► folio
 //!                │                                        │
 //!                └─ publish: the page becomes the node's  └─► rmap: (anon_vma, offset)
 //! ```
