@@ -458,14 +458,7 @@ impl Repo {
             command.env(format!("GIT_{role}_NAME"), name);
             command.env(format!("GIT_{role}_EMAIL"), mail);
         }
-        let output = command.output().context("cannot run git")?;
-        if !output.status.success() {
-            bail!(
-                "git {} failed: {}",
-                words[0],
-                String::from_utf8_lossy(&output.stderr).trim()
-            );
-        }
+        step::output(&mut command)?;
         Ok(())
     }
 }

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, anyhow};
 
-use crate::lock::Lock;
+use crate::{lock::Lock, step};
 
 pub struct Project {
     /// The repository.
@@ -70,18 +70,12 @@ impl Project {
 
 /// Asks cargo, which knows configuration files and the environment.
 fn target_dir(root: &Path) -> Result<PathBuf> {
-    let output = cargo()
-        .args(["metadata", "--no-deps", "--format-version", "1"])
-        .current_dir(root)
-        .output()
-        .context("cannot run cargo")?;
-    if !output.status.success() {
-        return Err(anyhow!(
-            "cargo metadata failed:\n{}",
-            String::from_utf8_lossy(&output.stderr)
-        ));
-    }
-    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout)?;
+    let output = step::output(
+        cargo()
+            .args(["metadata", "--no-deps", "--format-version", "1"])
+            .current_dir(root),
+    )?;
+    let metadata: serde_json::Value = serde_json::from_str(&output)?;
     let dir = metadata["target_directory"]
         .as_str()
         .ok_or_else(|| anyhow!("cargo metadata names no target directory"))?;

@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::{progress::Step, project::Project, step};
 
@@ -54,18 +54,13 @@ pub fn command(project: &Project) -> Command {
 
 /// What apt would install for QEMU if it might remove what is in the way: the libraries, which are in nobody's way.
 pub fn libraries() -> Result<Vec<String>> {
-    let output = Command::new("apt-get")
-        .args(["install", "--simulate", "--no-install-recommends", PACKAGE])
-        .env("LC_ALL", "C")
-        .output()
-        .context("cannot run apt-get")?;
-    if !output.status.success() {
-        bail!(
-            "{PACKAGE} cannot be installed:\n{}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-    }
-    Ok(libraries_of(&String::from_utf8_lossy(&output.stdout)))
+    let simulation = step::output(
+        Command::new("apt-get")
+            .args(["install", "--simulate", "--no-install-recommends", PACKAGE])
+            .env("LC_ALL", "C"),
+    )
+    .with_context(|| format!("{PACKAGE} cannot be installed"))?;
+    Ok(libraries_of(&simulation))
 }
 
 fn libraries_of(simulation: &str) -> Vec<String> {

@@ -12,7 +12,7 @@ use crate::{
     interrupt,
     progress::Step,
     project::{self, Project},
-    qemu,
+    qemu, step,
 };
 
 /// What is needed, each with the packages that offer it, the preferred first. Debian 12 has the
@@ -243,14 +243,10 @@ fn bookworm() -> bool {
 }
 
 fn installed() -> Result<Vec<String>> {
-    let output = Command::new("dpkg-query")
-        .args(["-W", "-f", "${db:Status-Abbrev} ${Package} ${Version}\n"])
-        .output()
-        .context("cannot run dpkg-query; the tool needs Debian 12 or 13")?;
-    Ok(String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(usable)
-        .collect())
+    let format = "${db:Status-Abbrev} ${Package} ${Version}\n";
+    let list = step::output(Command::new("dpkg-query").args(["-W", "-f", format]))
+        .context("the tool needs Debian 12 or 13")?;
+    Ok(list.lines().filter_map(usable).collect())
 }
 
 /// The package that a line of dpkg-query's tells of, if it can be used.

@@ -79,6 +79,24 @@ fn readable(reader: &BufReader<File>, patience: Duration) -> Result<bool> {
     }
 }
 
+/// Runs a command that takes no time and says little; returns its output. A failure shows what it complained of.
+pub fn output(command: &mut Command) -> Result<String> {
+    let whole = describe(command);
+    // A commit's message would go on for lines.
+    let what = whole.lines().next().unwrap_or_default();
+    let output = command
+        .output()
+        .with_context(|| format!("cannot run `{what}`"))?;
+    if !output.status.success() {
+        bail!(
+            "`{what}` failed ({}): {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("`{what}` did not print text"))
+}
+
 /// The command line, as a person would type it.
 pub fn describe(command: &Command) -> String {
     std::iter::once(command.get_program())
@@ -106,6 +124,22 @@ pub fn tail(log: &Path) -> Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_short_command_fails_with_its_complaint() {
+        let sh = |script: &str| output(Command::new("sh").args(["-c", script]));
+        assert_eq!(sh("echo out; echo err >&2").unwrap(), "out\n");
+        let error = sh("echo out; echo err >&2; exit 3\n:")
+            .unwrap_err()
+            .to_string();
+        assert_eq!(
+            error,
+            "`sh -c echo out; echo err >&2; exit 3` failed (exit status: 3): err"
+        );
+        let error = output(&mut Command::new("/no/such/program")).unwrap_err();
+        assert!(format!("{error:#}").starts_with("cannot run `/no/such/program`: "));
+        assert!(sh("printf '\\377'").is_err());
+    }
 
     #[test]
     fn failure_shows_the_end_of_the_log() {

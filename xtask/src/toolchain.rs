@@ -26,7 +26,7 @@ impl Toolchain {
     /// Finds the compilers, and builds bindgen when the cache has none. Needs the cache's lock.
     pub fn prepare(project: &Project) -> Result<Self> {
         let version = Self::version()?;
-        let sysroot = output(Command::new(RUSTC).args(["--print", "sysroot"]))?;
+        let sysroot = step::output(Command::new(RUSTC).args(["--print", "sysroot"]))?;
         let library = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library");
         if !library.join("core/src/lib.rs").is_file() {
             bail!(
@@ -131,18 +131,6 @@ fn bindgen(project: &Project) -> Result<PathBuf> {
 }
 
 fn version(program: &str) -> Result<String> {
-    output(Command::new(program).arg("--version"))
+    step::output(Command::new(program).arg("--version"))
         .with_context(|| format!("{program} does not work; run `cargo xtask setup`"))
-}
-
-fn output(command: &mut Command) -> Result<String> {
-    let output = command.output()?;
-    if !output.status.success() {
-        bail!(
-            "{} failed: {}",
-            step::describe(command),
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    Ok(String::from_utf8(output.stdout)?)
 }

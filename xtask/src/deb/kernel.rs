@@ -161,17 +161,7 @@ fn prepare<T>(
 /// Makes `.config` if need be, and says how it differs from Debian's; it is an error if that was not meant.
 fn configure(project: &Project, place: &Place, kconfig: &str) -> Result<String> {
     let step = Step::begin("configuring Debian's kernel with SKSM");
-    let output = Command::new("xz")
-        .args(["--decompress", "--stdout", CONFIG])
-        .output()
-        .context("cannot run xz")?;
-    if !output.status.success() {
-        bail!(
-            "cannot read {CONFIG}: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-    }
-    let debian = String::from_utf8(output.stdout)?;
+    let debian = step::output(Command::new("xz").args(["--decompress", "--stdout", CONFIG]))?;
     let fragment = project.kernel().join(FRAGMENT);
     let fragment = fs::read_to_string(&fragment)
         .with_context(|| format!("cannot read {}", fragment.display()))?;
