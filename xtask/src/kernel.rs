@@ -9,8 +9,8 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
-    cache, config, progress::Step, project::Project, setup, source, step, toolchain::Toolchain,
-    tree,
+    cache, config, objects, progress::Step, project::Project, setup, source, step,
+    toolchain::Toolchain, tree,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -120,7 +120,7 @@ pub fn build(project: &Project, arch: Arch, linux_src: Option<&Path>) -> Result<
     let kconfig = format!("{base}\n{}", changes.kconfig);
     let complete = objects.join(".sksm-built");
     let built = objects.join(image);
-    with_objects(&objects, || {
+    objects::with(&objects, || {
         let settings = config::configure(project, &toolchain, &source, &objects, arch, &kconfig)?;
         let wanted = format!("{settings}\n{}", changes.all);
         if built.is_file() && fs::read_to_string(&complete).is_ok_and(|made| made == wanted) {
@@ -138,21 +138,6 @@ pub fn build(project: &Project, arch: Arch, linux_src: Option<&Path>) -> Result<
         cache::write(&stamp, made_of)?;
     }
     Ok(kernel)
-}
-
-/// Does `work` in a directory of objects. `make` removes what it was about to write when it is asked to stop. When it
-/// was killed instead, some object may be half written and look finished, so the next time begins afresh.
-pub fn with_objects<T>(objects: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let busy = objects.join(".sksm-busy");
-    if busy.is_file() {
-        let step = Step::begin("removing objects of a build that was killed");
-        cache::remove(objects)?;
-        step.done();
-    }
-    cache::write(&busy, "")?;
-    let result = work();
-    cache::remove(&busy)?;
-    result
 }
 
 /// Runs `make` with its progress.
@@ -174,8 +159,9 @@ fn compile(
             step.detail(file);
         }
     });
-    steps.save(result.is_ok())?;
+    let saved = steps.save(result.is_ok());
     result?;
+    saved?;
     step.done();
     Ok(())
 }

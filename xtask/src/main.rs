@@ -22,6 +22,7 @@ mod kernel;
 mod ksmd_watch;
 mod lock;
 mod measurement;
+mod objects;
 mod patches;
 mod progress;
 mod project;

@@ -12,8 +12,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     cache, config, interrupt,
-    kernel::{compiled, with_objects},
-    patches,
+    kernel::compiled,
+    objects, patches,
     progress::Step,
     project::Project,
     setup,
@@ -145,7 +145,7 @@ fn prepare<T>(
             &cache::fingerprint(&toolchain.version)[..8]
         ))
         .join("objects");
-    with_objects(&objects, || {
+    objects::with(&objects, || {
         let mut place = Place {
             toolchain,
             source,
