@@ -6,7 +6,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::{
     cache, config, objects, progress::Step, project::Project, setup, source, step,
@@ -132,7 +132,8 @@ pub fn build(project: &Project, arch: Arch, linux_src: Option<&Path>) -> Result<
         cache::write(&complete, wanted)
     })?;
     cache::remove(&stamp)?;
-    publish(&built, &kernel.image)?;
+    // Other builds in the same cache leave it alone there.
+    cache::copy(&built, &kernel.image)?;
     // Not if somebody edited a file meanwhile.
     if made_of == ingredients(project, &source.dir)? {
         cache::write(&stamp, made_of)?;
@@ -180,16 +181,6 @@ fn ingredients(project: &Project, source: &Path) -> Result<String> {
     let files = tree::files_below(&project.kernel())?;
     let version = Toolchain::version()?;
     Ok(cache::fingerprint((files, version, source)))
-}
-
-/// Copies the image to where other builds in the same cache leave it alone.
-fn publish(built: &Path, image: &Path) -> Result<()> {
-    let content = fs::read(built).with_context(|| format!("cannot read {}", built.display()))?;
-    if cache::update(image, &content)? {
-        let permissions = fs::metadata(built)?.permissions();
-        fs::set_permissions(image, permissions)?;
-    }
-    Ok(())
 }
 
 /// The file that a line of the build's output is about.
