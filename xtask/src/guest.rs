@@ -7,7 +7,7 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
@@ -281,8 +281,7 @@ impl<'a> Boot<'a> {
                 visible: visible(self.project)?,
             })?,
         )?;
-        let console = console_log(self.project, arch)?;
-        let log = File::options().create(true).append(true).open(&console)?;
+        let (console, log) = console_log(&self.project.logs()?, arch)?;
         let (ours, theirs) = socketpair(
             AddressFamily::UNIX,
             SocketType::STREAM,
@@ -697,10 +696,8 @@ fn visible(project: &Project) -> Result<Vec<PathBuf>> {
 }
 
 /// A new console log; old ones are removed.
-fn console_log(project: &Project, arch: Arch) -> Result<PathBuf> {
-    static BOOTS: AtomicU32 = AtomicU32::new(0);
-    let dir = project.logs()?;
-    let mut logs: Vec<(std::time::SystemTime, PathBuf)> = fs::read_dir(&dir)?
+fn console_log(dir: &Path, arch: Arch) -> Result<(PathBuf, File)> {
+    let mut logs: Vec<(std::time::SystemTime, PathBuf)> = fs::read_dir(dir)?
         .filter_map(|entry| {
             let entry = entry.ok()?;
             let name = entry.file_name();
@@ -712,8 +709,18 @@ fn console_log(project: &Project, arch: Arch) -> Result<PathBuf> {
     for (_, old) in logs.iter().rev().skip(LOGS_KEPT) {
         let _ = fs::remove_file(old);
     }
-    let boot = BOOTS.fetch_add(1, Ordering::Relaxed);
-    Ok(dir.join(format!("console-{arch}-{}-{boot}.log", std::process::id())))
+    for boot in 0.. {
+        let path = dir.join(format!("console-{arch}-{}-{boot}.log", std::process::id()));
+        // What is there is of another boot, perhaps of another process that had this number.
+        match File::options().append(true).create_new(true).open(&path) {
+            Ok(file) => return Ok((path, file)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot create {}", path.display()));
+            }
+        }
+    }
+    unreachable!("there are enough numbers")
 }
 
 /// Where UML's memory file goes: in memory if it fits and may be executed from, else on disk.
@@ -760,6 +767,20 @@ mod tests {
         assert_eq!(bytes("G"), None);
         assert_eq!(bytes(""), None);
         assert_eq!(bytes("2T"), None);
+    }
+
+    #[test]
+    fn each_boot_has_a_console_log_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, mut file) = console_log(dir.path(), Arch::Um).unwrap();
+        writeln!(file, "BUG: of another boot").unwrap();
+        let (second, _) = console_log(dir.path(), Arch::Um).unwrap();
+        assert_ne!(first, second);
+        assert_eq!(fs::read(second).unwrap(), b"");
+        for _ in 0..2 * LOGS_KEPT {
+            console_log(dir.path(), Arch::Um).unwrap();
+        }
+        assert!(fs::read_dir(dir.path()).unwrap().count() <= LOGS_KEPT + 1);
     }
 
     #[test]
