@@ -166,10 +166,7 @@ pub fn run(run: &mut Run, kernel: &Kernel, plan: &[Item]) -> Result<()> {
 fn run_program(run: &mut Run, arch: Arch, item: &Item, guest: &mut Guest) -> Result<()> {
     let name = format!("{arch}/{}", item.name);
     let step = Step::begin(&name);
-    let log_path = run
-        .project
-        .logs()?
-        .join(format!("test-{arch}-{}.log", item.name));
+    let log_path = run.project.log(&format!("test-{arch}-{}", item.name))?;
     let log = RefCell::new(
         File::create(&log_path).with_context(|| format!("cannot create {}", log_path.display()))?,
     );

@@ -134,7 +134,7 @@ fn patches(run: &mut Run, name: &str, linux_src: Option<&Path>) -> Result<()> {
 
 fn log(run: &Run, name: &str) -> Result<PathBuf> {
     let name = name.replace('/', "-");
-    Ok(run.project.logs()?.join(format!("test-{name}.log")))
+    run.project.log(&format!("test-{name}"))
 }
 
 fn cargo(run: &Run, args: &[&str]) -> Command {

@@ -113,7 +113,7 @@ pub fn build(project: &Project, arch: Arch, linux_src: Option<&Path>) -> Result<
         "{arch}-{}",
         &cache::fingerprint(&toolchain.version)[..8]
     ));
-    let log = project.logs()?.join(format!("build-{arch}.log"));
+    let log = project.log(&format!("build-{arch}"))?;
     // The source as it came.
     let unpacked = fs::read_to_string(source.dir.join("unpacked"))?;
     let base = format!("{}\n{unpacked}", toolchain.version);

@@ -171,7 +171,7 @@ pub fn run(project: &Project, args: &Args, linux_src: Option<&Path>) -> Result<E
     let made = make(project, linux_src, &sender, &out)?;
     step.done();
     let step = Step::begin("checking its style");
-    let log = project.logs()?.join("patches-checkpatch.log");
+    let log = project.log("patches-checkpatch")?;
     let mut checkpatch = host_tests::checkpatch(&made.tree);
     checkpatch.args(&made.patches);
     let mut findings = 0;

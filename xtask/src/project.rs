@@ -1,12 +1,19 @@
 //! Where things are: the repository, its target directory, the user's cache.
 
 use std::{
-    env, fs,
+    collections::BTreeMap,
+    env,
+    fs::{self, File},
     path::{Path, PathBuf},
     process::Command,
+    sync::Mutex,
 };
 
 use anyhow::{Context, Result, anyhow};
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
 
 use crate::{lock::Lock, step};
 
@@ -60,12 +67,46 @@ impl Project {
         Ok(dir)
     }
 
+    /// A log of that name, which no other invocation writes as long as this one runs.
+    pub fn log(&self, name: &str) -> Result<PathBuf> {
+        static OURS: Mutex<BTreeMap<PathBuf, (PathBuf, File)>> = Mutex::new(BTreeMap::new());
+        let dir = self.logs()?;
+        let mut ours = OURS.lock().expect("nobody panics with it");
+        let key = dir.join(name);
+        if let Some((path, _)) = ours.get(&key) {
+            return Ok(path.clone());
+        }
+        let (path, file) = free_log(&dir, name)?;
+        ours.insert(key, (path.clone(), file));
+        Ok(path)
+    }
+
     /// Waits for other invocations that fetch or build in the same cache.
     pub fn lock_cache(&self) -> Result<Lock> {
         fs::create_dir_all(&self.cache)
             .with_context(|| format!("cannot create {}", self.cache.display()))?;
         Lock::acquire(&self.cache.join("lock"))
     }
+}
+
+/// The first of NAME.log, NAME-2.log and so on that nobody has; it is had while the file is open.
+fn free_log(dir: &Path, name: &str) -> Result<(PathBuf, File)> {
+    for number in 1.. {
+        let path = dir.join(match number {
+            1 => format!("{name}.log"),
+            _ => format!("{name}-{number}.log"),
+        });
+        let open = File::options().append(true).create(true).open(&path);
+        let file = open.with_context(|| format!("cannot open {}", path.display()))?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok((path, file)),
+            Err(Errno::WOULDBLOCK) => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot lock {}", path.display()));
+            }
+        }
+    }
+    unreachable!("there are enough numbers")
 }
 
 /// Asks cargo, which knows configuration files and the environment.
@@ -85,4 +126,33 @@ fn target_dir(root: &Path) -> Result<PathBuf> {
 /// The cargo that started this tool.
 pub fn cargo() -> Command {
     Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_is_one_invocations_while_it_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, held) = free_log(dir.path(), "test").unwrap();
+        assert_eq!(first, dir.path().join("test.log"));
+        let (second, _also_held) = free_log(dir.path(), "test").unwrap();
+        assert_eq!(second, dir.path().join("test-2.log"));
+        drop(held);
+        assert_eq!(free_log(dir.path(), "test").unwrap().0, first);
+    }
+
+    #[test]
+    fn one_invocation_writes_a_log_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let project = Project {
+            root: dir.path().into(),
+            target: dir.path().into(),
+            cache: dir.path().into(),
+        };
+        let log = project.log("test").unwrap();
+        assert_eq!(project.log("test").unwrap(), log);
+        assert_ne!(project.log("other").unwrap(), log);
+    }
 }

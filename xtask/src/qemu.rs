@@ -79,7 +79,7 @@ pub fn unpack(project: &Project) -> Result<()> {
     let scratch = tempfile::Builder::new()
         .prefix("qemu-")
         .tempdir_in(&project.cache)?;
-    let log = project.logs()?.join("qemu.log");
+    let log = project.log("qemu")?;
     let mut download = Command::new("apt-get");
     download.arg("download").args(TOGETHER);
     step::run(download.current_dir(scratch.path()), &log, &step, |line| {

@@ -75,7 +75,7 @@ fn unpack(project: &Project, patched: bool) -> Result<Source> {
         cache::remove(&source.dir)?;
     }
     fs::create_dir_all(&source.tree)?;
-    let log = project.logs()?.join("unpack.log");
+    let log = project.log("unpack")?;
     let mut tar = Group::spawn(
         Command::new("tar")
             .args(["--extract", "--xz", "--strip-components=1", "--directory"])
@@ -128,7 +128,7 @@ fn copy(project: &Project, from: &Path, patched: bool) -> Result<Source> {
     // touch is compared too, with the copies that are kept without them.
     let step = Step::begin(format!("copying {path}"));
     let stamp = source.dir.join("unpacked");
-    let log = project.logs()?.join("copy.log");
+    let log = project.log("copy")?;
     let managed = crate::tree::managed(&source)?;
     let excludes = source.dir.join("excludes");
     let list: String = managed

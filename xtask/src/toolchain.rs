@@ -119,12 +119,9 @@ fn bindgen(project: &Project) -> Result<PathBuf> {
     for name in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_TARGET"] {
         install.env_remove(name);
     }
-    step::run(
-        &mut install,
-        &project.logs()?.join("bindgen.log"),
-        &step,
-        |line| step.detail(line),
-    )?;
+    step::run(&mut install, &project.log("bindgen")?, &step, |line| {
+        step.detail(line)
+    })?;
     cache::remove(&objects)?;
     step.done();
     Ok(program)

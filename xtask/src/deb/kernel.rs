@@ -114,7 +114,7 @@ impl Place {
 }
 
 fn compile(project: &Project, step: &Step, make: &mut Command) -> Result<()> {
-    let log = project.logs()?.join("build-debian.log");
+    let log = project.log("build-debian")?;
     step::run(make, &log, step, |line| {
         if let Some(file) = compiled(line) {
             step.detail(file);
@@ -173,7 +173,7 @@ fn configure(project: &Project, place: &Place, kconfig: &str) -> Result<String> 
     if !fs::read_to_string(&stamp).is_ok_and(|made| made == wanted) {
         cache::remove(&stamp)?;
         cache::write(&file, inputs)?;
-        let log = project.logs()?.join("config-debian.log");
+        let log = project.log("config-debian")?;
         step::run(place.make().arg("olddefconfig"), &log, &step, |line| {
             step.detail(line)
         })?;

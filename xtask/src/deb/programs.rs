@@ -42,7 +42,7 @@ pub fn build(project: &Project, out: &Path) -> Result<Vec<PathBuf>> {
     fs::copy(capi.join("examples/table.c"), root.join("table.c"))?;
     install(&capi, &built, &root.join("built/usr"))?;
 
-    let log = project.logs()?.join("deb.log");
+    let log = project.log("deb")?;
     let mut rules = Command::new("debian/rules");
     rules
         .arg("binary")

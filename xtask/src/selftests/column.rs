@@ -117,9 +117,7 @@ fn run_one(
     step: &Step,
 ) -> Result<(Outcome, bool)> {
     let name = program.name();
-    let path = project
-        .logs()?
-        .join(format!("selftest-{}-{name}.log", kernel.arch));
+    let path = project.log(&format!("selftest-{}-{name}", kernel.arch))?;
     let log = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
     let log = RefCell::new(log);
     let parser = RefCell::new(Parser::new(program.dialect));
