@@ -86,8 +86,11 @@ pub fn unpack(project: &Project) -> Result<()> {
         step.detail(line)
     })?;
     let files = scratch.path().join("files");
-    for entry in fs::read_dir(scratch.path())? {
-        let package = entry?.path();
+    // All of them first, as what is unpacked lies beside them.
+    let packages = fs::read_dir(scratch.path())?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<Vec<_>>>()?;
+    for package in packages {
         let mut extract = Command::new("dpkg-deb");
         extract.arg("--extract").arg(&package).arg(&files);
         step::run(&mut extract, &log, &step, |_| {})?;
