@@ -134,6 +134,7 @@ pub fn build(project: &Project, arch: Arch, linux_src: Option<&Path>) -> Result<
     cache::remove(&stamp)?;
     // Other builds in the same cache leave it alone there.
     cache::copy(&built, &kernel.image)?;
+    objects::prune(&objects)?;
     // Not if somebody edited a file meanwhile.
     if made_of == ingredients(project, &source.dir)? {
         cache::write(&stamp, made_of)?;

@@ -4,7 +4,7 @@
 //! some file may be half written and look finished to the next `make`.
 
 use std::{
-    fs::{self, Metadata},
+    fs::{self, DirEntry, Metadata},
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     time::SystemTime,
@@ -22,6 +22,31 @@ pub fn with<T>(objects: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
     recover(objects)?;
     let _busy = Busy::begin(objects)?;
     work()
+}
+
+/// Removes what other compilers have made: from `ARCH-COMPILERS`, every other `ARCH-…` beside it. To be called once the
+/// new objects are complete.
+pub fn prune(dir: &Path) -> Result<()> {
+    fn arch(dir: &Path) -> Option<&str> {
+        let (arch, compilers) = dir.file_name()?.to_str()?.rsplit_once('-')?;
+        let hash = compilers.len() == 8 && compilers.chars().all(|c| c.is_ascii_hexdigit());
+        hash.then_some(arch)
+    }
+    let parent = dir.parent().context("the objects have no place")?;
+    let own = arch(dir).context("the objects are of no compilers")?;
+    // A name that no compilers have, or who goes back to them after an interruption would find half of the objects.
+    let gone = parent.join(format!("{own}-00000000"));
+    cache::remove(&gone)?;
+    let entries = fs::read_dir(parent)?.collect::<Result<Vec<_>, _>>()?;
+    for other in entries.iter().map(DirEntry::path) {
+        if other != dir && arch(&other) == Some(own) {
+            let step = Step::begin(format!("removing {}", other.display()));
+            fs::rename(&other, &gone)?;
+            cache::remove(&gone)?;
+            step.done();
+        }
+    }
+    Ok(())
 }
 
 /// Keeps the marker while it lives, and leaves it there if something was killed meanwhile.
@@ -208,6 +233,41 @@ mod tests {
         setting.killed_build(&["include/config/SLUB"]);
         setting.build(|| Ok(())).unwrap();
         assert!(setting.files().is_empty());
+    }
+
+    #[test]
+    fn objects_of_other_compilers_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let names = [
+            "debian-01234567",
+            "patched",
+            "tree",
+            "um-00000000",
+            "um-01234567",
+            "um-89abcdef",
+            "um-headers0",
+            "x86_64-01234567",
+        ];
+        for name in names {
+            fs::create_dir(dir.path().join(name)).unwrap();
+        }
+        prune(&dir.path().join("um-89abcdef")).unwrap();
+        let mut left: Vec<_> = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        left.sort();
+        assert_eq!(
+            left,
+            [
+                "debian-01234567",
+                "patched",
+                "tree",
+                "um-89abcdef",
+                "um-headers0",
+                "x86_64-01234567"
+            ]
+        );
     }
 
     #[test]

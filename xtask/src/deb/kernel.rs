@@ -138,14 +138,12 @@ fn prepare<T>(
     let source = source::fetch(project, linux_src, true)?;
     let changes = tree::sync(project, &source)?;
     // The packages are left beside the objects, so both are in a directory of their own.
-    let objects = source
-        .dir
-        .join(format!(
-            "debian-{}",
-            &cache::fingerprint(&toolchain.version)[..8]
-        ))
-        .join("objects");
-    objects::with(&objects, || {
+    let dir = source.dir.join(format!(
+        "debian-{}",
+        &cache::fingerprint(&toolchain.version)[..8]
+    ));
+    let objects = dir.join("objects");
+    let done = objects::with(&objects, || {
         let mut place = Place {
             toolchain,
             source,
@@ -155,7 +153,9 @@ fn prepare<T>(
         place.report = configure(project, &place, &changes.kconfig)?;
         interrupt::check()?;
         work(&place)
-    })
+    })?;
+    objects::prune(&dir)?;
+    Ok(done)
 }
 
 /// Makes `.config` if need be, and says how it differs from Debian's; it is an error if that was not meant.
