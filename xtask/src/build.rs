@@ -16,6 +16,7 @@ use crate::{
 
 /// Builds the guest's programs, the command and the preload object; returns their directory.
 pub fn guest_programs(project: &Project) -> Result<PathBuf> {
+    project.check_target()?;
     release(
         project::cargo()
             .args(["build", "--release"])

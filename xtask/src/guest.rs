@@ -19,6 +19,7 @@ use rustix::{
     process::Signal,
     stdio::stdin,
 };
+use tempfile::TempDir;
 
 use crate::{
     console,
@@ -26,7 +27,7 @@ use crate::{
     interrupt::{self, Group},
     kernel::{Arch, Kernel},
     progress::Step,
-    project::Project,
+    project::{Project, plain},
     protocol::{Decoder, Exec, Frame, IN_FLIGHT, WINDOW},
     qemu,
     terminal::{self, Raw},
@@ -267,20 +268,16 @@ impl<'a> Boot<'a> {
 
     fn boot(&self, kvm: bool) -> Result<Guest> {
         let arch = self.kernel.arch;
-        let scratch = tempfile::Builder::new()
-            .prefix("sksm-")
-            .tempdir()
-            .context("cannot create a temporary directory")?;
+        let scratch = scratch(self.project)?;
         let agent = env::current_exe().context("cannot find this program")?;
         let initrd = scratch.path().join("initrd");
-        fs::write(
-            &initrd,
-            initramfs::build(&Contents {
-                arch,
-                agent: &agent,
-                visible: visible(self.project)?,
-            })?,
-        )?;
+        let archive = initramfs::build(&Contents {
+            arch,
+            agent: &agent,
+            visible: visible(self.project)?,
+        })?;
+        fs::write(&initrd, archive)
+            .with_context(|| format!("cannot write {}", initrd.display()))?;
         let (console, log) = console_log(&self.project.logs()?, arch)?;
         let (ours, theirs) = socketpair(
             AddressFamily::UNIX,
@@ -409,7 +406,7 @@ pub struct Guest {
     in_flight: usize,
     console: PathBuf,
     gone: bool,
-    _scratch: tempfile::TempDir,
+    _scratch: TempDir,
 }
 
 impl Guest {
@@ -693,6 +690,17 @@ fn visible(project: &Project) -> Result<Vec<PathBuf>> {
         .filter(|dir| dir.is_dir())
         .filter_map(|dir| dir.canonicalize().ok())
         .collect())
+}
+
+/// For the files of a boot, which UML's command line names.
+fn scratch(project: &Project) -> Result<TempDir> {
+    if !plain(&env::temp_dir()) {
+        return project.scratch();
+    }
+    tempfile::Builder::new()
+        .prefix("sksm-")
+        .tempdir()
+        .context("cannot create a temporary directory")
 }
 
 /// A new console log; old ones are removed.

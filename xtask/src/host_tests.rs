@@ -176,15 +176,13 @@ fn unit_tests(run: &mut Run) -> Result<()> {
     let step = Step::begin(name);
     let log = log(run, name)?;
     let counts = RefCell::new(Counts::default());
-    let result = step::run(
-        &mut cargo(run, &["test", "--workspace", "--no-fail-fast"]),
-        &log,
-        &step,
-        |line| {
+    let mut command = cargo(run, &["test", "--workspace", "--no-fail-fast"]);
+    let result = run.project.check_target().and_then(|()| {
+        step::run(&mut command, &log, &step, |line| {
             step.detail(line);
             counts.borrow_mut().see(line);
-        },
-    );
+        })
+    });
     let counts = counts.into_inner();
     run.tally.add_passed(counts.passed);
     for test in &counts.ignored {

@@ -9,11 +9,12 @@ use std::{
     sync::Mutex,
 };
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use rustix::{
     fs::{FlockOperation, flock},
     io::Errno,
 };
+use tempfile::TempDir;
 
 use crate::{lock::Lock, step};
 
@@ -60,6 +61,41 @@ impl Project {
         self.root.join("kernel")
     }
 
+    /// Fails where no kernel can be built; to be called before anything is installed for it.
+    pub fn check_cache(&self) -> Result<()> {
+        if !plain(&self.cache) {
+            bail!(
+                "kernels cannot be built in {}: make takes no path with a space, a colon or the like; \
+                 set XDG_CACHE_HOME to a directory with a plain name",
+                self.cache.display()
+            );
+        }
+        Ok(())
+    }
+
+    /// Fails where what is built cannot be preloaded, and the kernel's own tests cannot be built.
+    pub fn check_target(&self) -> Result<()> {
+        if !plain(&self.target) {
+            bail!(
+                "what runs in the guest cannot lie in {}: LD_PRELOAD and make take no path with a space, a colon or \
+                 the like; set CARGO_TARGET_DIR to a directory with a plain name",
+                self.target.display()
+            );
+        }
+        Ok(())
+    }
+
+    /// A directory for a while in which programs may be run and whose path is plain, unlike TMPDIR's.
+    pub fn scratch(&self) -> Result<TempDir> {
+        fs::create_dir_all(&self.cache)
+            .and_then(|()| {
+                tempfile::Builder::new()
+                    .prefix("scratch-")
+                    .tempdir_in(&self.cache)
+            })
+            .with_context(|| format!("cannot create a directory in {}", self.cache.display()))
+    }
+
     /// Logs of builds and boots of this clone.
     pub fn logs(&self) -> Result<PathBuf> {
         let dir = self.target.join("sksm/logs");
@@ -87,6 +123,12 @@ impl Project {
             .with_context(|| format!("cannot create {}", self.cache.display()))?;
         Lock::acquire(&self.cache.join("lock"))
     }
+}
+
+/// Whether make and shells take the path as it is.
+pub fn plain(path: &Path) -> bool {
+    let special = |c: char| c.is_whitespace() || ":#$%&|;<>()[]*?'\"`\\".contains(c);
+    path.to_str().is_some_and(|path| !path.contains(special))
 }
 
 /// The first of NAME.log, NAME-2.log and so on that nobody has; it is had while the file is open.
@@ -141,6 +183,16 @@ mod tests {
         assert_eq!(second, dir.path().join("test-2.log"));
         drop(held);
         assert_eq!(free_log(dir.path(), "test").unwrap().0, first);
+    }
+
+    #[test]
+    fn plain_paths() {
+        for path in ["/home/jane/.cache/sksm", "/a/debian-6.12.117-1~deb12u1+x_y"] {
+            assert!(plain(Path::new(path)), "{path}");
+        }
+        for path in ["/home/jane doe", "/a:b", "/a\tb", "/$HOME", "/it's", "/a#b"] {
+            assert!(!plain(Path::new(path)), "{path}");
+        }
     }
 
     #[test]

@@ -75,10 +75,7 @@ fn libraries_of(simulation: &str) -> Vec<String> {
 /// Downloads the packages and unpacks them. Needs apt's lists.
 pub fn unpack(project: &Project) -> Result<()> {
     let step = Step::begin("unpacking QEMU");
-    fs::create_dir_all(&project.cache)?;
-    let scratch = tempfile::Builder::new()
-        .prefix("qemu-")
-        .tempdir_in(&project.cache)?;
+    let scratch = project.scratch()?;
     let log = project.log("qemu")?;
     let mut download = Command::new("apt-get");
     download.arg("download").args(TOGETHER);

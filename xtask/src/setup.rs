@@ -161,6 +161,7 @@ pub fn check(project: &Project) -> Result<bool> {
 
 /// Installs what is missing; `own_source` says that Debian's kernel source is not needed.
 pub fn ensure(project: &Project, own_source: bool) -> Result<()> {
+    project.check_cache()?;
     install(project, || missing(project, own_source))
 }
 

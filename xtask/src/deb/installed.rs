@@ -15,7 +15,7 @@ const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Fails if anything in the packages does not work.
 pub fn check(project: &Project, packages: &[PathBuf]) -> Result<()> {
-    let root = tempfile::tempdir()?;
+    let root = project.scratch()?;
     let root = root.path();
     let mut names = Vec::new();
     for package in packages {

@@ -22,7 +22,7 @@ pub fn build(project: &Project, out: &Path) -> Result<Vec<PathBuf>> {
     setup::ensure(project, true)?;
     let built = build::packaged_programs(project)?;
     let step = Step::begin("packaging");
-    let scratch = tempfile::tempdir()?;
+    let scratch = project.scratch()?;
     let root = scratch.path().join(format!("sksm-{VERSION}"));
     let debian = root.join("debian");
     for (path, content) in tree::files_below(&project.root.join("packaging/debian"))? {

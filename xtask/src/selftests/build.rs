@@ -38,6 +38,7 @@ pub struct Built {
 
 /// Builds them from a copy, because their makefile writes beside their source.
 pub fn build(project: &Project, linux_src: Option<&Path>) -> Result<Built> {
+    project.check_target()?;
     setup::ensure(project, linux_src.is_some())?;
     let dir = project.target.join("sksm/selftests");
     let stamp = dir.join("made-of");
