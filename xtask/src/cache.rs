@@ -28,9 +28,11 @@ fn replace(path: &Path, make: impl FnOnce(&Path) -> std::io::Result<()>) -> Resu
         let mut name = path.file_name().context("the path has no name")?.to_owned();
         name.push(".new");
         let new = dir.join(name);
-        make(&new)?;
-        fs::rename(&new, path)?;
-        Ok(())
+        let made = make(&new).and_then(|()| fs::rename(&new, path));
+        if made.is_err() {
+            let _ = fs::remove_file(&new);
+        }
+        Ok(made?)
     };
     attempt().with_context(|| format!("cannot write {}", path.display()))
 }
