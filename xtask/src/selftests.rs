@@ -14,7 +14,6 @@ use std::{
 use anyhow::{Result, bail};
 
 use crate::{
-    interrupt,
     kernel::{self, Arch, Kernel},
     progress::Step,
     project::Project,
@@ -187,13 +186,10 @@ pub fn test(run: &mut Run, kernel: &Kernel, linux_src: Option<&Path>) -> Result<
             },
         )
     });
-    if let Err(error) = result {
-        interrupt::check()?;
-        let step = Step::begin("selftests");
-        let verdict = Verdict::Failed(format!("{error:#}"));
-        run.record(&step, PREFIX.trim_end_matches('/'), verdict, None);
+    match result {
+        Ok(()) => Ok(()),
+        Err(error) => run.fail(PREFIX.trim_end_matches('/'), error),
     }
-    Ok(())
 }
 
 /// Whether any of them has a name with `pattern` in it.

@@ -112,7 +112,7 @@ pub fn output(command: &mut Command) -> Result<String> {
         .with_context(|| format!("cannot run `{what}`"))?;
     if !output.status.success() {
         bail!(
-            "`{what}` failed ({}): {}",
+            "`{what}` failed ({})\n{}",
             output.status,
             String::from_utf8_lossy(&output.stderr).trim()
         );
@@ -157,7 +157,7 @@ mod tests {
             .to_string();
         assert_eq!(
             error,
-            "`sh -c echo out; echo err >&2; exit 3` failed (exit status: 3): err"
+            "`sh -c echo out; echo err >&2; exit 3` failed (exit status: 3)\nerr"
         );
         let error = output(&mut Command::new("/no/such/program")).unwrap_err();
         assert!(format!("{error:#}").starts_with("cannot run `/no/such/program`: "));
