@@ -76,7 +76,7 @@ pub fn build(project: &Project, linux_src: Option<&Path>, out: &Path) -> Result<
                 .iter()
                 .any(|start| name.to_string_lossy().starts_with(start))
             {
-                fs::copy(&package, out.join(&name))?;
+                cache::copy(&package, &out.join(&name))?;
                 packages.push(out.join(name));
             }
         }
