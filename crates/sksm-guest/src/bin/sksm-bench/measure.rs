@@ -112,7 +112,26 @@ impl Bench {
         }
     }
 
-    /// A row from repeated samples, each of which takes that long for that many pages.
+    /// A row from repeated samples.
+    pub fn repeated(
+        &mut self,
+        name: Name,
+        unit: Unit,
+        repeats: usize,
+        mut sample: impl FnMut() -> Result<f64>,
+    ) -> Result<()> {
+        self.tell(name.what);
+        let mut values = Vec::new();
+        for warm in self.rounds(repeats) {
+            let value = sample().with_context(|| format!("{}, {}", name.what, name.variant))?;
+            if warm {
+                values.push(value);
+            }
+        }
+        self.row(name, unit, values)
+    }
+
+    /// The same, of what takes that long for that many pages.
     pub fn per_page(
         &mut self,
         name: Name,
@@ -120,15 +139,19 @@ impl Bench {
         repeats: usize,
         mut sample: impl FnMut() -> Result<Duration>,
     ) -> Result<()> {
-        self.tell(name.what);
-        let mut values = Vec::new();
-        for warm in self.rounds(repeats) {
-            let taken = sample().with_context(|| format!("{}, {}", name.what, name.variant))?;
-            if warm {
-                values.push(taken.as_nanos() as f64 / pages as f64);
-            }
-        }
-        self.row(name, Unit::NsPerPage, values)
+        self.repeated(name, Unit::NsPerPage, repeats, || {
+            Ok(sample()?.as_nanos() as f64 / pages as f64)
+        })
+    }
+
+    /// The same, of what is not done by the page.
+    pub fn each(
+        &mut self,
+        name: Name,
+        repeats: usize,
+        mut sample: impl FnMut() -> Result<Duration>,
+    ) -> Result<()> {
+        self.repeated(name, Unit::Ns, repeats, || Ok(sample()?.as_nanos() as f64))
     }
 
     /// A row from values that are there already.

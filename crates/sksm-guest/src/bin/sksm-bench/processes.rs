@@ -11,18 +11,17 @@ use sksm_guest::bench::Unit;
 use sksm_guest::memory::memfd;
 use sksm_guest::process::{Child, Ended, Gate, Link, exit_now, fork, pipe, wait};
 
-use crate::measure::{Bench, Make, Name, TABLE_PAGES, each_kind, name, settle, timed};
+use crate::measure::{Bench, Make, TABLE_PAGES, each_kind, name, settle, timed};
 
 pub fn run(bench: &mut Bench) -> Result<()> {
     let repeats = bench.size(10, 101);
-    let row = |bench: &mut Bench, what, once: &dyn Fn() -> Result<()>| -> Result<()> {
-        nanoseconds(bench, name(what, ""), repeats, &|| timed(once))
-    };
-    row(bench, "fork, exit, wait", &|| {
-        Child::spawn(|_| Ok(()))?.join()
+    bench.each(name("fork, exit, wait", ""), repeats, || {
+        timed(|| Child::spawn(|_| Ok(()))?.join())
     })?;
     let program = tiny_program()?;
-    row(bench, "fork, exec, exit, wait", &|| exec(&program))?;
+    bench.each(name("fork, exec, exit, wait", ""), repeats, || {
+        timed(|| exec(&program))
+    })?;
 
     let pages = bench.size(1, 4) * TABLE_PAGES;
     let repeats = bench.size(5, 25);
@@ -40,27 +39,9 @@ pub fn run(bench: &mut Bench) -> Result<()> {
     })?;
     let what = format!("exit with {pages} pages, wait");
     each_kind(pages, |kind, make| {
-        nanoseconds(bench, name(&what, kind), repeats, &|| exit(make))
+        bench.each(name(&what, kind), repeats, || exit(make))
     })?;
     family(bench)
-}
-
-/// A row of what is not done by the page.
-fn nanoseconds(
-    bench: &mut Bench,
-    name: Name,
-    repeats: usize,
-    once: &dyn Fn() -> Result<Duration>,
-) -> Result<()> {
-    bench.tell(name.what);
-    let mut values = Vec::new();
-    for warm in bench.rounds(repeats) {
-        let taken = once()?;
-        if warm {
-            values.push(taken.as_nanos() as f64);
-        }
-    }
-    bench.row(name, Unit::Ns, values)
 }
 
 /// A program that only exits: an ELF header, one segment, three instructions. A file in memory, so that no disk is waited for.
