@@ -11,8 +11,9 @@ use std::{
 };
 
 use anyhow::{Result, bail};
+use clap::builder::PossibleValuesParser;
 use serde::{Deserialize, Serialize};
-use sksm_guest::bench::Report;
+use sksm_guest::bench::{Report, names::family};
 
 use crate::{
     build,
@@ -38,8 +39,8 @@ pub struct Args {
     /// Count instructions instead of time: under emulation, on one CPU, the same however busy this machine is, and no picture
     #[arg(long)]
     instructions: bool,
-    /// Measure only these families, by their names in bench.json
-    #[arg(long, value_name = "FAMILY", value_delimiter = ',')]
+    /// Measure only these families
+    #[arg(long, value_name = "FAMILY", value_delimiter = ',', value_parser = PossibleValuesParser::new(family::ALL))]
     only: Vec<String>,
     /// With x86_64, leave out what is measured in a kernel without SKSM too, which is built for that
     #[arg(long)]
@@ -61,13 +62,13 @@ struct Published {
 }
 
 pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<ExitCode> {
+    if args.instructions && args.arch == Arch::Um {
+        bail!("User-Mode Linux cannot count instructions: add --arch x86_64");
+    }
     let out = Out::create(args.out.unwrap_or_else(|| {
         let arch = args.arch.to_string();
         project.target.join("sksm/bench").join(arch)
     }))?;
-    if args.instructions && args.arch == Arch::Um {
-        bail!("User-Mode Linux cannot count instructions: add --arch x86_64");
-    }
     let kernel = kernel::build(project, args.arch, linux_src)?;
     let compared =
         |family: &&str| args.only.is_empty() || args.only.iter().any(|only| only == family);
@@ -138,4 +139,26 @@ fn setting(report: &Report) -> String {
         if report.cpus == 1 { "" } else { "s" },
         crate::format::thousands(report.memory_mib as i64),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn families_that_do_not_exist_are_refused_at_once() {
+        let args = Cli::try_parse_from(["bench", "--only", "pages,calls"]).unwrap();
+        assert_eq!(args.args.only, [family::PAGES, family::CALLS]);
+        let refused = Cli::try_parse_from(["bench", "--only", "pages,pagez"]);
+        let text = refused.err().unwrap().to_string();
+        assert!(text.contains("pagez") && text.contains("growth"), "{text}");
+    }
 }

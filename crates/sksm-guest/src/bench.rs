@@ -1,5 +1,7 @@
 //! What the benchmark measures: the JSON that `sksm-bench` prints and `cargo xtask bench` reads.
 
+pub mod names;
+
 use serde::{Deserialize, Serialize};
 
 use crate::ksmd::Ksm;

@@ -1,6 +1,12 @@
 //! The measurements as a picture.
 
-use sksm_guest::bench::{Family, Report, Row, Unit};
+use sksm_guest::bench::{
+    Family, Report, Row, Unit,
+    names::{
+        BYTES, DIFFERENT, IN_ONE_CALL, MERGE, OUT, PUBLISH, PUBLISHED, SAME, SHARERS, SMALL, WRITE,
+        family,
+    },
+};
 
 use crate::{
     format::{seconds, thousands},
@@ -49,43 +55,35 @@ pub fn draw(published: &Published) -> String {
         scale: time,
         curves,
     };
-    let both = [
-        ("publish unique content", BLUE),
-        ("merge duplicates", GREEN),
-    ];
+    let both = [(PUBLISH, BLUE), (MERGE, GREEN)];
     let calls = time_plot(
         "Time for a page, by the length of the call",
-        "pages in one call",
+        IN_ONE_CALL,
         8,
-        curves("calls", "pages in one call", &both),
+        curves(family::CALLS, IN_ONE_CALL, &both),
     );
     let growth = time_plot(
         "Time for a page, by what is published",
         "pages published already",
         10,
-        curves("growth", "pages published", &both),
+        curves(family::GROWTH, PUBLISHED, &both),
     );
     if !calls.curves.is_empty() || !growth.curves.is_empty() {
         svg.plots([&calls, &growth]);
         svg.space();
     }
-    let sharers = "processes that share each page";
     let times = time_plot(
         "Time for a page, by its sharers",
-        sharers,
+        SHARERS,
         2,
-        curves("sharers", sharers, &both[1..]),
+        curves(family::SHARERS, SHARERS, &both[1..]),
     );
     let bytes = Plot {
         title: "Kernel memory for a mapping".to_owned(),
-        across: sharers.to_owned(),
+        across: SHARERS.to_owned(),
         base: 2,
         scale: |bytes| format!("{bytes:.0} B"),
-        curves: curves(
-            "sharers",
-            sharers,
-            &[("bytes a mapping beyond the first", RED)],
-        ),
+        curves: curves(family::SHARERS, SHARERS, &[(BYTES, RED)]),
     };
     if !times.curves.is_empty() {
         svg.plots([&times, &bytes]);
@@ -99,22 +97,22 @@ pub fn draw(published: &Published) -> String {
     group(
         &mut svg,
         "Tasks that merge different content at the same time",
-        bars("concurrency", "merge different content"),
+        bars(family::CONCURRENCY, DIFFERENT),
     );
     group(
         &mut svg,
         "Tasks that merge the same content at the same time",
-        bars("concurrency", "merge the same content"),
+        bars(family::CONCURRENCY, SAME),
     );
     group(
         &mut svg,
         "A write fault, by what is written to",
-        bars("faults", "write fault"),
+        bars(family::FAULTS, WRITE),
     );
     group(
         &mut svg,
         "Reclaim of a physical page to swap space",
-        bars("reclaim", "reclaim a physical page"),
+        bars(family::RECLAIM, OUT),
     );
     if let Some(unused) = &published.unused {
         let title = format!(
@@ -157,13 +155,10 @@ fn group(svg: &mut Svg, title: &str, bars: Vec<Bar>) {
 }
 
 fn page(report: &Report) -> Vec<Bar> {
-    let Some(family) = report.family("pages") else {
+    let Some(family) = report.family(family::PAGES) else {
         return Vec::new();
     };
-    let of_4_kib = family
-        .rows
-        .iter()
-        .filter(|row| row.variant == "4 KiB pages");
+    let of_4_kib = family.rows.iter().filter(|row| row.variant == SMALL);
     let mut bars: Vec<Bar> = of_4_kib.map(|row| bar(&row.what, row, GREEN)).collect();
     if let Some([memcmp, memcpy, xxh64]) = table::yardsticks(report) {
         for (name, ns) in [

@@ -1,7 +1,10 @@
 //! The measurements as text.
 
 use sksm_guest::{
-    bench::{BesideKsm, Family, Report, Row, Unit},
+    bench::{
+        BesideKsm, Family, Report, Row, Unit,
+        names::{TASKS, family},
+    },
     statistics::Summary,
 };
 
@@ -33,7 +36,11 @@ pub fn render(published: &Published) -> String {
         if !family.rows.is_empty() {
             text += &rows(family, report.instructions);
         }
-        if let Some(beside) = report.beside_ksm.as_ref().filter(|_| family.name == "ksm") {
+        if let Some(beside) = report
+            .beside_ksm
+            .as_ref()
+            .filter(|_| family.name == family::KSM)
+        {
             text += &beside_ksm(beside);
         }
         for note in &family.notes {
@@ -128,7 +135,7 @@ pub fn count(number: f64) -> String {
 /// In yardsticks; what several tasks do, in what one does.
 fn relative(family: &Family, row: &Row) -> String {
     if row.unit == Unit::PagesPerSecond {
-        let one = family.rows(&row.what, "1 task").next();
+        let one = family.rows(&row.what, TASKS[0].1).next();
         return one.map_or(String::new(), |one| {
             format!("{:.2} × 1 task", row.value.median / one.value.median)
         });

@@ -10,7 +10,10 @@ use std::{
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use sksm_guest::{
-    bench::{Report, Row},
+    bench::{
+        Report, Row,
+        names::{ORDINARY, family},
+    },
     statistics::Summary,
 };
 
@@ -22,10 +25,7 @@ use crate::{
 };
 
 /// The families that any kernel can run.
-pub const FAMILIES: [&str; 2] = ["faults", "processes"];
-
-/// What has not been shared by anything is called so in both kernels.
-const ORDINARY: &str = "ordinary pages";
+pub const FAMILIES: [&str; 2] = [family::FAULTS, family::PROCESSES];
 
 /// Of each kernel, by turns.
 const BOOTS: usize = 3;

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use sksm_guest::bench::Unit;
+use sksm_guest::bench::names::{DIFFERENT, DISTURBED, HASHED, PUBLISH, SAME, TASKS};
 use sksm_guest::memory::{self, Map, PAGE};
 use sksm_guest::process::{Child, Gate};
 use twox_hash::XxHash64;
@@ -14,13 +15,7 @@ use crate::measure::{
     Bench, TABLE_PAGES, Wanted, counting, filled, fresh, merged, name, settle, timed_merge,
 };
 
-const HASHED: &str = "hash different content in user space";
-const DIFFERENT: &str = "merge different content";
-const SAME: &str = "merge the same content";
-const UNIQUE: &str = "publish unique content";
-const DISTURBED: &str = "merge different content while 2 others fault and copy on write";
-
-const MOST: usize = 4;
+const MOST: usize = TASKS[TASKS.len() - 1].0;
 
 pub fn run(bench: &mut Bench) -> Result<()> {
     if bench.instructions {
@@ -37,11 +32,7 @@ pub fn run(bench: &mut Bench) -> Result<()> {
     let repeats = bench.size(3, 9);
     let first = fresh(MOST * pages);
     let _published = merged(MOST * pages, first)?;
-    for tasks in [1, 2, MOST] {
-        let variant = match tasks {
-            1 => "1 task".to_owned(),
-            _ => format!("{tasks} tasks"),
-        };
+    for (tasks, variant) in TASKS {
         let mut row = |what, wanted, contents: &dyn Fn(usize) -> u64, work: Work| -> Result<()> {
             bench.tell(what);
             let mut rates = Vec::new();
@@ -52,14 +43,14 @@ pub fn run(bench: &mut Bench) -> Result<()> {
                     rates.push(rate);
                 }
             }
-            bench.row(name(what, &variant), Unit::PagesPerSecond, rates)
+            bench.row(name(what, variant), Unit::PagesPerSecond, rates)
         };
         let different = |task| first + (task * pages) as u64;
         row(HASHED, Wanted::default(), &different, hash)?;
         row(DIFFERENT, Wanted::merge(tasks * pages), &different, merge)?;
         row(SAME, Wanted::merge(tasks * pages), &|_| first, merge)?;
         row(
-            UNIQUE,
+            PUBLISH,
             Wanted::publish(tasks * pages),
             &|_| fresh(pages),
             merge,
@@ -77,7 +68,7 @@ pub fn run(bench: &mut Bench) -> Result<()> {
             disturber.kill();
             disturber.ended()?;
         }
-        bench.row(name(DISTURBED, &variant), Unit::PagesPerSecond, rates)?;
+        bench.row(name(DISTURBED, variant), Unit::PagesPerSecond, rates)?;
     }
     Ok(())
 }

@@ -21,7 +21,9 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
+use clap::builder::PossibleValuesParser;
 use sksm_guest::bench::Report;
+use sksm_guest::bench::names::family;
 use sksm_guest::json;
 use sksm_guest::settings::Settings;
 use sksm_guest::system;
@@ -38,42 +40,57 @@ type Entry = (
 
 const FAMILIES: [Entry; 11] = [
     (
-        "pages",
+        family::PAGES,
         "One page, in calls over whole page tables",
         true,
         pages::run,
     ),
-    ("calls", "Calls of different lengths", true, calls::run),
     (
-        "threads",
+        family::CALLS,
+        "Calls of different lengths",
+        true,
+        calls::run,
+    ),
+    (
+        family::THREADS,
         "While other threads of the process run",
         true,
         threads::run,
     ),
     (
-        "growth",
+        family::GROWTH,
         "With so many pages published already",
         true,
         growth::run,
     ),
     (
-        "sharers",
+        family::SHARERS,
         "With so many processes sharing each page",
         true,
         sharers::run,
     ),
     (
-        "concurrency",
+        family::CONCURRENCY,
         "Several tasks at once",
         true,
         concurrency::run,
     ),
-    ("faults", "Page faults and unmapping", false, faults::run),
-    ("processes", "Fork, exec and exit", false, processes::run),
-    ("reclaim", "Reclaim to swap space", true, reclaim::run),
-    ("metadata", "Kernel memory", true, metadata::run),
     (
-        "ksm",
+        family::FAULTS,
+        "Page faults and unmapping",
+        false,
+        faults::run,
+    ),
+    (
+        family::PROCESSES,
+        "Fork, exec and exit",
+        false,
+        processes::run,
+    ),
+    (family::RECLAIM, "Reclaim to swap space", true, reclaim::run),
+    (family::METADATA, "Kernel memory", true, metadata::run),
+    (
+        family::KSM,
         "The same pages, merged by SKSM and by KSM",
         true,
         ksm::run,
@@ -90,7 +107,7 @@ struct Args {
     #[arg(long)]
     instructions: bool,
     /// Run only these families
-    #[arg(long, value_name = "FAMILY", value_delimiter = ',')]
+    #[arg(long, value_name = "FAMILY", value_delimiter = ',', value_parser = PossibleValuesParser::new(family::ALL))]
     only: Vec<String>,
 }
 
@@ -102,12 +119,6 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<Report> {
-    let names = || FAMILIES.map(|(name, ..)| name).join(", ");
-    if let Some(unknown) =
-        (args.only.iter()).find(|only| FAMILIES.iter().all(|(name, ..)| name != only))
-    {
-        anyhow::bail!("there is no family {unknown}; there are {}", names());
-    }
     system::give_freed_memory_back();
     let settings = Settings::save()?;
     let mut report = Report {

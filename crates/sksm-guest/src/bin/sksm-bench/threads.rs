@@ -5,6 +5,7 @@ use std::thread;
 
 use anyhow::Result;
 use sksm_guest::bench::Unit;
+use sksm_guest::bench::names::{ONE_CALL, OTHER_FLUSHES, OWN_FLUSHES, TABLE_IN_ONE_CALL, THREADS};
 use sksm_guest::process::stay_on;
 use sksm_guest::tracefs::Trace;
 
@@ -25,12 +26,7 @@ pub fn run(bench: &mut Bench) -> Result<()> {
     }
     let trace = trace.as_ref();
     let stop = &AtomicBool::new(false);
-    for others in [0, 1, 2, 8] {
-        let variant = match others {
-            0 => "alone".to_owned(),
-            1 => "1 other thread".to_owned(),
-            _ => format!("{others} other threads"),
-        };
+    for (others, variant) in THREADS {
         stop.store(false, Ordering::Relaxed);
         thread::scope(|scope| {
             for other in 0..others {
@@ -45,7 +41,7 @@ pub fn run(bench: &mut Bench) -> Result<()> {
             }
             let caller = scope.spawn(|| {
                 stay_on(0)?;
-                measure(bench, &variant, trace)
+                measure(bench, variant, trace)
             });
             let result = caller.join().expect("no panic");
             stop.store(true, Ordering::Relaxed);
@@ -60,21 +56,16 @@ fn measure(bench: &mut Bench, variant: &str, trace: Option<&Trace>) -> Result<()
     let first = fresh(pages);
     let published = merged(pages, first)?;
     let repeats = bench.size(5, 25);
-    bench.per_page(
-        name("merge a whole page table", variant),
-        pages,
-        repeats,
-        || {
-            let map = filled(pages, first)?;
-            counting(Wanted::merge(pages), || timed_merge(&map, 0..pages))
-        },
-    )?;
+    bench.per_page(name(TABLE_IN_ONE_CALL, variant), pages, repeats, || {
+        let map = filled(pages, first)?;
+        counting(Wanted::merge(pages), || timed_merge(&map, 0..pages))
+    })?;
     let map = filled(pages, first)?;
     let values = counting(Wanted::merge(pages), || {
         let single = |page| Ok(timed_merge(&map, page..page + 1)?.as_nanos() as f64);
         (0..pages).map(single).collect::<Result<Vec<_>>>()
     })?;
-    bench.row(name("one page, one call", variant), Unit::NsPerPage, values)?;
+    bench.row(name(ONE_CALL, variant), Unit::NsPerPage, values)?;
     drop(published);
     let Some(trace) = trace else {
         return Ok(());
@@ -90,17 +81,6 @@ fn measure(bench: &mut Bench, variant: &str, trace: Option<&Trace>) -> Result<()
         own.push(flushes.own as f64);
         remote.push(flushes.remote as f64);
     }
-    bench.row(
-        name(
-            "flushes of its own TLB by a call over a page table",
-            variant,
-        ),
-        Unit::Count,
-        own,
-    )?;
-    bench.row(
-        name("interrupts that flush other TLBs, by such a call", variant),
-        Unit::Count,
-        remote,
-    )
+    bench.row(name(OWN_FLUSHES, variant), Unit::Count, own)?;
+    bench.row(name(OTHER_FLUSHES, variant), Unit::Count, remote)
 }
