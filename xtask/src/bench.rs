@@ -13,11 +13,12 @@ use std::{
 use anyhow::{Result, bail};
 use clap::builder::PossibleValuesParser;
 use serde::{Deserialize, Serialize};
-use sksm_guest::bench::{Report, names::family};
+use sksm_guest::bench::{Failure, Report, names::family};
 
 use crate::{
     build,
     guest::Boot,
+    interrupt,
     kernel::{self, Arch},
     measurement::{self, Measured, Out},
     project::Project,
@@ -86,10 +87,6 @@ pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<Ex
         command.push("--quick".into());
     }
     let start = Instant::now();
-    let unused = match &unpatched {
-        Some(unpatched) => Some(unused::measure(project, unpatched, &kernel, &program)?),
-        None => None,
-    };
     if !args.only.is_empty() {
         command.extend(["--only".into(), args.only.join(",").into()]);
     }
@@ -100,13 +97,27 @@ pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<Ex
         command.push("--instructions".into());
         boot = boot.counting_instructions();
     }
+    // 2: some of it failed.
     let Measured {
         mut report,
         ksmd,
         outcome,
-    } = measurement::run::<Report>(boot, "measuring", &command, &[0])?;
+    } = measurement::run::<Report>(boot, "measuring", &command, &[0, 2])?;
     if let Some(beside) = &mut report.beside_ksm {
         ksmd.fill_in(beside.ksm.iter_mut());
+    }
+    let mut unused = None;
+    if let Some(unpatched) = &unpatched {
+        match unused::measure(project, unpatched, &kernel, &program) {
+            Ok(measured) => unused = Some(measured),
+            Err(error) => {
+                interrupt::check()?;
+                report.failed.push(Failure {
+                    family: table::UNUSED.to_owned(),
+                    error: format!("{error:#}"),
+                });
+            }
+        }
     }
     let published = Published {
         report,
@@ -120,6 +131,14 @@ pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<Ex
         out.text("bench.svg", &chart::draw(&published))?;
     }
     outcome.check_splats()?;
+    let failed = &published.report.failed;
+    if !failed.is_empty() {
+        let names: Vec<_> = failed
+            .iter()
+            .map(|failure| failure.family.as_str())
+            .collect();
+        bail!("not all could be measured, see above: {}", names.join(", "));
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -21,8 +21,18 @@ pub struct Report {
     #[serde(default)]
     pub instructions: bool,
     pub families: Vec<Family>,
+    /// Families that did not come to their end; their rows are those from before.
+    #[serde(default)]
+    pub failed: Vec<Failure>,
     /// None if the family that compares with KSM was left out.
     pub beside_ksm: Option<BesideKsm>,
+}
+
+/// Why a family did not come to its end.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Failure {
+    pub family: String,
+    pub error: String,
 }
 
 /// Measurements that belong together.

@@ -2,7 +2,7 @@
 
 use sksm_guest::{
     bench::{
-        BesideKsm, Family, Report, Row, Unit,
+        BesideKsm, Failure, Family, Report, Row, Unit,
         names::{TASKS, family},
     },
     statistics::Summary,
@@ -50,7 +50,11 @@ pub fn render(published: &Published) -> String {
     if let Some(unused) = &published.unused {
         text += &format!("\n{UNUSED}, in instructions\n{}", without(unused));
     }
-    text + "\n" + &durations(published) + "\n"
+    text += &format!("\n{}\n", durations(published));
+    for Failure { family, error } in &report.failed {
+        text += &format!("FAILED: {family}: {error}\n");
+    }
+    text
 }
 
 pub const UNUSED: &str = "What the engine costs those who do not use it";
@@ -352,6 +356,10 @@ pub mod tests {
                 ),
                 family("ksm", Vec::new()),
             ],
+            failed: vec![Failure {
+                family: family::RECLAIM.into(),
+                error: "no page went".into(),
+            }],
             beside_ksm: Some(BesideKsm {
                 pages: 800,
                 saved: 700,
@@ -410,5 +418,6 @@ pub mod tests {
         assert!(text.contains("0.9000       0.44 %"), "{text}");
         assert!(text.contains("it took 6 min 40 s: pages 3.00 s"), "{text}");
         assert_eq!(text.matches("note: something to know").count(), 4);
+        assert!(text.ends_with("FAILED: reclaim: no page went\n"), "{text}");
     }
 }
