@@ -124,7 +124,8 @@ pub fn value(instructions: bool, unit: Unit, value: f64) -> String {
         Unit::Ns => time(value),
         Unit::PagesPerSecond => format!("{} pages/s", thousands(value as i64)),
         Unit::Bytes => format!("{value:.1} B"),
-        Unit::Count => format!("{value:.0}"),
+        Unit::Count if value.fract() == 0.0 => thousands(value as i64),
+        Unit::Count => format!("{value:.2}"),
     }
 }
 

@@ -49,9 +49,9 @@ pub const WRITTEN_ELSEWHERE: &str = "written just before on another CPU";
 pub const IN_ONE_CALL: &str = "pages in one call";
 
 /// While other threads run.
-pub const TABLE_IN_ONE_CALL: &str = "merge a whole page table";
-pub const OWN_FLUSHES: &str = "flushes of its own TLB by a call over a page table";
-pub const OTHER_FLUSHES: &str = "interrupts that flush other TLBs, by such a call";
+pub const WITH_THREADS: &str = "merge duplicates, pages in one call";
+pub const OWN_FLUSHES: &str = "flushes of its own TLB by a call";
+pub const OTHER_FLUSHES: &str = "interrupts that flush other TLBs, by a call";
 pub const THREADS: [(usize, &str); 4] = [
     (0, "alone"),
     (1, "1 other thread"),
@@ -113,7 +113,7 @@ pub struct Rows {
     pub family: &'static str,
     pub what: &'static str,
     pub variants: &'static [&'static str],
-    /// Not only with what User-Mode Linux has not: more than one CPU, huge pages, trace events.
+    /// User-Mode Linux has what it takes. It has one CPU, no huge pages and no trace events.
     pub on_uml: bool,
 }
 
@@ -162,8 +162,8 @@ pub const ROWS: &[Rows] = &[
     rows(family::CALLS, ONE_CALL, &[WRITTEN_AGO, WRITTEN_BEFORE]),
     rows(family::CALLS, ONE_CALL, &[WRITTEN_ELSEWHERE]).not_on_uml(),
     rows(family::CALLS, IN_ONE_CALL, &[PUBLISH, MERGE]),
-    rows(family::THREADS, TABLE_IN_ONE_CALL, THREADS_NAMES).not_on_uml(),
-    rows(family::THREADS, ONE_CALL, THREADS_NAMES).not_on_uml(),
+    rows(family::THREADS, WITH_THREADS, THREADS_NAMES.split_at(1).0),
+    rows(family::THREADS, WITH_THREADS, THREADS_NAMES.split_at(1).1).not_on_uml(),
     rows(family::THREADS, OWN_FLUSHES, THREADS_NAMES).not_on_uml(),
     rows(family::THREADS, OTHER_FLUSHES, THREADS_NAMES).not_on_uml(),
     rows(family::GROWTH, PUBLISHED, &[PUBLISH, MERGE]),

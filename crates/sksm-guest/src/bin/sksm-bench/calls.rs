@@ -21,7 +21,7 @@ use crate::measure::{
 /// How long the calls of one length may take, with all that belongs to them.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-const GIB_PAGES: usize = (1 << 30) / 4096;
+pub const GIB_PAGES: usize = (1 << 30) / 4096;
 
 pub fn run(bench: &mut Bench) -> Result<()> {
     nothing(bench)?;
@@ -130,17 +130,7 @@ fn parts(bench: &mut Bench, length: usize, repeats: usize) -> Result<()> {
     let pages = TABLE_PAGES;
     let calls = pages / length;
     let repeats = (repeats / calls).max(3);
-    let samples = |map: &Map, wanted| -> Result<Vec<f64>> {
-        counting(wanted, || {
-            let part = |call| {
-                Ok(
-                    timed_merge(map, call * length..(call + 1) * length)?.as_nanos() as f64
-                        / length as f64,
-                )
-            };
-            (0..calls).map(part).collect()
-        })
-    };
+    let samples = |map: &Map, wanted| counting(wanted, || by_calls(map, length));
     let first = fresh(pages);
     let published = merged(pages, first)?;
     let (mut publish, mut merge) = (Vec::new(), Vec::new());
@@ -158,6 +148,15 @@ fn parts(bench: &mut Bench, length: usize, repeats: usize) -> Result<()> {
         }
     }
     rows(bench, length, publish, merge)
+}
+
+/// Merges all of a map by calls of that length; returns nanoseconds a page, of each call.
+pub fn by_calls(map: &Map, length: usize) -> Result<Vec<f64>> {
+    let call = |first| {
+        let taken = timed_merge(map, first..first + length)?;
+        Ok(taken.as_nanos() as f64 / length as f64)
+    };
+    (0..map.pages()).step_by(length).map(call).collect()
 }
 
 /// How many contents there are to merge with in a call of that length: a map of 4 GiB is to fit into memory, but not twice.
