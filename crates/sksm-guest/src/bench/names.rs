@@ -157,6 +157,8 @@ pub const ROWS: &[Rows] = &[
     rows(family::PAGES, PUBLISH, &[HUGE]).not_on_uml(),
     rows(family::PAGES, DUPLICATE, &[HUGE]).not_on_uml(),
     rows(family::PAGES, ZEROS, &[HUGE]).not_on_uml(),
+    rows(family::PAGES, MERGED_ALREADY, &[HUGE]).not_on_uml(),
+    rows(family::PAGES, NOT_PRESENT, &[HUGE]).not_on_uml(),
     rows(family::CALLS, CLOCK, &[""]),
     rows(family::CALLS, NOTHING, &[""]),
     rows(family::CALLS, ONE_CALL, &[WRITTEN_AGO, WRITTEN_BEFORE]),
