@@ -1,11 +1,14 @@
 //! The measurements as a picture.
 
-use sksm_guest::bench::{
-    Family, Report, Row, Unit,
-    names::{
-        BYTES, DIFFERENT, IN_ONE_CALL, MERGE, OUT, PUBLISH, PUBLISHED, SAME, SHARERS, SMALL, WRITE,
-        family,
+use sksm_guest::{
+    bench::{
+        Family, Report, Row, Unit,
+        names::{
+            BYTES, DIFFERENT, IN_ONE_CALL, MERGE, OUT, PUBLISH, PUBLISHED, SAME, SHARERS, SMALL,
+            WRITE, family,
+        },
     },
+    statistics::Summary,
 };
 
 use crate::{
@@ -183,20 +186,24 @@ fn beside_ksm(report: &Report) -> Vec<Bar> {
         return Vec::new();
     };
     let saved = beside.saved as f64;
-    let bar = |label: &str, cpu: f64, after: f64, colour| Bar {
+    let bar = |label: &str, cpu: &Summary, after: &Summary, colour| Bar {
         label: label.to_owned(),
-        value: cpu / saved,
-        shown: seconds(cpu / saved),
+        value: cpu.median / saved,
+        shown: seconds(cpu.median / saved),
         remark: format!(
-            "{} pages saved after {}",
+            "{} pages saved after {}; {}",
             thousands(beside.saved as i64),
-            seconds(after)
+            seconds(after.median),
+            match after.count {
+                1 => "1 run".to_owned(),
+                runs => format!("median of {runs} runs"),
+            }
         ),
         colour,
     };
-    let sksm = beside.sksm_seconds.median;
+    let sksm = &beside.sksm_seconds;
     let mut bars = vec![bar("MADV_MERGE", sksm, sksm, GREEN)];
-    for ksm in &beside.ksm {
+    for ksm in beside.by_tuning() {
         let label = if ksm.sleep_millisecs == 0 {
             "KSM at full speed"
         } else {
@@ -205,7 +212,7 @@ fn beside_ksm(report: &Report) -> Vec<Bar> {
         // Nothing is drawn of what nobody knows.
         bars.extend(
             ksm.cpu_seconds
-                .map(|cpu| bar(label, cpu, ksm.seconds, PALE_BLUE)),
+                .map(|cpu| bar(label, &cpu, &ksm.seconds, PALE_BLUE)),
         );
     }
     bars

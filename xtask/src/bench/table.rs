@@ -163,6 +163,19 @@ pub fn time(ns: f64) -> String {
     seconds(ns / 1e9)
 }
 
+/// A median, and what half of the values are within, if there are several.
+fn spread(values: &Summary) -> String {
+    match values.count {
+        1 => seconds(values.median),
+        _ => format!(
+            "{} ({} to {})",
+            seconds(values.median),
+            seconds(values.lower),
+            seconds(values.upper)
+        ),
+    }
+}
+
 fn beside_ksm(beside: &BesideKsm) -> String {
     let mut table = Table::new([
         "",
@@ -171,22 +184,24 @@ fn beside_ksm(beside: &BesideKsm) -> String {
         "for a page saved",
         "relative",
         "pages scanned",
+        "runs",
     ]);
-    table.row(["", "", "", "", "", "for a page saved"]);
+    table.row(["", "", "", "", "", "for a page saved", ""]);
     table.rule();
     let saved = beside.saved as f64;
     let of_sksm = beside.sksm_seconds.median;
-    let scanned = |pages: i64| format!("{:.2}", pages as f64 / saved);
+    let scanned = |pages: f64| format!("{:.2}", pages / saved);
     table.row([
         "SKSM".to_owned(),
-        seconds(of_sksm),
+        spread(&beside.sksm_seconds),
         // By the clock: a call may be interrupted.
         format!("≤ {}", seconds(of_sksm)),
         seconds(of_sksm / saved),
         String::new(),
-        scanned(beside.sksm_scanned),
+        scanned(beside.sksm_scanned as f64),
+        beside.sksm_seconds.count.to_string(),
     ]);
-    for ksm in &beside.ksm {
+    for ksm in beside.by_tuning() {
         let name = if ksm.sleep_millisecs == 0 {
             "KSM, unthrottled"
         } else {
@@ -195,13 +210,14 @@ fn beside_ksm(beside: &BesideKsm) -> String {
         let cpu = ksm.cpu_seconds;
         table.row([
             name.to_owned(),
-            seconds(ksm.seconds),
-            cpu.map_or("unknown".to_owned(), seconds),
-            cpu.map_or(String::new(), |cpu| seconds(cpu / saved)),
+            spread(&ksm.seconds),
+            cpu.map_or("unknown".to_owned(), |cpu| spread(&cpu)),
+            cpu.map_or(String::new(), |cpu| seconds(cpu.median / saved)),
             cpu.map_or(String::new(), |cpu| {
-                format!("{} × SKSM", digits(cpu / of_sksm))
+                format!("{} × SKSM", digits(cpu.median / of_sksm))
             }),
-            scanned(ksm.pages_scanned),
+            scanned(ksm.pages_scanned.median),
+            ksm.seconds.count.to_string(),
         ]);
     }
     format!(
@@ -366,7 +382,7 @@ pub mod tests {
                 saved: 700,
                 sksm_seconds: Summary::of(vec![0.01]).unwrap(),
                 sksm_scanned: 800,
-                ksm: vec![ksm(20, None), ksm(0, Some(0.07))],
+                ksm: vec![ksm(20, None), ksm(0, Some(0.07)), ksm(0, Some(0.08))],
             }),
         };
         let boots = |median: f64| Summary::of(vec![median - 2.0, median, median + 2.0]).unwrap();
@@ -406,11 +422,11 @@ pub mod tests {
             "merge a duplicate 4 KiB pages 600 ns a page 540 ns a page to 660 ns a page 3.00 × memcmp 3"
         );
         assert!(text.contains("1.90 × 1 task"));
-        assert_eq!(cells("SKSM"), "SKSM 10.0 ms ≤ 10.0 ms 14.3 µs 1.14");
-        assert_eq!(cells("KSM, default"), "KSM, default 12.0 s unknown 3.00");
+        assert_eq!(cells("SKSM"), "SKSM 10.0 ms ≤ 10.0 ms 14.3 µs 1.14 1");
+        assert_eq!(cells("KSM, default"), "KSM, default 12.0 s unknown 3.00 1");
         assert_eq!(
             cells("KSM, unthrottled"),
-            "KSM, unthrottled 12.0 s 70.0 ms 100 µs 7.00 × SKSM 3.00"
+            "KSM, unthrottled 12.0 s (12.0 s to 12.0 s) 70.0 ms (70.0 ms to 80.0 ms) 100 µs 7.00 × SKSM 3.00 2"
         );
         assert_eq!(
             cells("munmap"),
