@@ -43,7 +43,7 @@ pub struct Args {
     /// Measure only these families
     #[arg(long, value_name = "FAMILY", value_delimiter = ',', value_parser = PossibleValuesParser::new(family::ALL))]
     only: Vec<String>,
-    /// With x86_64, leave out what is measured in a kernel without SKSM too, which is built for that
+    /// With x86_64, leave out what is measured in a kernel without the engine too, which is built for that
     #[arg(long)]
     patched_only: bool,
     /// Where bench.json and bench.svg go; target/sksm/bench/ARCH if not given
@@ -56,8 +56,9 @@ pub struct Args {
 struct Published {
     #[serde(flatten)]
     report: Report,
-    /// None if it was left out.
     unused: Option<Unused>,
+    /// Why it is not there though it was asked for.
+    unused_left_out: Option<String>,
     /// All of it, but for building.
     seconds: f64,
 }
@@ -71,14 +72,16 @@ pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<Ex
         project.target.join("sksm/bench").join(arch)
     }))?;
     let kernel = kernel::build(project, args.arch, linux_src)?;
-    let compared =
-        |family: &&str| args.only.is_empty() || args.only.iter().any(|only| only == family);
-    let unpatched = match args.arch {
-        Arch::X86_64 if !args.patched_only && unused::FAMILIES.iter().any(compared) => {
-            Some(kernel::build(project, Arch::Unpatched, linux_src)?)
-        }
-        _ => None,
-    };
+    let asked = |family: &&str| args.only.is_empty() || args.only.iter().any(|only| only == family);
+    let compare = !args.patched_only && unused::FAMILIES.iter().any(asked);
+    let mut unused_left_out = None;
+    let mut without = None;
+    if compare && args.arch == Arch::X86_64 {
+        without = Some(kernel::build(project, Arch::Without, linux_src)?);
+    } else if compare {
+        unused_left_out =
+            Some("instructions are counted, in two kernels: add --arch x86_64".to_owned());
+    }
     let programs = build::guest_programs(project)?;
 
     let program = programs.join("sksm-bench");
@@ -92,6 +95,8 @@ pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<Ex
     }
     let mut boot = Boot::new(project, &kernel)
         .mem(if args.quick { MEMORY_QUICK } else { MEMORY })
+        // As on most machines: one NUMA node.
+        .parameters("")
         .timeout(Duration::from_secs(3600));
     if args.instructions {
         command.push("--instructions".into());
@@ -107,8 +112,8 @@ pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<Ex
         ksmd.fill_in(beside.ksm.iter_mut());
     }
     let mut unused = None;
-    if let Some(unpatched) = &unpatched {
-        match unused::measure(project, unpatched, &kernel, &program) {
+    if let Some(without) = &without {
+        match unused::measure(project, without, &kernel, &program) {
             Ok(measured) => unused = Some(measured),
             Err(error) => {
                 interrupt::check()?;
@@ -122,6 +127,7 @@ pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<Ex
     let published = Published {
         report,
         unused,
+        unused_left_out,
         seconds: start.elapsed().as_secs_f64(),
     };
     print!("{}", table::render(&published));

@@ -50,6 +50,9 @@ pub fn render(published: &Published) -> String {
     if let Some(unused) = &published.unused {
         text += &format!("\n{UNUSED}, in instructions\n{}", without(unused));
     }
+    if let Some(why) = &published.unused_left_out {
+        text += &format!("\n{UNUSED}: left out, {why}\n");
+    }
     text += &format!("\n{}\n", durations(published));
     for Failure { family, error } in &report.failed {
         text += &format!("FAILED: {family}: {error}\n");
@@ -247,7 +250,8 @@ fn without(unused: &Unused) -> String {
         ]);
     }
     table.render()
-        + "merged pages are beside ordinary ones of the kernel that cannot merge; spread: the medians of equal boots\n"
+        + "both kernels are of the patched sources; merged pages are beside ordinary ones of the kernel that cannot merge\n\
+           spread: the medians of equal boots\n"
 }
 
 /// How long it all took.
@@ -402,6 +406,7 @@ pub mod tests {
                     compared("merged pages, shared", 900.0),
                 ],
             }),
+            unused_left_out: None,
             seconds: 400.0,
         }
     }
