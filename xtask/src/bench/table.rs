@@ -3,7 +3,7 @@
 use sksm_guest::{
     bench::{
         BesideKsm, Failure, Family, Report, Row, Unit,
-        names::{TASKS, family},
+        names::{DIFFERENT, DISTURBED, TASKS, family},
     },
     statistics::Summary,
 };
@@ -140,13 +140,20 @@ pub fn count(number: f64) -> String {
     }
 }
 
-/// In yardsticks; what several tasks do, in what one does.
-fn relative(family: &Family, row: &Row) -> String {
+/// In yardsticks; what several tasks do, in what one does, and what disturbed ones do, in what as many others do.
+pub fn relative(family: &Family, row: &Row) -> String {
     if row.unit == Unit::PagesPerSecond {
-        let one = family.rows(&row.what, TASKS[0].1).next();
-        return one.map_or(String::new(), |one| {
-            format!("{:.2} × 1 task", row.value.median / one.value.median)
+        let one = TASKS[0].1;
+        let mut others = vec![(row.what.as_str(), one, one)];
+        if row.what == DISTURBED {
+            others.push((DIFFERENT, &row.variant, "undisturbed"));
+        }
+        let ratios = others.into_iter().filter_map(|(what, variant, called)| {
+            let other = family.rows(what, variant).next()?;
+            let ratio = row.value.median / other.value.median;
+            Some(format!("{ratio:.2} × {called}"))
         });
+        return ratios.collect::<Vec<_>>().join(", ");
     }
     row.in_memcmps()
         .map_or(String::new(), |times| format!("{} × memcmp", digits(times)))
@@ -373,6 +380,8 @@ pub mod tests {
                             Unit::PagesPerSecond,
                             190_000.0,
                         ),
+                        row(DISTURBED, "1 task", None, Unit::PagesPerSecond, 50_000.0),
+                        row(DISTURBED, "2 tasks", None, Unit::PagesPerSecond, 95_000.0),
                     ],
                 ),
                 family("ksm", Vec::new()),
@@ -426,7 +435,8 @@ pub mod tests {
             cells("merge a duplicate"),
             "merge a duplicate 4 KiB pages 600 ns a page 540 ns a page to 660 ns a page 3.00 × memcmp 3"
         );
-        assert!(text.contains("1.90 × 1 task"));
+        assert!(text.contains("1.90 × 1 task "), "{text}");
+        assert!(text.contains("1.90 × 1 task, 0.50 × undisturbed"), "{text}");
         assert_eq!(cells("SKSM"), "SKSM 10.0 ms ≤ 10.0 ms 14.3 µs 1.14 1");
         assert_eq!(cells("KSM, default"), "KSM, default 12.0 s unknown 3.00 1");
         assert_eq!(

@@ -68,6 +68,7 @@ pub const BYTES: &str = "bytes a mapping beyond the first";
 pub const HASHED: &str = "hash different content in user space";
 pub const DIFFERENT: &str = "merge different content";
 pub const SAME: &str = "merge the same content";
+pub const RACE: &str = "publish the same content";
 pub const DISTURBED: &str = "merge different content while 2 others fault and copy on write";
 pub const TASKS: [(usize, &str); 3] = [(1, "1 task"), (2, "2 tasks"), (4, "4 tasks")];
 
@@ -174,6 +175,7 @@ pub const ROWS: &[Rows] = &[
     rows(family::CONCURRENCY, DIFFERENT, TASKS_NAMES),
     rows(family::CONCURRENCY, SAME, TASKS_NAMES),
     rows(family::CONCURRENCY, PUBLISH, TASKS_NAMES),
+    rows(family::CONCURRENCY, RACE, TASKS_NAMES),
     rows(family::CONCURRENCY, DISTURBED, TASKS_NAMES),
     rows(
         family::FAULTS,
