@@ -11,6 +11,8 @@ pub enum Bug {
     PublishWithoutSecondLook,
     /// What the shard has published is asked after the first look, and not before.
     PublishedReadTooLate,
+    /// A page of a crowd is counted after it was published.
+    CrowdRisesLate,
     /// A page that is found is mapped before its place is in the reverse map.
     PlaceNotEntered,
     /// Nodes are freed without waiting for readers of the index.

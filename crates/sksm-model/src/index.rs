@@ -1,6 +1,7 @@
 //! Merged pages by content, after the kernel's `index.rs`.
 //!
-//! All pages have the same key here, as if every checksum collided: bytes decide.
+//! All pages have the same keys here, as if every checksum collided, that of a sample and that of all
+//! bytes: bytes decide.
 
 use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::sync::{Mutex, MutexGuard, RwLock, RwLockReadGuard};
@@ -11,9 +12,27 @@ use crate::node::{Node, NodeId, Pending};
 use crate::rmap::Place;
 use crate::world::World;
 
+/// Which checksum a node stands under.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Key {
+    Sample,
+    Full,
+}
+
+/// What a search ended with.
+pub(crate) enum Found<'w> {
+    Page(Pending<'w>),
+    /// Nothing, and the key to publish by.
+    Nothing(Key),
+}
+
 pub(crate) struct Index {
-    /// The nodes of the one key. The lock is the bucket's, and each walk's first step.
-    nodes: Mutex<Vec<NodeId>>,
+    /// The nodes of the one sample. The lock is the bucket's, and each walk's first step.
+    few: Mutex<Vec<NodeId>>,
+    /// The nodes beyond those, under the checksum of all bytes.
+    crowd: Mutex<Vec<NodeId>>,
+    /// `Shard::crowds`: how many those are.
+    crowds: AtomicUsize,
     /// The one shard: `Shard`.
     publish: Mutex<()>,
     published: AtomicUsize,
@@ -24,7 +43,9 @@ pub(crate) struct Index {
 impl Index {
     pub(crate) fn new() -> Self {
         Self {
-            nodes: Mutex::new(Vec::new()),
+            few: Mutex::new(Vec::new()),
+            crowd: Mutex::new(Vec::new()),
+            crowds: AtomicUsize::new(0),
             publish: Mutex::new(()),
             published: AtomicUsize::new(0),
             rcu: RwLock::new(()),
@@ -39,13 +60,36 @@ impl Index {
         self.published.load(Ordering::Acquire)
     }
 
-    pub(crate) fn insert(&self, node: NodeId) {
-        self.nodes.lock().unwrap().push(node);
+    /// `Shard::insert()`.
+    pub(crate) fn insert(&self, node: NodeId, key: Key, bug: Option<Bug>) {
+        let rises = |when| key == Key::Full && (bug == Some(Bug::CrowdRisesLate)) == when;
+        if rises(false) {
+            self.crowds.fetch_add(1, Ordering::Relaxed);
+        }
+        self.by(key).lock().unwrap().push(node);
         self.published.fetch_add(1, Ordering::Release);
+        if rises(true) {
+            self.crowds.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
+    /// `remove()`.
     pub(crate) fn remove(&self, node: NodeId) {
-        self.nodes.lock().unwrap().retain(|other| *other != node);
+        for key in [Key::Sample, Key::Full] {
+            let mut nodes = self.by(key).lock().unwrap();
+            let before = nodes.len();
+            nodes.retain(|other| *other != node);
+            if nodes.len() < before && key == Key::Full {
+                self.crowds.fetch_sub(1, Ordering::Release);
+            }
+        }
+    }
+
+    fn by(&self, key: Key) -> &Mutex<Vec<NodeId>> {
+        match key {
+            Key::Sample => &self.few,
+            Key::Full => &self.crowd,
+        }
     }
 
     /// An RCU read section.
@@ -57,10 +101,21 @@ impl Index {
         drop(self.rcu.write().unwrap());
     }
 
-    /// What a walk over the nodes of the key sees: they may be gone from the index by the time the
+    /// What a walk over the nodes of a key sees: they may be gone from the index by the time the
     /// walk gets to them.
-    pub(crate) fn nodes(&self) -> Vec<NodeId> {
-        self.nodes.lock().unwrap().clone()
+    fn nodes(&self, key: Key) -> Vec<NodeId> {
+        self.by(key).lock().unwrap().clone()
+    }
+
+    /// How many nodes there are.
+    pub(crate) fn len(&self) -> usize {
+        let crowd = self.nodes(Key::Full).len();
+        assert_eq!(
+            crowd,
+            self.crowds.load(Ordering::Relaxed),
+            "a crowd is miscounted"
+        );
+        self.nodes(Key::Sample).len() + crowd
     }
 }
 
@@ -77,39 +132,58 @@ impl World {
         folio.mapcount() + pending < limit
     }
 
-    /// `lookup()`.
-    fn lookup<'w>(&'w self, candidate: &LockedFolio<'w>) -> Option<Folio<'w>> {
+    /// `lookup()`: a page, or how many were looked at.
+    fn lookup<'w>(&'w self, key: Key, candidate: &LockedFolio<'w>) -> Result<Folio<'w>, usize> {
         let _rcu = self.index.rcu_lock();
-        for id in self.index.nodes() {
-            let node = self.node(id);
+        let nodes = self.index.nodes(key);
+        for id in &nodes {
+            let node = self.node(*id);
             if let Some(folio) = Folio::try_get(self, node.folio_hint()) {
-                if (self.has(Bug::FindWithoutRecheck) || self.owns(id, &folio))
+                if (self.has(Bug::FindWithoutRecheck) || self.owns(*id, &folio))
                     && self.has_room(node, &folio)
                     && !folio.has_failed()
                     && folio.same_bytes(candidate)
                 {
-                    return Some(folio);
+                    return Ok(folio);
                 }
             }
         }
-        None
+        Err(nodes.len())
     }
 
-    /// `find()`.
-    pub(crate) fn find<'w>(
+    /// `Search::find()`.
+    pub(crate) fn find<'w>(&'w self, candidate: &LockedFolio<'w>, place: Place) -> Found<'w> {
+        let seen = match self.find_by(Key::Sample, candidate, place) {
+            Ok(page) => return Found::Page(page),
+            Err(seen) => seen,
+        };
+        if self.index.crowds.load(Ordering::Acquire) > 0 {
+            if let Ok(page) = self.find_by(Key::Full, candidate, place) {
+                return Found::Page(page);
+            }
+        }
+        Found::Nothing(if seen < self.few {
+            Key::Sample
+        } else {
+            Key::Full
+        })
+    }
+
+    /// `Search::find_by()`: a page, or how many were looked at last.
+    fn find_by<'w>(
         &'w self,
+        key: Key,
         candidate: &LockedFolio<'w>,
         place: Place,
-    ) -> Option<Pending<'w>> {
-        while let Some(folio) = self.lookup(candidate) {
-            let folio = folio.lock();
+    ) -> Result<Pending<'w>, usize> {
+        loop {
+            let folio = self.lookup(key, candidate)?.lock();
             let room = |node| {
                 self.has(Bug::RoomWithoutSecondLook) || self.has_room(self.node(node), &folio)
             };
             if self.node_of(&folio).is_some_and(room) && !folio.has_failed() {
-                return self.add_place(folio, place);
+                return Ok(self.add_place(folio, place));
             }
         }
-        None
     }
 }

@@ -4,6 +4,7 @@ use loom::sync::atomic::{Ordering, fence};
 
 use crate::bug::Bug;
 use crate::folio::{Folio, Frame, LockedFolio, Mapping};
+use crate::index::Found;
 use crate::mm::{ProcessId, Pte};
 use crate::node::Pending;
 use crate::world::World;
@@ -91,9 +92,10 @@ impl World {
     fn decide<'w>(&'w self, process: ProcessId, folio: &LockedFolio<'w>) -> Fate<'w> {
         let place = self.place_of(process);
         let mut published = self.index.published();
-        if let Some(page) = self.find(folio, place) {
-            return Fate::Merge(page);
-        }
+        let mut key = match self.find(folio, place) {
+            Found::Page(page) => return Fate::Merge(page),
+            Found::Nothing(key) => key,
+        };
         if self.has(Bug::PublishedReadTooLate) {
             published = self.index.published();
         }
@@ -103,12 +105,15 @@ impl World {
         let node = self.new_node(folio, own_place);
         let _publishing = self.index.publish_lock();
         if !self.has(Bug::PublishWithoutSecondLook) && self.index.published() != published {
-            if let Some(page) = self.find(folio, place) {
-                self.free_node(node);
-                return Fate::Merge(page);
-            }
+            key = match self.find(folio, place) {
+                Found::Page(page) => {
+                    self.free_node(node);
+                    return Fate::Merge(page);
+                }
+                Found::Nothing(key) => key,
+            };
         }
-        self.publish(node, folio);
+        self.publish(node, key, folio);
         Fate::Leave
     }
 

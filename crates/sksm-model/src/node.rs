@@ -6,6 +6,7 @@ use loom::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use crate::bug::Bug;
 use crate::folio::{Folio, FolioId, LockedFolio, Mapping};
+use crate::index::Key;
 use crate::plain::Plain;
 use crate::rmap::{Place, Rmap};
 use crate::world::World;
@@ -134,12 +135,9 @@ impl World {
     }
 
     /// `Node::add_place()`.
-    pub(crate) fn add_place<'w>(
-        &'w self,
-        folio: LockedFolio<'w>,
-        place: Place,
-    ) -> Option<Pending<'w>> {
-        let node = self.node(self.node_of(&folio)?);
+    pub(crate) fn add_place<'w>(&'w self, folio: LockedFolio<'w>, place: Place) -> Pending<'w> {
+        let node = self.node_of(&folio).expect("only merged pages are found");
+        let node = self.node(node);
         let settled = self.has(Bug::PruneIgnoresPending) || node.pending() == 0;
         if !self.has(Bug::PlaceNotEntered) {
             node.rmap.write(|rmap| {
@@ -149,13 +147,13 @@ impl World {
             });
         }
         node.pending.fetch_add(1, Ordering::Relaxed);
-        Some(Pending(folio.unlock()))
+        Pending(folio.unlock())
     }
 
     /// `Node::publish()`.
-    pub(crate) fn publish(&self, node: NodeId, folio: &LockedFolio<'_>) {
+    pub(crate) fn publish(&self, node: NodeId, key: Key, folio: &LockedFolio<'_>) {
         folio.set_mapping(Mapping::Node(node));
-        self.index.insert(node);
+        self.index.insert(node, key, self.bug);
     }
 
     /// `Node::withdraw()`. The page table is locked and maps the folio once or more.

@@ -35,6 +35,8 @@ pub struct Scenario {
     threads: &'static [&'static [Act]],
     /// `max_page_sharing`, where it matters.
     limit: Option<usize>,
+    /// How many merged pages stand under the checksum of a sample; the kernel's `FEW`.
+    few: usize,
     /// What the processes read in the end, unless their page has failed; `None`: unmapped.
     end: &'static [Option<u8>],
     /// How many merged pages there are in the end, if that is certain.
@@ -53,6 +55,7 @@ pub static SCENARIOS: &[Scenario] = &[
         merged: &[],
         threads: &[&[Merge(0)], &[Merge(1)]],
         limit: None,
+        few: 2,
         end: &[Some(7), Some(7)],
         nodes: Some(1),
         preemptions: None,
@@ -64,6 +67,7 @@ pub static SCENARIOS: &[Scenario] = &[
         merged: &[],
         threads: &[&[Merge(0)], &[Merge(1)]],
         limit: None,
+        few: 2,
         end: &[Some(7), Some(8)],
         nodes: Some(2),
         preemptions: None,
@@ -75,6 +79,7 @@ pub static SCENARIOS: &[Scenario] = &[
         merged: &[0],
         threads: &[&[Merge(1)], &[Merge(2)]],
         limit: None,
+        few: 2,
         end: &[Some(7), Some(7), Some(7)],
         nodes: Some(1),
         preemptions: Some(5),
@@ -86,6 +91,7 @@ pub static SCENARIOS: &[Scenario] = &[
         merged: &[],
         threads: &[&[Merge(0)], &[Merge(1)]],
         limit: None,
+        few: 2,
         end: &[Some(7), Some(7)],
         // Each may take the other's reference for a user's, and leave the page alone.
         nodes: None,
@@ -98,6 +104,7 @@ pub static SCENARIOS: &[Scenario] = &[
         merged: &[0],
         threads: &[&[Merge(1)], &[Write(0, 9)]],
         limit: None,
+        few: 2,
         end: &[Some(9), Some(7)],
         nodes: None,
         preemptions: None,
@@ -109,6 +116,7 @@ pub static SCENARIOS: &[Scenario] = &[
         merged: &[0],
         threads: &[&[Merge(1)], &[Unmap(0)]],
         limit: None,
+        few: 2,
         end: &[None, Some(7)],
         nodes: None,
         preemptions: None,
@@ -120,6 +128,7 @@ pub static SCENARIOS: &[Scenario] = &[
         merged: &[0],
         threads: &[&[Merge(1)], &[Migrate(0)]],
         limit: None,
+        few: 2,
         end: &[Some(7), Some(7)],
         nodes: None,
         preemptions: Some(5),
@@ -131,6 +140,7 @@ pub static SCENARIOS: &[Scenario] = &[
         merged: &[0],
         threads: &[&[Merge(1)], &[Write(1, 9)]],
         limit: None,
+        few: 2,
         end: &[Some(7), Some(9)],
         nodes: None,
         preemptions: None,
@@ -142,6 +152,7 @@ pub static SCENARIOS: &[Scenario] = &[
         merged: &[0],
         threads: &[&[Merge(1)], &[WritePinned(1, 9)]],
         limit: None,
+        few: 2,
         end: &[Some(7), Some(9)],
         nodes: None,
         preemptions: None,
@@ -153,6 +164,7 @@ pub static SCENARIOS: &[Scenario] = &[
         merged: &[0],
         threads: &[&[Merge(1)], &[Unmap(1)]],
         limit: None,
+        few: 2,
         end: &[Some(7), None],
         nodes: Some(1),
         preemptions: None,
@@ -164,6 +176,7 @@ pub static SCENARIOS: &[Scenario] = &[
         merged: &[],
         threads: &[&[Merge(0)], &[Write(1, 9)]],
         limit: None,
+        few: 2,
         end: &[Some(7), Some(9)],
         nodes: None,
         preemptions: None,
@@ -175,6 +188,7 @@ pub static SCENARIOS: &[Scenario] = &[
         merged: &[0, 1],
         threads: &[&[Write(0, 8)], &[Write(1, 9)]],
         limit: None,
+        few: 2,
         end: &[Some(8), Some(9)],
         nodes: Some(0),
         preemptions: None,
@@ -186,6 +200,7 @@ pub static SCENARIOS: &[Scenario] = &[
         merged: &[0],
         threads: &[&[Write(0, 9)], &[Migrate(0)]],
         limit: None,
+        few: 2,
         end: &[Some(9)],
         nodes: Some(0),
         preemptions: Some(5),
@@ -197,6 +212,7 @@ pub static SCENARIOS: &[Scenario] = &[
         merged: &[],
         threads: &[&[Merge(0), Merge(1)], &[Look(0)]],
         limit: None,
+        few: 2,
         end: &[Some(7), Some(7)],
         nodes: None,
         preemptions: Some(5),
@@ -208,6 +224,7 @@ pub static SCENARIOS: &[Scenario] = &[
         merged: &[0],
         threads: &[&[Merge(1)], &[Write(0, 9)], &[Migrate(0)]],
         limit: None,
+        few: 2,
         end: &[Some(9), Some(7)],
         nodes: None,
         preemptions: Some(2),
@@ -219,6 +236,7 @@ pub static SCENARIOS: &[Scenario] = &[
         merged: &[0],
         threads: &[&[Merge(1)], &[Merge(2)], &[Unmap(0)]],
         limit: None,
+        few: 2,
         end: &[None, Some(7), Some(7)],
         nodes: None,
         preemptions: Some(3),
@@ -230,8 +248,33 @@ pub static SCENARIOS: &[Scenario] = &[
         merged: &[0],
         threads: &[&[Merge(1)], &[Merge(2)]],
         limit: Some(2),
+        few: 2,
         end: &[Some(7), Some(7), Some(7)],
         nodes: Some(2),
+        preemptions: Some(5),
+    },
+    Scenario {
+        name: "two mergers, equal pages of a crowd",
+        bytes: &[5, 7, 7],
+        forked: false,
+        merged: &[0],
+        threads: &[&[Merge(1)], &[Merge(2)]],
+        limit: None,
+        few: 1,
+        end: &[Some(5), Some(7), Some(7)],
+        nodes: Some(2),
+        preemptions: Some(5),
+    },
+    Scenario {
+        name: "merger, exit of the others with the same sample",
+        bytes: &[5, 7, 7],
+        forked: false,
+        merged: &[0, 1],
+        threads: &[&[Merge(2)], &[Unmap(0), Unmap(1)]],
+        limit: None,
+        few: 1,
+        end: &[None, None, Some(7)],
+        nodes: Some(1),
         preemptions: Some(5),
     },
     Scenario {
@@ -241,6 +284,7 @@ pub static SCENARIOS: &[Scenario] = &[
         merged: &[0],
         threads: &[&[Merge(1)], &[Fail(0)]],
         limit: None,
+        few: 2,
         end: &[Some(7), Some(7)],
         nodes: None,
         preemptions: Some(5),
@@ -252,6 +296,7 @@ pub static SCENARIOS: &[Scenario] = &[
         merged: &[0],
         threads: &[&[Write(0, 9)], &[Fail(0)]],
         limit: None,
+        few: 2,
         end: &[Some(9)],
         nodes: Some(0),
         preemptions: Some(5),
@@ -303,7 +348,7 @@ impl Scenario {
     }
 
     fn run(&'static self, bug: Option<Bug>) {
-        let mut world = World::new(bug, self.limit, self.bytes);
+        let mut world = World::new(bug, self.limit, self.few, self.bytes);
         if self.forked {
             world.fork();
         }
@@ -325,7 +370,7 @@ impl Scenario {
             world.expect(process, *byte);
         }
         if let Some(nodes) = self.nodes {
-            let found = world.index.nodes().len();
+            let found = world.index.len();
             assert_eq!(found, nodes, "there are more or fewer merged pages");
         }
         world.exit_all();

@@ -18,6 +18,8 @@ pub struct World {
     pub(crate) bug: Option<Bug>,
     /// `max_page_sharing`.
     pub(crate) limit: Option<usize>,
+    /// `FEW`.
+    pub(crate) few: usize,
     folios: Vec<Frame>,
     pub(crate) free_folios: Mutex<Vec<FolioId>>,
     pub(crate) nodes: Vec<Node>,
@@ -31,12 +33,13 @@ pub struct World {
 
 impl World {
     /// One process for each of `bytes`, each with a page of its own that holds the byte.
-    pub(crate) fn new(bug: Option<Bug>, limit: Option<usize>, bytes: &[u8]) -> Self {
+    pub(crate) fn new(bug: Option<Bug>, limit: Option<usize>, few: usize, bytes: &[u8]) -> Self {
         // Room for a copy of each page and for one migration.
         let folios = 2 * bytes.len() + 1;
         let mut world = Self {
             bug,
             limit,
+            few,
             folios: (0..folios).map(|_| Frame::new()).collect(),
             free_folios: Mutex::new((0..folios).collect()),
             nodes: (0..NODES).map(|_| Node::unused()).collect(),
@@ -140,7 +143,7 @@ impl World {
             self.unmap(process);
         }
         self.check();
-        assert!(self.index.nodes().is_empty(), "the index is not empty");
+        assert_eq!(self.index.len(), 0, "the index is not empty");
         assert!(
             self.nodes.iter().all(|node| !node.is_live()),
             "a node is never freed"

@@ -85,6 +85,15 @@ fn published_read_too_late() {
 }
 
 #[test]
+fn crowd_rises_late() {
+    fails(
+        Bug::CrowdRisesLate,
+        "two mergers, equal pages of a crowd",
+        "there are more or fewer merged pages",
+    );
+}
+
+#[test]
 fn place_not_entered() {
     fails(Bug::PlaceNotEntered, "merger, migration", NO_PLACE);
 }

@@ -10,7 +10,7 @@ use kernel::prelude::*;
 
 use super::folio::{Folio, LockedFolio, Locking, Puts};
 use super::node::Pending;
-use super::pte::{self, LockedPtes, PteRange, SlotSet};
+use super::pte::{self, smp_mb, LockedPtes, PteRange, SlotSet};
 
 /// What is to become of a candidate.
 pub(crate) enum Fate {
@@ -32,8 +32,8 @@ pub(crate) struct Candidate {
     /// Given back early when nothing is left to do.
     pub(crate) folio: Option<LockedFolio>,
     pub(crate) fate: Fate,
-    /// Of the protected bytes, once it is known.
-    pub(crate) checksum: Option<u64>,
+    /// The checksum of a sample of the protected bytes, once it is known.
+    pub(crate) sample: Option<u64>,
     /// The entry while it is cleared.
     pte: bindings::pte_t,
 }
@@ -144,7 +144,7 @@ impl<'a> Batch<'a> {
                     slot,
                     folio: Some(folio),
                     fate: Fate::Collected,
-                    checksum: None,
+                    sample: None,
                     pte: Default::default(),
                 },
                 GFP_NOWAIT,
@@ -191,6 +191,8 @@ impl<'a> Batch<'a> {
         if flush {
             ptes.flush(first, last);
         }
+        // Entries are cleared before references are counted, on every CPU.
+        smp_mb();
         for candidate in self.candidates.as_mut_slice() {
             if matches!(candidate.fate, Fate::Collected) {
                 candidate.fate = Self::protect_one(&mut ptes, candidate, left);

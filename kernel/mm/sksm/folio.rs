@@ -7,8 +7,16 @@ use core::ops::Deref;
 use core::ptr::NonNull;
 use kernel::bindings;
 
-/// Words of 8 bytes in a page.
+/// Words of 8 bytes in a page, and in a line of the cache.
 const WORDS: usize = kernel::page::PAGE_SIZE / 8;
+const LINE: usize = 8;
+/// Words that are looked at before the question whether to go on.
+const STRIDE: usize = 32;
+
+/// Lines in a sample, and how far they are apart: with pages of 4 KiB the first line and the last,
+/// each at another place of its 512 bytes.
+const SAMPLE_LINES: usize = 8;
+const SAMPLE_STRIDE: usize = WORDS / LINE / SAMPLE_LINES + 1;
 
 /// How to take a folio lock.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -183,27 +191,44 @@ impl Folio {
     pub(crate) fn same_bytes(&self, other: &Folio) -> bool {
         self.with_words(|a| {
             other.with_words(|b| {
-                a.chunks_exact(8).zip(b.chunks_exact(8)).all(|(a, b)| {
-                    a.iter()
-                        .zip(b)
-                        .fold(0, |difference, (a, b)| difference | (a ^ b))
-                        == 0
+                let mut strides = a.chunks_exact(STRIDE).zip(b.chunks_exact(STRIDE));
+                strides.all(|(a, b)| {
+                    let words = a.iter().zip(b);
+                    words.fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
                 })
             })
         })
     }
 
-    /// xxh64 of the bytes; `None` when all are zero.
-    pub(crate) fn checksum(&self, seed: u64) -> Option<u64> {
+    /// xxh64 of a sample of the bytes; `None` when all bytes are zero.
+    pub(crate) fn sample_checksum(&self, seed: u64) -> Option<u64> {
         self.with_words(|words| {
-            let zero = words
-                .chunks_exact(8)
-                .all(|line| line.iter().fold(0, |sum, word| sum | word) == 0);
-            let page = words.as_ptr().cast();
-            // SAFETY: `page` is one readable page.
-            (!zero).then(|| unsafe { bindings::xxh64(page, size_of_val(words), seed) })
+            // The first line settles it for most pages.
+            if is_zero(&words[..LINE]) && words.chunks_exact(STRIDE).all(is_zero) {
+                return None;
+            }
+            let mut sample = [0; SAMPLE_LINES * LINE];
+            let lines = words.chunks_exact(LINE).step_by(SAMPLE_STRIDE);
+            for (to, from) in sample.chunks_exact_mut(LINE).zip(lines) {
+                to.copy_from_slice(from);
+            }
+            Some(xxh64(&sample, seed))
         })
     }
+
+    /// xxh64 of all bytes.
+    pub(crate) fn checksum(&self, seed: u64) -> u64 {
+        self.with_words(|words| xxh64(words, seed))
+    }
+}
+
+fn is_zero(words: &[u64]) -> bool {
+    words.iter().fold(0, |sum, word| sum | word) == 0
+}
+
+fn xxh64(words: &[u64], seed: u64) -> u64 {
+    // SAFETY: The words are readable.
+    unsafe { bindings::xxh64(words.as_ptr().cast(), size_of_val(words), seed) }
 }
 
 impl Drop for Folio {

@@ -36,7 +36,7 @@ static int sksm_key_cmp(struct rhashtable_compare_arg *arg, const void *obj)
 	const struct sksm_key *b = &((const struct sksm_link *)obj)->key;
 
 	return a->checksum != b->checksum || a->domain != b->domain || a->kind != b->kind ||
-	       a->nid != b->nid;
+	       a->full != b->full || a->nid != b->nid;
 }
 
 static const struct rhashtable_params sksm_index_params = {
@@ -356,6 +356,12 @@ bool sksm_tlb_flush_pending(struct mm_struct *mm)
 	return mm_tlb_flush_pending(mm);
 }
 
+void sksm_smp_mb(void)
+{
+	/* Pairs with the one in the caller of gup_fast_pte_range(). */
+	smp_mb();
+}
+
 void sksm_notifier_start(struct mmu_notifier_range *range, struct mm_struct *mm,
 			 unsigned long start, unsigned long end)
 {
@@ -472,6 +478,11 @@ u64 sksm_mm_cgroup(struct mm_struct *mm)
 
 	mem_cgroup_put(memcg);
 	return serial;
+}
+
+bool sksm_mmap_lock_is_contended(struct mm_struct *mm)
+{
+	return mmap_lock_is_contended(mm);
 }
 
 bool sksm_fatal_signal_pending(void)

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
 //! Merged pages by content: a resizable hash table keyed by domain, NUMA node and checksum.
+//!
+//! The checksum is of a sample, an eighth of the page: bytes are compared anyway, and seven eighths
+//! of the cache lines of a page without a twin need not be read. Where many pages have the same
+//! sample and differ elsewhere, further ones are found by a checksum of all bytes.
 
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
@@ -23,17 +27,32 @@ use super::rmap::Entry;
 /// How many mappings a merged page takes, unless sysfs says otherwise; KSM's default.
 pub(crate) static MAX_PAGE_SHARING: AtomicU32 = AtomicU32::new(256);
 
-/// Where content of some checksums is published: by one caller at a time.
+/// How many merged pages stand under the checksum of one sample. Those beyond are a crowd: they
+/// stand under the checksum of all their bytes, so that nobody compares with all of them.
+const FEW: usize = 2;
+
+/// Where content of some samples is published: by one caller at a time.
 #[pin_data]
 pub(crate) struct Shard {
     #[pin]
     mutex: Mutex<()>,
     /// How many pages were published here. Who looked in vain before it rose has to look again.
     published: AtomicUsize,
+    /// How many of the pages that stand in the table now are in crowds; several samples share one
+    /// number. Rises before such a page is in the table, and falls after it has left.
+    crowds: [AtomicU32; CROWDS],
 }
 
+/// The top bits of the checksum of a sample pick a shard and, in it, the number of its crowd. A
+/// checksum of all bytes has those of the sample.
+const SHARD_BITS: u32 = 8;
+const CROWD_BITS: u32 = 6;
+const SAMPLE_BITS: u32 = SHARD_BITS + CROWD_BITS;
+
 /// Enough that two callers with different content rarely meet.
-const SHARDS: usize = 256;
+const SHARDS: usize = 1 << SHARD_BITS;
+/// 64 KiB in all.
+const CROWDS: usize = 1 << CROWD_BITS;
 
 type Shards = [Shard; SHARDS];
 
@@ -57,6 +76,7 @@ pub(crate) fn init() -> Result {
         pin_init!(Shard {
             mutex <- new_mutex!((), "sksm_publish"),
             published: AtomicUsize::new(0),
+            crowds: [const { AtomicU32::new(0) }; CROWDS],
         })
     };
     let shards = KBox::pin_init(pin_init_array_from_fn(shard), GFP_KERNEL)?;
@@ -75,12 +95,12 @@ fn table() -> *mut bindings::rhltable {
     TABLE.0.get().cast()
 }
 
-/// Where pages of this key are published; `None` when [`init`] failed.
-pub(crate) fn shard(key: &Key) -> Option<&'static Shard> {
+/// Where pages with this checksum are published; `None` when [`init`] failed.
+fn shard(checksum: u64) -> Option<&'static Shard> {
     let shards = PUBLISH.load(Ordering::Acquire);
     // SAFETY: Either NULL, or set once by `init` and never freed.
     let shards = unsafe { shards.as_ref() }?;
-    Some(&shards[key.checksum as usize % SHARDS])
+    Some(&shards[(checksum >> (u64::BITS - SHARD_BITS)) as usize])
 }
 
 impl Shard {
@@ -97,17 +117,35 @@ impl Shard {
 
     /// Adds a node. The caller has the lock.
     pub(crate) fn insert(&self, node: &Node) -> Result {
+        let crowd = self.crowd(node.checksum());
+        if node.is_full() {
+            crowd.fetch_add(1, Ordering::Relaxed);
+        }
         // SAFETY: The node is in no table, and leaves it before it is freed.
-        to_result(unsafe { bindings::sksm_index_insert(table(), node.link()) })?;
-        self.published.fetch_add(1, Ordering::Release);
-        Ok(())
+        let inserted = to_result(unsafe { bindings::sksm_index_insert(table(), node.link()) });
+        if inserted.is_ok() {
+            self.published.fetch_add(1, Ordering::Release);
+        } else if node.is_full() {
+            crowd.fetch_sub(1, Ordering::Relaxed);
+        }
+        inserted
+    }
+
+    /// The number of pages in the crowd of a sample, and a few others.
+    fn crowd(&self, checksum: u64) -> &AtomicU32 {
+        &self.crowds[(checksum >> (u64::BITS - SAMPLE_BITS)) as usize % CROWDS]
     }
 }
 
 /// Takes a node out, if it is in. Any context.
 pub(crate) fn remove(node: &Node) {
     // SAFETY: The node is valid; one that is not in the table is only not found.
-    unsafe { bindings::sksm_index_remove(table(), node.link()) };
+    let removed = unsafe { bindings::sksm_index_remove(table(), node.link()) } == 0;
+    if removed && node.is_full() {
+        if let Some(shard) = shard(node.checksum()) {
+            shard.crowd(node.checksum()).fetch_sub(1, Ordering::Release);
+        }
+    }
 }
 
 /// Whether the merged page takes one more mapping. Counts mappings, and not references: those of
@@ -117,9 +155,18 @@ fn has_room(node: &Node, folio: &Folio) -> bool {
     taken < MAX_PAGE_SHARING.load(Ordering::Relaxed)
 }
 
-/// A merged page with the bytes of `candidate`, which must be write-protected.
-fn lookup(key: &Key, candidate: &LockedFolio) -> Option<Folio> {
+/// What a lookup under one key ended with.
+enum Lookup {
+    /// A merged page with the same bytes.
+    Page(Folio),
+    /// None, of so many.
+    Nothing(usize),
+}
+
+/// Looks for a merged page with the bytes of `candidate`, which must be write-protected.
+fn lookup(key: &Key, candidate: &LockedFolio) -> Lookup {
     let _rcu = Rcu::lock();
+    let mut seen = 0;
     // SAFETY: The table is set up; RCU keeps what it returns.
     let mut next = NonNull::new(unsafe { bindings::sksm_index_lookup(table(), key) });
     while let Some(link) = next {
@@ -132,51 +179,118 @@ fn lookup(key: &Key, candidate: &LockedFolio) -> Option<Folio> {
                 && !folio.state().is_hwpoison()
                 && folio.same_bytes(candidate)
             {
-                return Some(folio);
+                return Lookup::Page(folio);
             }
         }
+        seen += 1;
         // SAFETY: RCU keeps the list of equal keys.
         next = NonNull::new(unsafe { bindings::sksm_index_next(link.as_ptr()) });
     }
-    None
+    Lookup::Nothing(seen)
 }
 
 /// What a search ended with.
 pub(crate) enum Found {
     /// The merged page, which has the place in its reverse map.
     Page(Pending),
-    /// No merged page that is equal and has room.
-    Nothing,
+    /// No merged page that is equal and has room, of so many that were looked at last.
+    Nothing(usize),
     /// One that somebody else has locked.
     Contended,
 }
 
-/// Finds the merged page for `candidate` and enters `entry` as a place where it will be mapped.
-/// May sleep.
-///
-/// The reference in the result keeps the page from being withdrawn, so its bytes stay.
-pub(crate) fn find(
-    key: &Key,
-    candidate: &LockedFolio,
-    locking: Locking,
-    entry: impl Fn() -> Entry,
-) -> Result<Found> {
-    // A page that changed between lookup and lock was withdrawn, migrated or filled up, and the
-    // index said so before the lock was free: every turn sees a newer state.
-    while let Some(folio) = lookup(key, candidate) {
-        let Some(folio) = folio.lock_by(locking) else {
-            return Ok(Found::Contended);
-        };
-        if Node::of(&folio).is_some_and(|node| node.suits(key, &folio) && has_room(node, &folio))
-            && !folio.state().is_hwpoison()
-        {
-            return Node::add_place(folio, entry()).map(Found::Page);
-        }
-        drop(folio);
-        // SAFETY: Folio locks may be held while sleeping.
-        unsafe { bindings::sksm_cond_resched() };
+/// The search for a merged page that is equal to a candidate, which is write-protected.
+pub(crate) struct Search<'a> {
+    candidate: &'a LockedFolio,
+    /// Where such pages are published.
+    pub(crate) shard: &'static Shard,
+    sample: Key,
+    /// With the checksum of all bytes, once that is needed.
+    full: Option<Key>,
+    seed: u64,
+    /// Whether there are so many pages with this sample that one more would stand under `full`.
+    crowded: bool,
+}
+
+impl<'a> Search<'a> {
+    /// `sample` has the checksum of the candidate's sample. `None` when [`init`] failed.
+    pub(crate) fn new(candidate: &'a LockedFolio, sample: Key, seed: u64) -> Option<Self> {
+        Some(Self {
+            candidate,
+            shard: shard(sample.checksum)?,
+            sample,
+            full: None,
+            seed,
+            crowded: false,
+        })
     }
-    Ok(Found::Nothing)
+
+    /// Finds the merged page and enters `entry` as a place where it will be mapped. May sleep.
+    ///
+    /// The reference in the result keeps the page from being withdrawn, so its bytes stay.
+    pub(crate) fn find(&mut self, locking: Locking, entry: impl Fn() -> Entry) -> Result<Found> {
+        let found = self.find_by(&self.sample, locking, &entry)?;
+        let Found::Nothing(seen) = found else {
+            return Ok(found);
+        };
+        self.crowded = seen >= FEW;
+        // It rose before such a page was published: who has to find the page sees the number.
+        let crowd = self.shard.crowd(self.sample.checksum);
+        if crowd.load(Ordering::Acquire) == 0 {
+            return Ok(found);
+        }
+        let full = self.full();
+        self.find_by(&full, locking, &entry)
+    }
+
+    /// What to publish the candidate by, after it was searched in vain.
+    pub(crate) fn key(&mut self) -> Key {
+        if self.crowded {
+            self.full()
+        } else {
+            self.sample
+        }
+    }
+
+    fn full(&mut self) -> Key {
+        let (candidate, seed, sample) = (self.candidate, self.seed, self.sample);
+        *self.full.get_or_insert_with(|| {
+            let low = u64::MAX >> SAMPLE_BITS;
+            Key {
+                checksum: sample.checksum & !low | candidate.checksum(seed) & low,
+                full: 1,
+                ..sample
+            }
+        })
+    }
+
+    /// As `find`, under one key.
+    fn find_by(
+        &self,
+        key: &Key,
+        locking: Locking,
+        entry: impl Fn() -> Entry,
+    ) -> Result<Found> {
+        // A page that changed between lookup and lock was withdrawn, migrated or filled up, and the
+        // index said so before the lock was free: every turn sees a newer state.
+        loop {
+            let folio = match lookup(key, self.candidate) {
+                Lookup::Page(folio) => folio,
+                Lookup::Nothing(seen) => return Ok(Found::Nothing(seen)),
+            };
+            let Some(folio) = folio.lock_by(locking) else {
+                return Ok(Found::Contended);
+            };
+            if Node::of(&folio).is_some_and(|node| node.suits(key, &folio) && has_room(node, &folio))
+                && !folio.state().is_hwpoison()
+            {
+                return Node::add_place(folio, entry()).map(Found::Page);
+            }
+            drop(folio);
+            // SAFETY: Folio locks may be held while sleeping.
+            unsafe { bindings::sksm_cond_resched() };
+        }
+    }
 }
 
 /// Merged pages, by how they are mapped now.

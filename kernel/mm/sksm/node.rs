@@ -14,6 +14,7 @@ use kernel::bindings;
 use kernel::prelude::*;
 
 use super::folio::{Folio, LockedFolio};
+use super::gfp_account;
 use super::index::{self, Shard};
 use super::rcu::Rcu;
 use super::release;
@@ -79,8 +80,8 @@ pub(crate) struct Node {
     folio: AtomicPtr<bindings::folio>,
     /// Guarded by the folio lock.
     rmap: UnsafeCell<Rmap>,
-    /// Links retired nodes, see [`release`].
-    pub(crate) retired: bindings::llist_node,
+    /// Links retired nodes; owned by [`release`] once the node is retired.
+    pub(crate) retired: UnsafeCell<bindings::llist_node>,
 }
 
 // SAFETY: `rmap` is only reached with the folio lock; the other fields are atomic, constant, or
@@ -89,20 +90,17 @@ unsafe impl Sync for Node {}
 
 impl Node {
     /// A node that is not yet in use. May sleep.
-    pub(crate) fn new(key: Key, folio: &Folio, first: Entry) -> Result<KBox<Self>> {
+    pub(crate) fn new(folio: &Folio, first: Entry) -> Result<KBox<Self>> {
         // Before the allocation: when it fails, the value is dropped, and that counts.
         stats::METADATA.add(size_of::<Self>());
         let node = KBox::new(
             Self {
-                link: UnsafeCell::new(bindings::sksm_link {
-                    head: Default::default(),
-                    key,
-                }),
+                link: Default::default(),
                 folio: AtomicPtr::new(folio.as_ptr()),
                 rmap: UnsafeCell::new(Rmap::new(first)),
                 retired: Default::default(),
             },
-            GFP_KERNEL_ACCOUNT,
+            gfp_account(),
         )?;
         Ok(node)
     }
@@ -126,6 +124,18 @@ impl Node {
         core::ptr::from_ref(self) as usize | TAG
     }
 
+    /// Whether the key has the checksum of all bytes.
+    pub(crate) fn is_full(&self) -> bool {
+        // SAFETY: This part of the link never changes.
+        unsafe { (*self.link.get()).key.full != 0 }
+    }
+
+    /// The checksum in the key.
+    pub(crate) fn checksum(&self) -> u64 {
+        // SAFETY: This part of the link never changes.
+        unsafe { (*self.link.get()).key.checksum }
+    }
+
     /// The NUMA node that the pages of this node must be on, or `NUMA_NO_NODE`.
     fn nid(&self) -> i32 {
         // SAFETY: This part of the link never changes.
@@ -138,6 +148,7 @@ impl Node {
         // SAFETY: These parts of the link never change.
         let same = unsafe {
             (*own).key.checksum == key.checksum
+                && (*own).key.full == key.full
                 && (*own).key.domain == key.domain
                 && (*own).key.kind == key.kind
         };
@@ -194,10 +205,16 @@ impl Node {
         Ok(Pending(folio.unlock()))
     }
 
-    /// Makes `folio` a merged page, in place. The caller holds the lock of the key's shard, and
-    /// every mapping of the folio is read-only.
-    pub(crate) fn publish(node: KBox<Self>, folio: &LockedFolio, shard: &Shard) -> Result {
+    /// Makes `folio` a merged page that is found by `key`, in place. The caller holds the lock of
+    /// the key's shard, and every mapping of the folio is read-only.
+    pub(crate) fn publish(
+        mut node: KBox<Self>,
+        key: Key,
+        folio: &LockedFolio,
+        shard: &Shard,
+    ) -> Result {
         let anon = folio.mapping();
+        node.link.get_mut().key = key;
         let node = KBox::into_raw(node);
         // SAFETY: The node is ours until it is in the index, and the folio's afterwards.
         let this = unsafe { &*node };
@@ -304,7 +321,7 @@ impl Node {
     unsafe fn retire(node: &Self) {
         index::remove(node);
         // SAFETY: Out of the index, and nobody else retires it.
-        unsafe { release::push(core::ptr::from_ref(node).cast_mut()) };
+        unsafe { release::push(node) };
     }
 }
 

@@ -11,6 +11,7 @@ mod charge;
 mod children;
 mod content;
 mod coredump;
+mod crowd;
 mod debugger;
 mod domain;
 mod expect;
@@ -55,6 +56,7 @@ fn main() -> ExitCode {
         faults::TESTS,
         content::TESTS,
         sharing::TESTS,
+        crowd::TESTS,
         batches::TESTS,
         vma::TESTS,
         file::TESTS,

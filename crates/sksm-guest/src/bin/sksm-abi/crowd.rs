@@ -1,0 +1,128 @@
+//! Pages that have the engine's sample in common and differ elsewhere: further ones are found by a checksum of all bytes.
+
+use anyhow::{Result, ensure};
+use sksm_guest::memory::{Map, WORDS, content};
+use sksm_guest::report::{Test, test};
+
+use crate::expect::{apart, one_page};
+
+pub const TESTS: &[Test] = &[
+    test("crowd/stays-apart", stays_apart),
+    test("crowd/twins-are-found", twins_are_found),
+    test("crowd/found-after-the-first-have-gone", first_have_gone),
+    test("crowd/found-after-others-were-written", others_written),
+    test("crowd/every-word-counts", every_word_counts),
+];
+
+/// More than stand under one sample, and than are worth a walk.
+const CROWD: usize = 300;
+/// What all of them are but for one word, which is in no sample: the second line of the page.
+const ID: u64 = 77;
+const WORD: usize = 12;
+
+fn crowd() -> Result<Map> {
+    let map = Map::anon(CROWD)?;
+    map.no_huge();
+    map.fill_all(|_| ID);
+    for page in 0..CROWD {
+        map.put(page, WORD, page as u64);
+    }
+    Ok(map)
+}
+
+fn expect_crowd(map: &Map) -> Result<()> {
+    (0..CROWD).try_for_each(|page| expect_but(map, page, WORD, page as u64))
+}
+
+/// The page has the content of the crowd but for one word.
+fn expect_but(map: &Map, page: usize, word: usize, value: u64) -> Result<()> {
+    let found = map.get(page, word);
+    ensure!(found == value, "page {page} has {found}, not {value}");
+    ensure!(
+        (0..word).all(|word| map.get(page, word) == content(ID, word)),
+        "page {page} changed before word {word}"
+    );
+    map.expect_after(page, word + 1, ID)
+}
+
+fn stays_apart() -> Result<()> {
+    let map = crowd()?;
+    map.merge()?;
+    apart(&map.pfns()?)?;
+    expect_crowd(&map)
+}
+
+/// Each merges with its equal, in whatever order they come.
+fn twins_are_found() -> Result<()> {
+    let maps = [crowd()?, crowd()?, crowd()?];
+    maps[0].merge()?;
+    for page in (0..CROWD).rev() {
+        maps[1].merge_pages(page..page + 1)?;
+    }
+    maps[2].merge()?;
+    let pfns = maps[0].pfns()?;
+    apart(&pfns)?;
+    for map in &maps {
+        ensure!(map.pfns()? == pfns, "equal pages did not merge");
+        expect_crowd(map)?;
+    }
+    Ok(())
+}
+
+/// Those that stand under the sample go; the others are found all the same.
+fn first_have_gone() -> Result<()> {
+    let first = crowd()?;
+    first.merge()?;
+    first.advise_pages(0..CROWD / 2, libc::MADV_DONTNEED)?;
+    let second = crowd()?;
+    second.merge()?;
+    for page in CROWD / 2..CROWD {
+        one_page(&[first.pfn(page)?, second.pfn(page)?])?;
+    }
+    apart(&second.pfns()?)?;
+    expect_crowd(&second)
+}
+
+/// Pages that are taken back leave the crowd, and join it again.
+fn others_written() -> Result<()> {
+    let (first, second) = (crowd()?, crowd()?);
+    first.merge()?;
+    let written = || (0..CROWD).filter(|page| page % 3 != 0);
+    written().for_each(|page| first.put(page, WORDS - 1, 0));
+    second.merge()?;
+    for page in 0..CROWD {
+        let pfns = [first.pfn(page)?, second.pfn(page)?];
+        if page % 3 == 0 {
+            one_page(&pfns)?;
+        } else {
+            apart(&pfns)?;
+        }
+    }
+    written().for_each(|page| first.put(page, WORDS - 1, content(ID, WORDS - 1)));
+    first.merge()?;
+    ensure!(
+        first.pfns()? == second.pfns()?,
+        "pages that are equal again did not merge"
+    );
+    expect_crowd(&first)?;
+    expect_crowd(&second)
+}
+
+/// Of pages that differ in one word, wherever it is, none merge; equal ones do.
+fn every_word_counts() -> Result<()> {
+    let different = || -> Result<Map> {
+        let map = Map::anon(WORDS)?;
+        map.no_huge();
+        map.fill_all(|_| ID);
+        for word in 0..WORDS {
+            map.put(word, word, 1);
+        }
+        Ok(map)
+    };
+    let (first, second) = (different()?, different()?);
+    first.merge()?;
+    apart(&first.pfns()?)?;
+    second.merge()?;
+    ensure!(first.pfns()? == second.pfns()?, "equal pages did not merge");
+    (0..WORDS).try_for_each(|word| expect_but(&first, word, word, 1))
+}
