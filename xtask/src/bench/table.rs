@@ -286,9 +286,8 @@ pub mod tests {
     use super::*;
     use crate::bench::unused::Compared;
 
-    /// A report as a kernel might give it, with round figures.
-    pub fn sample() -> Published {
-        let row = |what: &str, variant: &str, at, unit, median| Row {
+    pub fn row(what: &str, variant: &str, at: Option<u64>, unit: Unit, median: f64) -> Row {
+        Row {
             what: what.into(),
             variant: variant.into(),
             at,
@@ -299,14 +298,21 @@ pub mod tests {
                 memcpy: 300.0,
                 xxh64: 500.0,
             }),
-        };
-        let family = |name: &str, rows| Family {
+        }
+    }
+
+    pub fn family(name: &str, rows: Vec<Row>) -> Family {
+        Family {
             name: name.into(),
             title: format!("the family {name}"),
             seconds: 3.0,
             rows,
             notes: vec!["something to know".into()],
-        };
+        }
+    }
+
+    /// A report as a kernel might give it, with round figures.
+    pub fn sample() -> Published {
         let ksm = |sleep_millisecs, cpu_seconds| Ksm {
             sleep_millisecs,
             pages_to_scan: 100,

@@ -12,8 +12,10 @@ use crate::measure::{Bench, TABLE_PAGES, Wanted, counting, filled, fresh, name, 
 
 pub fn run(bench: &mut Bench) -> Result<()> {
     bench.note("slabs: the growth of all objects in /proc/slabinfo, since caches of one size are merged; SKSM's hash table is not in them");
-    let pages = bench.size(4, 32) * TABLE_PAGES;
-    for mappings in [1, 2, 3, 9] {
+    let tables = bench.size(4, 32);
+    for mappings in [1, 2, 3, 4, 9, 32, 128] {
+        // Few pages of many mappings take as much memory as many of few.
+        let pages = (tables / mappings).max(1) * TABLE_PAGES;
         bench.tell(MAPPINGS);
         let name = |variant| name(MAPPINGS, variant).at(mappings);
         let (own, slabs) = sksm(pages, mappings)?;
