@@ -10,13 +10,17 @@ pub fn of_ksmd() -> Result<Option<f64>> {
     if cpu.contains("User Mode Linux") {
         return Ok(None);
     }
-    let is_ksmd = |process: &Process| process.stat().is_ok_and(|stat| stat.comm == "ksmd");
-    let ksmd = all_processes()?
-        .filter_map(Result::ok)
-        .find(is_ksmd)
-        .context("there is no ksmd")?;
-    let taken = ksmd
+    let taken = ksmd()?
         .schedstat()
         .context("cannot read the schedstat of ksmd")?;
     Ok(Some(taken.sum_exec_runtime as f64 / 1e9))
+}
+
+/// KSM's thread.
+pub fn ksmd() -> Result<Process> {
+    let is_ksmd = |process: &Process| process.stat().is_ok_and(|stat| stat.comm == "ksmd");
+    all_processes()?
+        .filter_map(Result::ok)
+        .find(is_ksmd)
+        .context("there is no ksmd")
 }

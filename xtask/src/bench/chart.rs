@@ -5,8 +5,9 @@ use sksm_guest::{
         Family, Report, Row, Unit,
         names::{
             BACK, DIFFERENT, DISTURBED, DUPLICATE, EXIT, EXIT_MANY, FORK, FORK_MANY, HASHED, HUGE,
-            IN_ONE_CALL, KSM_SLABS, MAPPINGS, MERGE, MERGED_ALREADY, NOT_PRESENT, OUT, OWN_COUNT,
-            PUBLISH, PUBLISHED, RACE, SAME, SHARERS, SMALL, WRITE, ZEROS, family,
+            IN_ONE_CALL, KERNEL_COMPARE, KERNEL_HASH, KSM_SLABS, MAPPINGS, MERGE, MERGED_ALREADY,
+            NOT_PRESENT, OUT, OWN_COUNT, PUBLISH, PUBLISHED, RACE, SAME, SHARERS, SMALL, WRITE,
+            ZEROS, family,
         },
     },
     statistics::Summary,
@@ -28,6 +29,7 @@ type Called = (&'static str, &'static str);
 
 /// The bars of one family.
 const PAGES: [&str; 5] = [PUBLISH, DUPLICATE, ZEROS, MERGED_ALREADY, NOT_PRESENT];
+const INSIDE: [&str; 2] = [KERNEL_HASH, KERNEL_COMPARE];
 const AT_ONCE: [Called; 5] = [
     (DIFFERENT, "different content"),
     (DISTURBED, "different, disturbed"),
@@ -207,6 +209,10 @@ fn pages(report: &Report) -> Vec<Bar> {
         for (label, row, colour) in small.chain(huge) {
             bars.push(bar(label, "", family, row, colour));
         }
+    }
+    for what in INSIDE {
+        let rows = family.rows(what, SMALL);
+        bars.extend(rows.map(|row| bar(what, "", family, row, GREY)));
     }
     let yardsticks = table::yardsticks(report).filter(|_| !bars.is_empty());
     let names = [
@@ -391,12 +397,10 @@ mod tests {
     #[test]
     fn what_is_to_be_drawn_is_measured_by_that_name() {
         let report = full();
-        for what in PAGES {
-            let family = report.family(family::PAGES).unwrap();
-            for variant in [SMALL, HUGE] {
-                assert!(family.rows(what, variant).next().is_some(), "{what}");
-            }
-        }
+        assert_eq!(
+            pages(&report).len(),
+            2 * (2 * PAGES.len() + INSIDE.len()) + 3
+        );
         for (family, rows) in [
             (family::CONCURRENCY, &AT_ONCE[..]),
             (family::CONCURRENCY, &HASHING),

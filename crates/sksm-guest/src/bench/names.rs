@@ -35,6 +35,9 @@ pub const DUPLICATE: &str = "merge a duplicate";
 pub const ZEROS: &str = "a page of zeros";
 pub const MERGED_ALREADY: &str = "merged already";
 pub const NOT_PRESENT: &str = "not present";
+/// In the kernel, as its own functions do it.
+pub const KERNEL_HASH: &str = "xxh64 in the kernel";
+pub const KERNEL_COMPARE: &str = "compare in the kernel";
 pub const SMALL: &str = "4 KiB pages";
 pub const HUGE: &str = "huge pages";
 pub const MERGE: &str = "merge duplicates";
@@ -114,7 +117,7 @@ pub struct Rows {
     pub family: &'static str,
     pub what: &'static str,
     pub variants: &'static [&'static str],
-    /// User-Mode Linux has what it takes. It has one CPU, no huge pages and no trace events.
+    /// User-Mode Linux has what it takes. It has one CPU, no huge pages, and neither trace nor perf events.
     pub on_uml: bool,
 }
 
@@ -160,6 +163,8 @@ pub const ROWS: &[Rows] = &[
     rows(family::PAGES, ZEROS, &[HUGE]).not_on_uml(),
     rows(family::PAGES, MERGED_ALREADY, &[HUGE]).not_on_uml(),
     rows(family::PAGES, NOT_PRESENT, &[HUGE]).not_on_uml(),
+    rows(family::PAGES, KERNEL_HASH, &[SMALL]).not_on_uml(),
+    rows(family::PAGES, KERNEL_COMPARE, &[SMALL]).not_on_uml(),
     rows(family::CALLS, CLOCK, &[""]),
     rows(family::CALLS, NOTHING, &[""]),
     rows(family::CALLS, ONE_CALL, &[WRITTEN_AGO, WRITTEN_BEFORE]),

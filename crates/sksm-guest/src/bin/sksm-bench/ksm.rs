@@ -48,7 +48,7 @@ pub fn run(bench: &mut Bench) -> Result<()> {
     let mut runs = Vec::new();
     // What takes seconds by sleeping has nothing to spread.
     let tunings = std::iter::once(Tuning::Default)
-        .chain(std::iter::repeat_n(Tuning::Unthrottled, bench.size(2, 7)));
+        .chain(std::iter::repeat_n(Tuning::Unthrottled, bench.size(2, 5)));
     for tuning in tunings {
         let maps = maps()?;
         // What it counts of pages that have gone would pass for work done.

@@ -9,6 +9,7 @@ mod concurrency;
 mod faults;
 mod flushes;
 mod growth;
+mod inside;
 mod ksm;
 mod measure;
 mod metadata;

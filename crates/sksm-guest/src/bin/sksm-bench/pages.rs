@@ -9,6 +9,7 @@ use sksm_guest::bench::names::{
 use sksm_guest::memory::{Map, TABLE};
 use sksm_guest::pagemap::Flags;
 
+use crate::inside;
 use crate::measure::{
     Bench, TABLE_PAGES, Wanted, counting, fresh, merged, name, settle, timed_merge,
 };
@@ -32,7 +33,7 @@ pub fn run(bench: &mut Bench) -> Result<()> {
             measure(bench, *backing)?;
         }
     }
-    Ok(())
+    inside::run(bench)
 }
 
 fn unique(bench: &mut Bench, backing: Backing) -> Result<()> {
