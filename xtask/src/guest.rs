@@ -188,7 +188,7 @@ impl<'a> Boot<'a> {
         let nodes = "numa=fake=2 movablecore=40%";
         let (mem, smp, parameters) = match kernel.arch {
             Arch::Um => ("2G", 1, ""),
-            Arch::X86_64 | Arch::Unpatched => ("2G", 2, nodes),
+            Arch::X86_64 | Arch::Without | Arch::Unpatched => ("2G", 2, nodes),
             Arch::Debug | Arch::Kcsan => ("3G", 2, nodes),
         };
         Self {
@@ -303,7 +303,7 @@ impl<'a> Boot<'a> {
         });
         let mut command = match arch {
             Arch::Um => self.uml(&initrd, scratch.path()),
-            Arch::X86_64 | Arch::Debug | Arch::Kcsan | Arch::Unpatched => {
+            Arch::X86_64 | Arch::Debug | Arch::Kcsan | Arch::Without | Arch::Unpatched => {
                 self.qemu(&initrd, &console, kvm)
             }
         };

@@ -66,7 +66,7 @@ pub fn plan(args: &Args, arch: Arch, programs: &Path) -> Result<Vec<Item>> {
             words.extend(["--only".to_owned(), only.to_owned()]);
         }
         let mut seconds = match arch {
-            Arch::Um | Arch::X86_64 | Arch::Unpatched => 1800,
+            Arch::Um | Arch::X86_64 | Arch::Without | Arch::Unpatched => 1800,
             Arch::Debug | Arch::Kcsan => 3600,
         };
         let random = match name {

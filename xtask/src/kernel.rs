@@ -24,6 +24,8 @@ pub enum Arch {
     Debug,
     /// x86_64 with the data race detector, which excludes the other checkers
     Kcsan,
+    /// x86_64 with the patches and without the engine (CONFIG_SKSM=n), to compare with
+    Without,
     /// x86_64 as its authors left it, to compare with
     Unpatched,
 }
@@ -35,11 +37,11 @@ impl Arch {
     pub fn make(self) -> &'static str {
         match self {
             Arch::Um => "um",
-            Arch::X86_64 | Arch::Debug | Arch::Kcsan | Arch::Unpatched => "x86_64",
+            Arch::X86_64 | Arch::Debug | Arch::Kcsan | Arch::Without | Arch::Unpatched => "x86_64",
         }
     }
 
-    /// Whether the engine is in it.
+    /// Whether the patches are in its tree.
     pub fn patched(self) -> bool {
         self != Arch::Unpatched
     }
@@ -47,7 +49,7 @@ impl Arch {
     fn target(self) -> (&'static str, &'static str) {
         match self {
             Arch::Um => ("linux", "linux"),
-            Arch::X86_64 | Arch::Debug | Arch::Kcsan | Arch::Unpatched => {
+            Arch::X86_64 | Arch::Debug | Arch::Kcsan | Arch::Without | Arch::Unpatched => {
                 ("bzImage", "arch/x86/boot/bzImage")
             }
         }
@@ -60,6 +62,7 @@ impl Arch {
             Arch::X86_64 => 2140,
             Arch::Debug => 2160,
             Arch::Kcsan => 2160,
+            Arch::Without => 2120,
             Arch::Unpatched => 2170,
         }
     }
@@ -72,6 +75,7 @@ impl fmt::Display for Arch {
             Arch::X86_64 => "x86_64",
             Arch::Debug => "debug",
             Arch::Kcsan => "kcsan",
+            Arch::Without => "without",
             Arch::Unpatched => "unpatched",
         })
     }

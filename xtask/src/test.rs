@@ -34,7 +34,7 @@ impl Args {
     pub fn random_seconds(&self, arch: Arch) -> u64 {
         self.seconds.unwrap_or(match (self.quick, arch) {
             (true, _) => 5,
-            (false, Arch::Um | Arch::X86_64 | Arch::Unpatched) => 20,
+            (false, Arch::Um | Arch::X86_64 | Arch::Without | Arch::Unpatched) => 20,
             (false, Arch::Debug | Arch::Kcsan) => 60,
         })
     }
@@ -42,7 +42,7 @@ impl Args {
     /// For the stress in this kernel, if it runs there.
     pub fn stress_seconds(&self, arch: Arch) -> Option<u64> {
         let usual = match (self.quick, arch) {
-            (true, Arch::Um) | (_, Arch::Unpatched) => None,
+            (true, Arch::Um) | (_, Arch::Without | Arch::Unpatched) => None,
             (_, Arch::Um | Arch::X86_64) => Some(20),
             (_, Arch::Debug | Arch::Kcsan) => Some(120),
         };
