@@ -145,7 +145,8 @@ impl Error {
                 instead: support,
                 errno,
             },
-            libc::EINVAL => Error::Invalid {
+            // EFAULT: addresses that no process can have.
+            libc::EINVAL | libc::EFAULT => Error::Invalid {
                 region,
                 errno: Some(errno),
             },

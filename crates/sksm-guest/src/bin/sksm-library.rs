@@ -30,6 +30,7 @@ const TESTS: &[Test] = &[
     test("mapping-by-address", mapping_by_address),
     test("other-process", other_process),
     test("remote-with-holes", remote_with_holes),
+    test("remote-beyond-2-gib", remote_beyond_2_gib),
     test("measured", measured),
     test("patched-text-is-shared", patched_text_is_shared),
     test("static-keys", static_keys),
@@ -216,6 +217,43 @@ fn remote_with_holes() -> Result<()> {
     let pagemap = child.pagemap()?;
     // The last hundred, without its hole.
     ensure!(copies(&pagemap.pfns(map.page(2900), 99)?) == 1);
+    child.go()?;
+    child.join()
+}
+
+/// One call takes no more than 2 GiB; what lies behind is merged all the same. Only the last pages are present.
+fn remote_beyond_2_gib() -> Result<()> {
+    const PAGES: usize = (5 << 30) / 2 / PAGE + 2;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let map = Map::new(PAGES, libc::PROT_READ | libc::PROT_WRITE, flags, None)?;
+    map.no_huge();
+    let far = map.part(PAGES - 2..PAGES);
+    let child = Child::spawn(|parent| {
+        for id in [7, 8] {
+            far.fill_all(|_| id);
+            parent.meet()?;
+            far.expect_all(|_| id)?;
+        }
+        Ok(())
+    })?;
+    let far_copies = || Ok::<_, anyhow::Error>(copies(&child.pagemap()?.pfns(far.addr(), 2)?));
+
+    child.pause()?;
+    ensure!(far_copies()? == 2, "one copy before any merge");
+    let done = Process::open(child.pid() as u32)?.merge_mapping_at(map.addr())?;
+    ensure!(done.refused.is_empty(), "refused: {:?}", done.refused);
+    // The kernel may have joined it with a neighbour.
+    ensure!(done.advised >= map.len(), "advised: {}", done.advised);
+    ensure!(far_copies()? == 1, "the end is not merged by Process");
+    child.go()?;
+
+    child.pause()?;
+    ensure!(far_copies()? == 2, "one copy after a write");
+    let pidfd = child.pidfd()?;
+    let pidfd = std::os::fd::AsFd::as_fd(&pidfd);
+    let advised = sksm::merge_remote(pidfd, &[(map.addr(), map.len())])?;
+    ensure!(advised == map.len(), "advised: {advised}");
+    ensure!(far_copies()? == 1, "the end is not merged by merge_remote");
     child.go()?;
     child.join()
 }
