@@ -1,9 +1,11 @@
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::errno;
 use crate::maps::Line;
-use crate::statistics::read;
+use crate::statistics::{lines, read};
 use crate::{
     Error, Kind, Kinds, Partial, ProcessStatistics, Region, merge_exact, merge_remote_each,
 };
@@ -106,7 +108,8 @@ impl Process {
         self.merge(|mapping| mapping.kind == Kind::Heap && mapping.region.len >= min_len)
     }
 
-    /// Merges this process's private pages of a file, given by the path that `/proc/PID/maps` shows.
+    /// Merges this process's private pages of a file, given by the path that `/proc/PID/maps` shows, which is not always the one
+    /// that it was opened by: links are followed, and what has been deleted says so.
     pub fn merge_file(&self, path: impl AsRef<Path>) -> Result<Partial, Error> {
         let path = path.as_ref();
         self.merge_some(|mapping| mapping.path == path)
@@ -146,31 +149,34 @@ impl Process {
 
 /// Flags of mappings that KSM and SKSM leave alone, as smaps names them: of page frames, devices, not to be expanded, mixed,
 /// hugetlbfs, droppable, shadow stacks.
-const NEVER_MERGED: &[&str] = &["pf", "io", "de", "mm", "ht", "dp", "ss"];
+const NEVER_MERGED: &[&[u8]] = &[b"pf", b"io", b"de", b"mm", b"ht", b"dp", b"ss"];
 
-fn parse_smaps(text: &str) -> Vec<Mapping> {
+fn parse_smaps(text: &[u8]) -> Vec<Mapping> {
     let mut mappings: Vec<Mapping> = Vec::new();
-    for line in text.lines() {
+    for line in lines(text) {
         // Fields start with a capital, addresses with a digit.
-        if line.starts_with(|first: char| first.is_ascii_uppercase()) {
+        if line.first().is_some_and(u8::is_ascii_uppercase) {
             if let Some(mapping) = mappings.last_mut() {
                 mapping.statistics.add_line(line);
-                if let Some(flags) = line.strip_prefix("VmFlags:") {
-                    let never = |flag| NEVER_MERGED.contains(&flag);
-                    mapping.mergeable &= !flags.split_whitespace().any(never);
-                }
+                mapping.mergeable &= !flags(line).any(|flag| NEVER_MERGED.contains(&flag));
             }
-        } else if let Some(line) = Line::parse(line.as_bytes()) {
+        } else if let Some(line) = Line::parse(line) {
             mappings.push(Mapping {
                 region: line.region,
                 kind: line.kind(),
                 mergeable: line.private,
-                path: String::from_utf8_lossy(line.path).into_owned().into(),
+                path: OsStr::from_bytes(line.path).into(),
                 statistics: ProcessStatistics::default(),
             });
         }
     }
     mappings
+}
+
+/// The mapping's flags, if that is what this line of smaps tells.
+fn flags(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let flags = line.strip_prefix(b"VmFlags:").unwrap_or_default();
+    flags.split(|byte| *byte == b' ')
 }
 
 #[cfg(test)]
@@ -192,6 +198,60 @@ mod tests {
             assert!(mapping.statistics.anonymous >= pages.0.len() as u64);
             assert!(mapping.statistics.anonymous <= mapping.region.len as u64);
         }
+    }
+
+    /// Paths are bytes that end at a newline and nothing else.
+    #[test]
+    fn files_are_found_by_any_path() {
+        let dir = std::env::temp_dir().canonicalize().unwrap();
+        for name in [
+            b"plain".as_slice(),
+            b"not \xff\xfe utf-8",
+            b"ends in a space ",
+            b"ends in a return\r",
+            b" starts with one",
+        ] {
+            let mut file = format!("sksm-{}-", std::process::id()).into_bytes();
+            file.extend(name);
+            let path = dir.join(OsStr::from_bytes(&file));
+            let map = private_file(&path);
+            let mapping = (Process::own().mappings().unwrap().into_iter())
+                .find(|mapping| mapping.region.contains(map.0.as_ptr() as usize))
+                .unwrap();
+            let result = Process::own().merge_file(&path);
+            std::fs::remove_file(&path).unwrap();
+            assert_eq!(mapping.path, path);
+            match crate::support() {
+                crate::Support::Merge => assert_eq!(result.unwrap().advised, map.0.len()),
+                _ => assert!(matches!(result, Err(Error::Unsupported { .. }))),
+            }
+        }
+    }
+
+    /// A private page of a new file.
+    fn private_file(path: &Path) -> Pages {
+        use std::os::fd::AsRawFd;
+        let len = crate::page_size();
+        std::fs::write(path, vec![7; len]).unwrap();
+        let file = std::fs::File::open(path).unwrap();
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE;
+        // SAFETY: a new mapping, placed by the kernel.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                protection,
+                flags,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        assert_ne!(start, libc::MAP_FAILED);
+        // SAFETY: just mapped, and owned by this value alone.
+        let pages = unsafe { std::slice::from_raw_parts_mut(start.cast::<u8>(), len) };
+        pages.fill(8);
+        Pages(pages)
     }
 
     #[test]

@@ -29,15 +29,16 @@ impl ProcessStatistics {
     fn read(path: impl AsRef<Path>) -> Result<Self, Error> {
         let text = read(path.as_ref(), "/proc/PID/smaps_rollup")?;
         let mut statistics = Self::default();
-        for line in text.lines() {
+        for line in lines(&text) {
             statistics.add_line(line);
         }
         Ok(statistics)
     }
 
     /// Adds a line of smaps, if it is of a field that is counted.
-    pub(crate) fn add_line(&mut self, line: &str) {
-        let Some((name, rest)) = line.split_once(':') else {
+    pub(crate) fn add_line(&mut self, line: &[u8]) {
+        let text = std::str::from_utf8(line).unwrap_or_default();
+        let Some((name, rest)) = text.split_once(':') else {
             return;
         };
         let field = match name {
@@ -146,9 +147,9 @@ pub fn measure<T>(call: impl FnOnce() -> T) -> Result<(T, Effect), Error> {
     Ok((result, Effect { merged, time }))
 }
 
-/// Reads a file of proc.
-pub(crate) fn read(path: &Path, file: &'static str) -> Result<String, Error> {
-    let bytes = std::fs::read(path).map_err(|error| match error.raw_os_error() {
+/// Reads a file of proc: bytes, as paths may be anything.
+pub(crate) fn read(path: &Path, file: &'static str) -> Result<Vec<u8>, Error> {
+    std::fs::read(path).map_err(|error| match error.raw_os_error() {
         Some(errno @ libc::ESRCH) => Error::Gone { errno },
         Some(libc::ENOENT) if Path::new("/proc/self").exists() => {
             Error::Gone { errno: libc::ESRCH }
@@ -157,9 +158,12 @@ pub(crate) fn read(path: &Path, file: &'static str) -> Result<String, Error> {
             file,
             errno: errno.unwrap_or(libc::EIO),
         },
-    })?;
-    // Paths may be anything; what matters here is ASCII.
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    })
+}
+
+/// Its lines, which end at a newline and nothing else.
+pub(crate) fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.split(|byte| *byte == b'\n')
 }
 
 #[cfg(test)]
@@ -177,7 +181,7 @@ mod tests {
             "KSM:                   8 kB",
             "VmFlags: rd wr",
         ] {
-            statistics.add_line(line);
+            statistics.add_line(line.as_bytes());
         }
         let expected = ProcessStatistics {
             rss: 1688 * 1024,

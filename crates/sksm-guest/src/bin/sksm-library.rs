@@ -1,10 +1,12 @@
 //! The library, the preload object and the command on a kernel that merges: what they promise beyond the call itself.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -33,6 +35,7 @@ const TESTS: &[Test] = &[
     test("remote-beyond-2-gib", remote_beyond_2_gib),
     test("measured", measured),
     test("patched-text-is-shared", patched_text_is_shared),
+    test("all-text", all_text),
     test("static-keys", static_keys),
     test("preload/programs-as-without-it", programs_as_without_it),
     test("preload/merges", preload_merges),
@@ -124,10 +127,19 @@ fn anonymous_above_a_size() -> Result<()> {
 }
 
 fn mapping_by_file() -> Result<()> {
-    let path = std::env::temp_dir().join(format!("sksm-library-{}", std::process::id()));
-    let file = std::fs::File::create_new(&path)?;
+    // Paths are bytes, and end where they end.
+    for name in [b"plain".as_slice(), b"\xff\xfe", b"ends in a space "] {
+        let mut file = format!("sksm-library-{}-", std::process::id()).into_bytes();
+        file.extend(name);
+        merge_one_file(&std::env::temp_dir().join(OsStr::from_bytes(&file)))?;
+    }
+    Ok(())
+}
+
+fn merge_one_file(path: &Path) -> Result<()> {
+    let file = std::fs::File::create_new(path)?;
     file.set_len(8 * PAGE as u64)?;
-    let file = std::fs::File::open(&path)?;
+    let file = std::fs::File::open(path)?;
     let map = Map::new(
         8,
         libc::PROT_READ | libc::PROT_WRITE,
@@ -136,9 +148,9 @@ fn mapping_by_file() -> Result<()> {
     )?;
     map.fill_all(|_| 5);
     let other = Map::filled(&[5; 8])?;
-    let done = Process::own().merge_file(&path);
-    std::fs::remove_file(&path)?;
-    ensure!(done?.advised == map.len());
+    let done = Process::own().merge_file(path);
+    std::fs::remove_file(path)?;
+    ensure!(done?.advised == map.len(), "{}", path.display());
     ensure!(copies(&map.pfns()?) == 1, "not merged");
     ensure!(
         copies(&other.pfns()?) == 8,
@@ -288,16 +300,26 @@ unsafe extern "C" {
     safe fn sksm_spare() -> i32;
 }
 
+fn spare() -> usize {
+    sksm_spare as *const () as usize
+}
+
+/// Makes the function that nothing calls return another number.
+fn patch_spare() -> Result<Patch> {
+    let number = spare() + 1;
+    ensure!(sksm_spare() == 1);
+    // SAFETY: only these tests run it, and not meanwhile.
+    let mut patch = unsafe { Patch::begin(number, 4)? };
+    patch.write(number, &7i32.to_le_bytes())?;
+    Ok(patch)
+}
+
 fn patched_text_is_shared() -> Result<()> {
-    let code = sksm_spare as *const () as usize;
+    let code = spare();
     let children = (0..6)
         .map(|_| {
             Child::spawn(|parent| {
-                ensure!(sksm_spare() == 1);
-                // SAFETY: only this function runs it, and not meanwhile.
-                let mut patch = unsafe { Patch::begin(code + 1, 4)? };
-                patch.write(code + 1, &7i32.to_le_bytes())?;
-                patch.finish_and_merge()?;
+                patch_spare()?.finish_and_merge()?;
                 ensure!(sksm_spare() == 7, "the new code does not run");
                 parent.meet()?;
                 ensure!(sksm_spare() == 7, "the new code is lost");
@@ -316,6 +338,43 @@ fn patched_text_is_shared() -> Result<()> {
         Pagemap::own()?.pfn(code)? != pfns[0],
         "the parent's page has changed"
     );
+    for child in children {
+        child.go()?;
+        child.join()?;
+    }
+    Ok(())
+}
+
+/// Text that was patched without this library's knowledge is merged as one thing: by its process, or from outside.
+fn all_text() -> Result<()> {
+    let children = (0..4)
+        .map(|number| {
+            Child::spawn(move |parent| {
+                patch_spare()?.finish()?;
+                parent.meet()?;
+                if number % 2 == 0 {
+                    let done = Process::own().merge_text()?;
+                    ensure!(done.refused.is_empty(), "refused: {:?}", done.refused);
+                }
+                parent.meet()?;
+                ensure!(sksm_spare() == 7, "the new code is lost");
+                Ok(())
+            })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let pfns = || {
+        let pfns = children.iter().map(|child| child.pagemap()?.pfn(spare()));
+        pfns.collect::<Result<Vec<_>>>()
+    };
+    children.iter().try_for_each(|child| child.pause())?;
+    ensure!(copies(&pfns()?) == 4, "merged by nobody");
+    children.iter().try_for_each(|child| child.go())?;
+    children.iter().try_for_each(|child| child.pause())?;
+    for child in children.iter().skip(1).step_by(2) {
+        let done = Process::open(child.pid() as u32)?.merge_text()?;
+        ensure!(done.refused.is_empty(), "refused: {:?}", done.refused);
+    }
+    ensure!(copies(&pfns()?) == 1, "{} copies", copies(&pfns()?));
     for child in children {
         child.go()?;
         child.join()?;
