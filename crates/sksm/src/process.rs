@@ -173,6 +173,24 @@ fn parse_smaps(text: &[u8]) -> Vec<Mapping> {
     mappings
 }
 
+/// Whether the mappings of these pages have this flag in smaps; none if some have and some not, or there are none.
+pub(crate) fn all_flagged(smaps: &[u8], pages: Region, flag: &[u8]) -> Option<bool> {
+    let mut found = None;
+    let mut inside = false;
+    for line in lines(smaps) {
+        if let Some(line) = Line::parse(line) {
+            inside = line.region.start < pages.end() && pages.start < line.region.end();
+        } else if inside && line.starts_with(b"VmFlags:") {
+            let has = flags(line).any(|other| other == flag);
+            if found.is_some_and(|found| found != has) {
+                return None;
+            }
+            found = Some(has);
+        }
+    }
+    found
+}
+
 /// The mapping's flags, if that is what this line of smaps tells.
 fn flags(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     let flags = line.strip_prefix(b"VmFlags:").unwrap_or_default();
@@ -198,6 +216,31 @@ mod tests {
             assert!(mapping.statistics.anonymous >= pages.0.len() as u64);
             assert!(mapping.statistics.anonymous <= mapping.region.len as u64);
         }
+    }
+
+    #[test]
+    fn flags_are_of_all_pages_or_of_none() {
+        let smaps = b"1000-2000 r-xp 0 0 7   /a\nRss: 4 kB\nVmFlags: rd ex bt \n\
+                      2000-3000 r-xp 0 0 7   /a\nRss: 4 kB\nVmFlags: rd ex bt\n\
+                      3000-4000 r-xp 0 0 7   /bt bt\nRss: 4 kB\nVmFlags: rd ex mt\n";
+        for (start, len, flagged) in [
+            (0x1000, 0x1000, Some(true)),
+            (0x1fff, 2, Some(true)),
+            (0x1000, 0x2000, Some(true)),
+            (0x3000, 0x1000, Some(false)),
+            (0x2000, 0x2000, None),
+            (0x4000, 0x1000, None),
+        ] {
+            let pages = Region::from((start, len));
+            assert_eq!(all_flagged(smaps, pages, b"bt"), flagged, "{pages}");
+        }
+        let own = read(Path::new("/proc/self/smaps"), "/proc/PID/smaps").unwrap();
+        let code = (parse_smaps as *const () as usize, 1).into();
+        assert_eq!(all_flagged(&own, code, b"ex"), Some(true));
+        let data = Pages::new(1, |_| 7);
+        assert_eq!(all_flagged(&own, code, b"xx"), Some(false));
+        let own = read(Path::new("/proc/self/smaps"), "/proc/PID/smaps").unwrap();
+        assert_eq!(all_flagged(&own, (&*data.0).into(), b"ex"), Some(false));
     }
 
     /// Paths are bytes that end at a newline and nothing else.
