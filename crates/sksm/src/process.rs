@@ -48,7 +48,8 @@ impl Process {
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
         if fd < 0 {
             return Err(match errno() {
-                errno @ libc::ESRCH => Error::Gone { errno },
+                // Of a thread that is not the first, or of a number that none can have.
+                libc::ESRCH | libc::EINVAL | libc::ENOENT => no_process(pid),
                 errno => Error::Read {
                     file: "a pidfd of the process",
                     errno,
@@ -57,6 +58,10 @@ impl Process {
         }
         // SAFETY: a new descriptor that nothing else owns.
         let pidfd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        // Its list of mappings is merely empty.
+        if is_kernel_thread(pid) {
+            return Err(Error::KernelThread { pid });
+        }
         Ok(Process(Some(Other { pid, pidfd })))
     }
 
@@ -145,6 +150,36 @@ impl Process {
         }
         Ok(partial)
     }
+}
+
+/// Why there is no process of this number to be had.
+pub(crate) fn no_process(pid: u32) -> Error {
+    if is_kernel_thread(pid) {
+        return Error::KernelThread { pid };
+    }
+    match first_thread(pid) {
+        Some(process) if process != pid => Error::Thread { tid: pid, process },
+        _ => Error::Gone { errno: libc::ESRCH },
+    }
+}
+
+/// The process that a thread belongs to.
+fn first_thread(tid: u32) -> Option<u32> {
+    let status = std::fs::read(format!("/proc/{tid}/status")).ok()?;
+    let process = lines(&status).find_map(|line| line.strip_prefix(b"Tgid:"))?;
+    std::str::from_utf8(process).ok()?.trim().parse().ok()
+}
+
+fn is_kernel_thread(pid: u32) -> bool {
+    const PF_KTHREAD: u32 = 0x0020_0000;
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // Of the fields after the name, which may hold anything: state, four numbers of other processes and of the terminal, that of
+    // its foreground group, flags.
+    let after = stat.rsplit(|byte| *byte == b')').next();
+    let flags = after.and_then(|fields| std::str::from_utf8(fields).ok()?.split(' ').nth(7));
+    flags
+        .and_then(|flags| flags.parse::<u32>().ok())
+        .is_some_and(|flags| flags & PF_KTHREAD != 0)
 }
 
 /// Flags of mappings that KSM and SKSM leave alone, as smaps names them: of page frames, devices, not to be expanded, mixed,
@@ -306,7 +341,38 @@ mod tests {
 
     #[test]
     fn a_process_that_is_not_there_is_gone() {
-        let error = Process::open(i32::MAX as u32).unwrap_err();
-        assert_eq!(error, Error::Gone { errno: libc::ESRCH });
+        for pid in [0, i32::MAX as u32, u32::MAX] {
+            let error = Process::open(pid).unwrap_err();
+            assert_eq!(error, Error::Gone { errno: libc::ESRCH });
+        }
+    }
+
+    #[test]
+    fn a_thread_is_no_process() {
+        let (send, receive) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // SAFETY: gettid cannot fail.
+                let tid = unsafe { libc::gettid() } as u32;
+                let error = Process::open(tid).map(drop).unwrap_err();
+                send.send((tid, error)).unwrap();
+            });
+        });
+        let (tid, error) = receive.recv().unwrap();
+        let process = std::process::id();
+        assert_eq!(error, Error::Thread { tid, process });
+        assert!(error.to_string().contains(&process.to_string()));
+    }
+
+    #[test]
+    fn threads_of_the_kernel_are_named() {
+        assert!(!is_kernel_thread(std::process::id()));
+        // In a container none can be seen; the guests have them.
+        let name = std::fs::read("/proc/2/comm").unwrap_or_default();
+        if name == b"kthreadd\n" {
+            let error = Err(Error::KernelThread { pid: 2 });
+            assert_eq!(Process::open(2).map(drop), error);
+            assert_eq!(ProcessStatistics::of(2).map(drop), error);
+        }
     }
 }

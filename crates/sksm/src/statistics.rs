@@ -2,6 +2,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::Error;
+use crate::process::no_process;
 
 /// Memory of one process in bytes, as `/proc/PID/smaps_rollup` sums it up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -23,7 +24,10 @@ impl ProcessStatistics {
 
     /// Of another process; it needs the right to read its memory map.
     pub fn of(pid: u32) -> Result<Self, Error> {
-        Self::read(format!("/proc/{pid}/smaps_rollup"))
+        Self::read(format!("/proc/{pid}/smaps_rollup")).map_err(|error| match error {
+            Error::Gone { .. } => no_process(pid),
+            error => error,
+        })
     }
 
     fn read(path: impl AsRef<Path>) -> Result<Self, Error> {
@@ -151,7 +155,7 @@ pub fn measure<T>(call: impl FnOnce() -> T) -> Result<(T, Effect), Error> {
 pub(crate) fn read(path: &Path, file: &'static str) -> Result<Vec<u8>, Error> {
     std::fs::read(path).map_err(|error| match error.raw_os_error() {
         Some(errno @ libc::ESRCH) => Error::Gone { errno },
-        Some(libc::ENOENT) if Path::new("/proc/self").exists() => {
+        Some(libc::ENOENT) if Path::new("/proc/self").exists() && !there(path) => {
             Error::Gone { errno: libc::ESRCH }
         }
         errno => Error::Read {
@@ -159,6 +163,11 @@ pub(crate) fn read(path: &Path, file: &'static str) -> Result<Vec<u8>, Error> {
             errno: errno.unwrap_or(libc::EIO),
         },
     })
+}
+
+/// Whether the process is there: a file may be missing because this kernel has it not.
+fn there(path: &Path) -> bool {
+    path.parent().is_some_and(Path::exists)
 }
 
 /// Its lines, which end at a newline and nothing else.
@@ -204,6 +213,16 @@ mod tests {
     fn a_process_that_is_not_there_is_gone() {
         let error = ProcessStatistics::of(i32::MAX as u32).unwrap_err();
         assert_eq!(error, Error::Gone { errno: libc::ESRCH });
+    }
+
+    #[test]
+    fn a_file_that_the_kernel_has_not_is_no_end_of_a_process() {
+        let errno = libc::ENOENT;
+        let file = "/proc/PID/nonsense";
+        assert_eq!(
+            read(Path::new("/proc/self/nonsense"), file),
+            Err(Error::Read { file, errno })
+        );
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use sksm::{Error, Patch, Process, ProcessStatistics, Region, Support, SystemStatistics};
 use sksm_guest::memory::{Map, PAGE, memfd};
@@ -33,6 +33,7 @@ const TESTS: &[Test] = &[
     test("other-process", other_process),
     test("remote-with-holes", remote_with_holes),
     test("remote-beyond-2-gib", remote_beyond_2_gib),
+    test("no-process", no_process),
     test("measured", measured),
     test("patched-text-is-shared", patched_text_is_shared),
     test("all-text", all_text),
@@ -268,6 +269,32 @@ fn remote_beyond_2_gib() -> Result<()> {
     ensure!(far_copies()? == 1, "the end is not merged by merge_remote");
     child.go()?;
     child.join()
+}
+
+/// What a number stands for that is no process's.
+fn no_process() -> Result<()> {
+    let kernel = Err(Error::KernelThread { pid: 2 });
+    ensure!(Process::open(2).map(drop) == kernel);
+    ensure!(ProcessStatistics::of(2).map(drop) == kernel);
+    let thread = std::thread::spawn(|| {
+        // SAFETY: gettid cannot fail.
+        let tid = unsafe { libc::gettid() } as u32;
+        (tid, Process::open(tid).map(drop))
+    });
+    let Ok((tid, opened)) = thread.join() else {
+        bail!("the thread has panicked");
+    };
+    let process = std::process::id();
+    ensure!(opened == Err(Error::Thread { tid, process }), "{opened:?}");
+    let child = Child::spawn(|_| Ok(()))?;
+    let (pid, pidfd) = (child.pid() as u32, child.pidfd()?);
+    child.join()?;
+    let gone = Error::Gone { errno: libc::ESRCH };
+    ensure!(Process::open(pid).map(drop) == Err(gone));
+    let ranges = [Region::from((0x1000, PAGE))];
+    let pidfd = std::os::fd::AsFd::as_fd(&pidfd);
+    ensure!(sksm::merge_remote_each(pidfd, &ranges) == Err(gone));
+    Ok(())
 }
 
 fn measured() -> Result<()> {
