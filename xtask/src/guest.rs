@@ -740,7 +740,10 @@ pub fn bytes(size: &str) -> Option<u64> {
 
 /// Whether hardware virtualisation is offered to this user.
 pub fn kvm() -> bool {
+    // There is a KVM that works without these, but not for an ordinary guest: it would crawl.
+    let hardware = || fs::read_to_string("/proc/cpuinfo").is_ok_and(|text| virtualizes(&text));
     env::var_os("SKSM_NO_KVM").is_none()
+        && hardware()
         && File::options()
             .read(true)
             .write(true)
@@ -748,9 +751,26 @@ pub fn kvm() -> bool {
             .is_ok()
 }
 
+/// Whether a processor of this `/proc/cpuinfo` runs virtual machines by itself.
+fn virtualizes(cpuinfo: &str) -> bool {
+    let flags = cpuinfo.lines().filter(|line| line.starts_with("flags"));
+    flags
+        .flat_map(str::split_whitespace)
+        .any(|flag| flag == "vmx" || flag == "svm")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kvm_needs_a_processor_that_virtualizes() {
+        assert!(virtualizes("processor: 0\nflags\t\t: fpu vmx sse\n"));
+        assert!(virtualizes("flags : svm\n"));
+        assert!(!virtualizes(
+            "model name : svm\nflags : fpu xsave\nvmx flags : ept\n"
+        ));
+    }
 
     #[test]
     fn sizes() {

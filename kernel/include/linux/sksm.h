@@ -16,11 +16,14 @@ struct vm_area_struct;
 
 #ifdef CONFIG_SKSM
 
-/* One MADV_MERGE call; mmap_lock is held for read while VMAs are merged. */
+/*
+ * One MADV_MERGE call; mmap_lock is held for read while VMAs are merged. When
+ * others wait for the lock, sksm_merge_vma() ends early; *start says where.
+ */
 struct sksm_call;
 struct sksm_call *sksm_call_begin(struct mm_struct *mm);
 int sksm_merge_vma(struct sksm_call *call, struct vm_area_struct *vma,
-		   unsigned long start, unsigned long end);
+		   unsigned long *start, unsigned long end);
 void sksm_call_end(struct sksm_call *call);
 
 /*

@@ -10,7 +10,7 @@ use kernel::prelude::*;
 
 use super::folio::{Folio, LockedFolio, Locking, Puts};
 use super::node::Pending;
-use super::pte::{self, LockedPtes, PteRange, SlotSet};
+use super::pte::{self, smp_mb, LockedPtes, PteRange, SlotSet};
 
 /// What is to become of a candidate.
 pub(crate) enum Fate {
@@ -191,6 +191,8 @@ impl<'a> Batch<'a> {
         if flush {
             ptes.flush(first, last);
         }
+        // Entries are cleared before references are counted, on every CPU.
+        smp_mb();
         for candidate in self.candidates.as_mut_slice() {
             if matches!(candidate.fate, Fate::Collected) {
                 candidate.fate = Self::protect_one(&mut ptes, candidate, left);

@@ -356,6 +356,12 @@ bool sksm_tlb_flush_pending(struct mm_struct *mm)
 	return mm_tlb_flush_pending(mm);
 }
 
+void sksm_smp_mb(void)
+{
+	/* Pairs with the one in the caller of gup_fast_pte_range(). */
+	smp_mb();
+}
+
 void sksm_notifier_start(struct mmu_notifier_range *range, struct mm_struct *mm,
 			 unsigned long start, unsigned long end)
 {
@@ -472,6 +478,11 @@ u64 sksm_mm_cgroup(struct mm_struct *mm)
 
 	mem_cgroup_put(memcg);
 	return serial;
+}
+
+bool sksm_mmap_lock_is_contended(struct mm_struct *mm)
+{
+	return mmap_lock_is_contended(mm);
 }
 
 bool sksm_fatal_signal_pending(void)

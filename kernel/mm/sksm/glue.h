@@ -102,6 +102,7 @@ pte_t sksm_pte_for_folio(struct folio *folio, struct vm_area_struct *vma, pte_t 
 pte_t sksm_pte_for_zero(struct vm_area_struct *vma, pte_t old);
 void sksm_flush_tlb(struct vm_area_struct *vma, unsigned long start, unsigned long end);
 bool sksm_tlb_flush_pending(struct mm_struct *mm);
+void sksm_smp_mb(void);
 void sksm_notifier_start(struct mmu_notifier_range *range, struct mm_struct *mm,
 			 unsigned long start, unsigned long end);
 void sksm_notifier_end(struct mmu_notifier_range *range);
@@ -123,6 +124,7 @@ void sksm_collect_procs(struct folio *folio, struct vm_area_struct *vma, unsigne
 /* Processes */
 bool sksm_mm_owner(struct mm_struct *mm, u32 *uid, u32 *user_ns);
 u64 sksm_mm_cgroup(struct mm_struct *mm);
+bool sksm_mmap_lock_is_contended(struct mm_struct *mm);
 bool sksm_fatal_signal_pending(void);
 void sksm_cond_resched(void);
 

@@ -19,9 +19,13 @@ use super::pte::{PteRange, SlotSet, MAX_SLOTS};
 use super::rmap::Entry;
 use super::stats::Tally;
 use super::sysfs::MERGE_ACROSS_NODES;
+use super::gfp;
 
 /// After so many pages, about 20 microseconds of work, others get their turn.
 const RESCHED: usize = 16;
+
+/// What makes a page walk end early, with success.
+const STOP: c_int = 1;
 
 /// The state of one call.
 pub(crate) struct Call {
@@ -33,6 +37,8 @@ pub(crate) struct Call {
     across_nodes: bool,
     seed: u64,
     mm: *mut bindings::mm_struct,
+    /// Where the walk ended early, as others wait for mmap_lock.
+    stopped: Option<usize>,
     tally: Tally,
 }
 
@@ -53,7 +59,7 @@ struct WalkOps(bindings::mm_walk_ops);
 // SAFETY: Function pointers and constants.
 unsafe impl Sync for WalkOps {}
 
-/// `pmd_entry` of the page walk; returns 0 or a negative errno.
+/// `pmd_entry` of the page walk; returns 0, [`STOP`] or a negative errno.
 ///
 /// # Safety
 ///
@@ -80,6 +86,11 @@ unsafe extern "C" fn merge_pmd(
         at += MAX_SLOTS << PAGE_SHIFT;
         // SAFETY: No lock but mmap_lock is held.
         unsafe { bindings::sksm_cond_resched() };
+        // SAFETY: The walk's mm is valid.
+        if unsafe { bindings::sksm_mmap_lock_is_contended(call.mm) } {
+            call.stopped = Some(at.min(end));
+            return STOP;
+        }
     }
     0
 }
@@ -95,11 +106,12 @@ impl Call {
             across_nodes: MERGE_ACROSS_NODES.load(Ordering::Relaxed),
             seed: index::seed(),
             mm,
+            stopped: None,
             tally: Tally::default(),
         }
     }
 
-    /// Merges `start..end` of `vma`.
+    /// Merges `start..end` of `vma`; returns where it stopped, as others wait for mmap_lock, or `end`.
     ///
     /// # Safety
     ///
@@ -109,18 +121,18 @@ impl Call {
         vma: *mut bindings::vm_area_struct,
         start: usize,
         end: usize,
-    ) -> Result {
+    ) -> Result<usize> {
         // SAFETY: `vma` is valid. Volatile, as a page fault may set the pointer meanwhile, once.
         let worthwhile = unsafe {
             bindings::vma_ksm_compatible(vma)
                 && !read_volatile(&raw const (*vma).anon_vma).is_null()
         };
         if !worthwhile || self.domain.is_none() {
-            return Ok(());
+            return Ok(end);
         }
         let slots = ((end - start) >> PAGE_SHIFT).min(MAX_SLOTS);
         if self.candidates.capacity() < slots {
-            self.candidates.reserve(slots, GFP_KERNEL)?;
+            self.candidates.reserve(slots, gfp())?;
         }
         // SAFETY: The caller holds mmap_lock; merge_pmd() gets the call back as `private`.
         kernel::error::to_result(unsafe {
@@ -131,7 +143,8 @@ impl Call {
                 &WALK.0,
                 core::ptr::from_mut(self).cast(),
             )
-        })
+        })?;
+        Ok(self.stopped.take().unwrap_or(end))
     }
 
     /// Merges the pages of one run, those that need a second try included.

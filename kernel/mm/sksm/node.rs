@@ -14,6 +14,7 @@ use kernel::bindings;
 use kernel::prelude::*;
 
 use super::folio::{Folio, LockedFolio};
+use super::gfp_account;
 use super::index::{self, Shard};
 use super::rcu::Rcu;
 use super::release;
@@ -79,8 +80,8 @@ pub(crate) struct Node {
     folio: AtomicPtr<bindings::folio>,
     /// Guarded by the folio lock.
     rmap: UnsafeCell<Rmap>,
-    /// Links retired nodes, see [`release`].
-    pub(crate) retired: bindings::llist_node,
+    /// Links retired nodes; owned by [`release`] once the node is retired.
+    pub(crate) retired: UnsafeCell<bindings::llist_node>,
 }
 
 // SAFETY: `rmap` is only reached with the folio lock; the other fields are atomic, constant, or
@@ -99,7 +100,7 @@ impl Node {
                 rmap: UnsafeCell::new(Rmap::new(first)),
                 retired: Default::default(),
             },
-            GFP_KERNEL_ACCOUNT,
+            gfp_account(),
         )?;
         Ok(node)
     }
@@ -320,7 +321,7 @@ impl Node {
     unsafe fn retire(node: &Self) {
         index::remove(node);
         // SAFETY: Out of the index, and nobody else retires it.
-        unsafe { release::push(core::ptr::from_ref(node).cast_mut()) };
+        unsafe { release::push(node) };
     }
 }
 

@@ -263,6 +263,13 @@ impl Drop for LockedPtes<'_> {
     }
 }
 
+/// A full barrier, for lockless walks of page tables: they take their reference first and look at
+/// the entry again, with a barrier between the two.
+pub(crate) fn smp_mb() {
+    // SAFETY: No preconditions.
+    unsafe { bindings::sksm_smp_mb() };
+}
+
 pub(crate) fn is_writable(pte: bindings::pte_t) -> bool {
     // SAFETY: Looks at a value.
     unsafe { bindings::sksm_pte_write(pte) }

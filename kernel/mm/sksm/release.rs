@@ -19,9 +19,8 @@ static RETIRED: AtomicPtr<bindings::llist_node> = AtomicPtr::new(core::ptr::null
 /// # Safety
 ///
 /// The node came from a `KBox`, is in no index, and is handed over once.
-pub(crate) unsafe fn push(node: *mut Node) {
-    // SAFETY: The node is the caller's.
-    let link = unsafe { &raw mut (*node).retired };
+pub(crate) unsafe fn push(node: &Node) {
+    let link = node.retired.get();
     // SAFETY: `RETIRED` has the layout of an llist_head, and `link` is on no list.
     if unsafe { bindings::llist_add_batch(link, link, RETIRED.as_ptr().cast()) } {
         // SAFETY: Queues a static work item.

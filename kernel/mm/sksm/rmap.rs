@@ -12,6 +12,7 @@ use kernel::bindings;
 use kernel::prelude::*;
 
 use super::folio::{Folio, LockedFolio};
+use super::gfp_account;
 use super::stats;
 
 /// A counted reference to an anon_vma. Dropping it may sleep.
@@ -120,7 +121,7 @@ impl Rmap {
         if self.more.len() == self.more.capacity() {
             self.make_room(folio, settled)?;
         }
-        self.more.push(entry, GFP_KERNEL_ACCOUNT)?;
+        self.more.push(entry, gfp_account())?;
         Ok(())
     }
 
@@ -139,7 +140,7 @@ impl Rmap {
             self.retain(|entry, _| entry.is_live(folio));
         }
         if self.more.len() * 4 > capacity * 3 || capacity == 0 {
-            self.more.reserve(capacity.max(2), GFP_KERNEL_ACCOUNT)?;
+            self.more.reserve(capacity.max(2), gfp_account())?;
             stats::METADATA.add((self.more.capacity() - capacity) * size_of::<Entry>());
         }
         Ok(())

@@ -26,7 +26,7 @@
 //! 6. The page-table lock.
 //! 7. The hash table's bucket lock; taken with interrupts off, also from the page-free path.
 //!
-//! `mmu_notifier` calls come between 2 and 6. Memory is allocated with `GFP_KERNEL` under 1 to 4:
+//! `mmu_notifier` calls come between 2 and 6. Memory is allocated with [`gfp`] under 1 to 4:
 //! reclaim only tries folio locks, and takes none of the mutexes.
 //!
 //! # Contexts
@@ -34,6 +34,8 @@
 //! Everything runs in process context and may sleep, except [`sksm_folio_free`] (any context, hard
 //! interrupts too) and [`sksm_withdraw`] (page-table lock held).
 
+use kernel::alloc::flags::{__GFP_NORETRY, __GFP_NOWARN};
+use kernel::alloc::Flags;
 use kernel::bindings;
 use kernel::prelude::*;
 
@@ -55,6 +57,16 @@ use node::Node;
 
 const __LOG_PREFIX: &[u8] = b"sksm\0";
 
+/// How the engine allocates for a call: an advice is not worth having a process killed for.
+fn gfp() -> Flags {
+    GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN
+}
+
+/// The same for what stays, which is charged to the caller's memory cgroup.
+fn gfp_account() -> Flags {
+    GFP_KERNEL_ACCOUNT | __GFP_NORETRY | __GFP_NOWARN
+}
+
 /// Boot-time set-up.
 #[no_mangle]
 extern "C" fn sksm_init() -> i32 {
@@ -74,32 +86,37 @@ extern "C" fn sksm_init() -> i32 {
 /// `mm` must stay valid until [`sksm_call_end`].
 #[no_mangle]
 unsafe extern "C" fn sksm_call_begin(mm: *mut bindings::mm_struct) -> *mut merge::Call {
-    match KBox::new(merge::Call::new(mm), GFP_KERNEL) {
+    match KBox::new(merge::Call::new(mm), gfp()) {
         Ok(call) => KBox::into_raw(call),
         Err(_) => core::ptr::null_mut(),
     }
 }
 
-/// Merges `start..end` of `vma`. Returns 0, `-EINTR` or `-EAGAIN`.
+/// Merges `start..end` of `vma`, or the beginning of it if others wait for `mmap_lock`. Returns 0,
+/// with the end of what was merged in `start`, or `-EINTR` or `-EAGAIN`.
 ///
 /// # Safety
 ///
 /// `call` comes from [`sksm_call_begin`]; `vma` belongs to its mm, covers the range, and
-/// `mmap_lock` is held for read.
+/// `mmap_lock` is held for read. `start` is valid.
 #[no_mangle]
 unsafe extern "C" fn sksm_merge_vma(
     call: *mut merge::Call,
     vma: *mut bindings::vm_area_struct,
-    start: usize,
+    start: *mut usize,
     end: usize,
 ) -> i32 {
-    // SAFETY: The caller owns `call` and calls from one thread.
-    let call = unsafe { &mut *call };
+    // SAFETY: The caller owns both and calls from one thread.
+    let (call, start) = unsafe { (&mut *call, &mut *start) };
     // SAFETY: The caller holds mmap_lock over a range that `vma` covers.
-    match unsafe { call.merge_vma(vma, start, end) } {
-        Ok(()) => 0,
-        Err(error) if error == ENOMEM => EAGAIN.to_errno(),
-        Err(error) => error.to_errno(),
+    match unsafe { call.merge_vma(vma, *start, end) } {
+        Ok(at) => {
+            *start = at;
+            0
+        }
+        Err(error) if error == EINTR => EINTR.to_errno(),
+        // Memory, or a hash table that cannot grow just now.
+        Err(_) => EAGAIN.to_errno(),
     }
 }
 
