@@ -12,7 +12,7 @@ use crate::{
     build, deb, interrupt, kernel, patches,
     progress::Step,
     project,
-    report::Verdict,
+    report::{self, Verdict},
     setup, step,
     test::{Args, Run},
     tree,
@@ -191,8 +191,8 @@ fn unit_tests(run: &mut Run) -> Result<()> {
     });
     let counts = counts.into_inner();
     run.tally.add_passed(counts.passed);
-    for test in &counts.ignored {
-        let verdict = Verdict::Skipped("ignored".into());
+    for (test, reason) in &counts.skipped {
+        let verdict = Verdict::Skipped(reason.clone());
         run.record(&step, &format!("{name}/{test}"), verdict, None);
     }
     for test in &counts.failed {
@@ -211,11 +211,16 @@ fn unit_tests(run: &mut Run) -> Result<()> {
 struct Counts {
     passed: usize,
     failed: Vec<String>,
-    ignored: Vec<String>,
+    /// With the reason.
+    skipped: Vec<(String, String)>,
 }
 
 impl Counts {
     fn see(&mut self, line: &str) {
+        // A part of a test that says itself that it cannot run here.
+        if let Some((name, Verdict::Skipped(reason))) = report::parse(line) {
+            self.skipped.push((name, reason));
+        }
         let Some((name, result)) = line
             .strip_prefix("test ")
             .and_then(|rest| rest.rsplit_once(" ... "))
@@ -225,7 +230,9 @@ impl Counts {
         match result {
             "ok" => self.passed += 1,
             "FAILED" => self.failed.push(name.to_owned()),
-            _ if result.starts_with("ignored") => self.ignored.push(name.to_owned()),
+            _ if result.starts_with("ignored") => {
+                self.skipped.push((name.to_owned(), "ignored".into()));
+            }
             _ => {}
         }
     }
@@ -244,6 +251,7 @@ test a::b ... ok
 test a::c ... FAILED
 test src/lib.rs - d (line 3) ... ok
 test e ... ignored, needs a kernel
+SKIP f: not here
 test should - should panic ... ok
 test result: FAILED. 3 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.05s"
             .lines()
@@ -252,6 +260,8 @@ test result: FAILED. 3 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; 
         }
         assert_eq!(counts.passed, 3);
         assert_eq!(counts.failed, ["a::c"]);
-        assert_eq!(counts.ignored, ["e"]);
+        let skipped = [("e", "ignored"), ("f", "not here")];
+        let skipped = skipped.map(|(name, reason)| (name.to_owned(), reason.to_owned()));
+        assert_eq!(counts.skipped, skipped);
     }
 }

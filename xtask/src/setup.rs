@@ -26,6 +26,7 @@ const NEEDED: &[&[&[&str]]] = &[
     &[&["libclang-19-dev"]],
     &[&["make"]],
     &[&["gcc"]],
+    &[&["g++"]],
     &[&["libc6-dev"]],
     &[&["flex"]],
     &[&["bison"]],
@@ -42,6 +43,9 @@ const NEEDED: &[&[&[&str]]] = &[
     &[&["python3"]],
     &[&["rsync"]],
     &[&["git"]],
+    // Programs that the preload object is tried on, beside bash, perl, python3 and git.
+    &[&["openssl"]],
+    &[&["sqlite3"]],
     &[&["xz-utils"]],
     &[&[qemu::PACKAGE]],
     &[&["busybox-static"]],

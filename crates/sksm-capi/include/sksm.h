@@ -79,8 +79,9 @@ int sksm_advise_ksm(const void *addr,
 
 /*
  Merges all mappings of these kinds, a sum of SKSM_TEXT and so on, in a process: 0 is this one. Others need the permissions
- of process_madvise(2). At `advised`, unless it is NULL, it leaves the number of bytes of the mappings that were merged;
- mappings that have gone meanwhile are left out.
+ of process_madvise(2). At `advised`, unless it is NULL, it leaves the number of bytes of the mappings that were merged, 0
+ after an error. Mappings that are refused, as they have gone meanwhile, are left out; if all are, it returns why the first one
+ was.
 
  # Safety
  `advised` must be NULL or valid for a write.

@@ -54,17 +54,13 @@ pub extern "C" fn sksm_merge_exact(addr: *const c_void, len: usize) -> c_int {
 /// Hands the whole pages within the range to KSM, whose kernel thread may merge them some time later. No other function does so.
 #[unsafe(no_mangle)]
 pub extern "C" fn sksm_advise_ksm(addr: *const c_void, len: usize) -> c_int {
-    if (addr as usize).checked_add(len).is_none() || addr.is_null() {
-        return -libc::EINVAL;
-    }
-    // SAFETY: only the address and the length are used, which are those of a range; bytes of any content are valid.
-    let slice = unsafe { std::slice::from_raw_parts(addr.cast::<u8>(), len) };
-    status(rust::advise_ksm(slice))
+    status(rust::advise_ksm_range(addr as usize, len))
 }
 
 /// Merges all mappings of these kinds, a sum of SKSM_TEXT and so on, in a process: 0 is this one. Others need the permissions
-/// of process_madvise(2). At `advised`, unless it is NULL, it leaves the number of bytes of the mappings that were merged;
-/// mappings that have gone meanwhile are left out.
+/// of process_madvise(2). At `advised`, unless it is NULL, it leaves the number of bytes of the mappings that were merged, 0
+/// after an error. Mappings that are refused, as they have gone meanwhile, are left out; if all are, it returns why the first one
+/// was.
 ///
 /// # Safety
 /// `advised` must be NULL or valid for a write.
@@ -74,22 +70,30 @@ pub unsafe extern "C" fn sksm_merge_process(
     kinds: c_uint,
     advised: *mut usize,
 ) -> c_int {
-    let Some(kinds) = kinds_of(kinds) else {
-        return -libc::EINVAL;
-    };
-    let merge = || -> Result<Partial, Error> {
-        match u32::try_from(pid) {
-            Ok(0) => Process::own().merge_kinds(kinds),
-            Ok(pid) => Process::open(pid)?.merge_kinds(kinds),
-            Err(_) => Err(Error::Gone { errno: libc::ESRCH }),
-        }
-    };
-    let result = merge();
-    if let (Ok(done), false) = (&result, advised.is_null()) {
+    let result = merge_process(pid, kinds);
+    if !advised.is_null() {
         // SAFETY: the caller says that it may be written.
-        unsafe { advised.write(done.advised) };
+        unsafe { advised.write(result.unwrap_or(0)) };
     }
-    status(result.map(drop))
+    result.err().unwrap_or(0)
+}
+
+fn merge_process(pid: libc::pid_t, kinds: c_uint) -> Result<usize, c_int> {
+    let kinds = kinds_of(kinds).ok_or(-libc::EINVAL)?;
+    let done = match u32::try_from(pid) {
+        Ok(0) => Process::own().merge_kinds(kinds),
+        Ok(pid) => Process::open(pid).and_then(|process| process.merge_kinds(kinds)),
+        Err(_) => return Err(-libc::ESRCH),
+    };
+    done.and_then(bytes_advised).map_err(number)
+}
+
+/// How much was merged; an error if all of it was refused.
+fn bytes_advised(done: Partial) -> Result<usize, Error> {
+    match done.refused.first() {
+        Some(error) if done.advised == 0 => Err(*error),
+        _ => Ok(done.advised),
+    }
 }
 
 /// Bytes of a process's memory that are merged, by SKSM or KSM, left at `bytes`; process 0 is this one.
@@ -144,7 +148,8 @@ pub unsafe extern "C" fn sksm_patch(
 /// What a returned number means and what to do about it, in words. The text is valid for ever.
 #[unsafe(no_mangle)]
 pub extern "C" fn sksm_explain(status: c_int) -> *const c_char {
-    let text = match -status {
+    // The least number of all has no counterpart.
+    let text = match status.checked_neg().unwrap_or(c_int::MAX) {
         0 => c"done",
         libc::EINVAL if rust::support() != Support::Merge => {
             c"this kernel has no MADV_MERGE; boot a kernel with CONFIG_SKSM"
@@ -157,7 +162,9 @@ pub extern "C" fn sksm_explain(status: c_int) -> *const c_char {
         libc::EACCES => {
             c"not allowed: no right over the other process as for ptrace, or to make code writable"
         }
-        libc::ESRCH => c"there is no such process",
+        libc::ESRCH => {
+            c"no process has this number: it has ended, or that is a thread of one or of the kernel"
+        }
         libc::EDEADLK => c"this thread is patching already",
         libc::EFAULT => c"a pointer is NULL, or the code is not mapped with one protection",
         _ => c"see errno(3) for the number",
@@ -179,12 +186,41 @@ fn kinds_of(bits: c_uint) -> Option<Kinds> {
 }
 
 fn status(result: Result<(), Error>) -> c_int {
-    match result {
-        Ok(()) => 0,
-        Err(error) => -error.raw_os_error().unwrap_or(match error {
-            Error::Nested { .. } => libc::EDEADLK,
-            Error::Mixed { .. } => libc::EFAULT,
-            _ => libc::EINVAL,
-        }),
+    result.map_err(number).err().unwrap_or(0)
+}
+
+/// An error as C functions return it.
+fn number(error: Error) -> c_int {
+    -error.raw_os_error().unwrap_or(match error {
+        Error::Nested { .. } => libc::EDEADLK,
+        Error::Mixed { .. } => libc::EFAULT,
+        Error::Thread { .. } | Error::KernelThread { .. } => libc::ESRCH,
+        _ => libc::EINVAL,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_merge_that_was_refused_throughout_is_an_error() {
+        let region = (0x1000, 0x1000).into();
+        let errno = libc::ENOMEM;
+        let with = |advised, refused: usize| {
+            let refused = vec![Error::Hole { region, errno }; refused];
+            bytes_advised(Partial { advised, refused })
+        };
+        assert_eq!(with(0, 0), Ok(0));
+        assert_eq!(with(4096, 0), Ok(4096));
+        assert_eq!(with(4096, 2), Ok(4096));
+        assert_eq!(with(0, 2), Err(Error::Hole { region, errno }));
+    }
+
+    #[test]
+    fn every_number_is_explained() {
+        for status in [0, 1, -1, -libc::EINVAL, c_int::MAX, c_int::MIN] {
+            assert!(!sksm_explain(status).is_null());
+        }
     }
 }

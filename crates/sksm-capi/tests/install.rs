@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -48,32 +49,37 @@ fn install(prefix: &Path) -> PathBuf {
     lib
 }
 
+/// What is installed, once for all tests.
+fn installed() -> &'static Path {
+    static LIB: OnceLock<PathBuf> = OnceLock::new();
+    LIB.get_or_init(|| install(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("prefix")))
+}
+
+fn pkg_config(what: &[&str]) -> String {
+    run(Command::new("pkg-config")
+        .args(what)
+        .arg("sksm")
+        .env("PKG_CONFIG_PATH", installed().join("pkgconfig")))
+}
+
+/// Builds a C program of this crate as its users would.
+fn compile(source: &str, program: &str) -> PathBuf {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join(source);
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join(program);
+    run(Command::new("cc")
+        .args(["-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror"])
+        .arg("-o")
+        .arg(&program)
+        .arg(&source)
+        .args(pkg_config(&["--cflags", "--libs"]).split_whitespace()));
+    program
+}
+
 #[test]
 fn a_c_program_uses_it() {
-    let prefix = Path::new(env!("CARGO_TARGET_TMPDIR")).join("prefix");
-    let lib = install(&prefix);
-    let flags = run(Command::new("pkg-config")
-        .args(["--cflags", "--libs", "sksm"])
-        .env("PKG_CONFIG_PATH", lib.join("pkgconfig")));
-    let version = run(Command::new("pkg-config")
-        .args(["--modversion", "sksm"])
-        .env("PKG_CONFIG_PATH", lib.join("pkgconfig")));
-    assert_eq!(version.trim(), VERSION);
-    let program = prefix.join("table");
-    run(Command::new("cc")
-        .args([
-            "-std=c11",
-            "-Wall",
-            "-Wextra",
-            "-Wpedantic",
-            "-Werror",
-            "-o",
-        ])
-        .arg(&program)
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/table.c"))
-        .args(flags.split_whitespace()));
-
-    let output = run(Command::new(&program).env("LD_LIBRARY_PATH", &lib));
+    assert_eq!(pkg_config(&["--modversion"]).trim(), VERSION);
+    let program = compile("examples/table.c", "table");
+    let output = run(Command::new(&program).env("LD_LIBRARY_PATH", installed()));
     let merged = rust::support() == rust::Support::Merge;
     assert_eq!(output.starts_with("merge: done\n"), merged, "{output}");
     assert_eq!(
@@ -81,13 +87,27 @@ fn a_c_program_uses_it() {
         !merged,
         "{output}"
     );
+}
 
-    // By its soname alone: the name without a version is for building.
-    fs::remove_file(lib.join("libsksm.so")).unwrap();
-    run(Command::new(&program).env("LD_LIBRARY_PATH", &lib));
-    fs::remove_file(lib.join("libsksm.so.0")).unwrap();
+#[test]
+fn every_function_does_as_it_says() {
+    let program = compile("tests/functions.c", "functions");
+    run(Command::new(&program).env("LD_LIBRARY_PATH", installed()));
+}
+
+/// The name without a version is for building.
+#[test]
+fn programs_find_it_by_its_soname_alone() {
+    let program = compile("examples/table.c", "table-by-soname");
+    let only = Path::new(env!("CARGO_TARGET_TMPDIR")).join("soname");
+    _ = fs::remove_dir_all(&only);
+    fs::create_dir(&only).unwrap();
+    let name = only.join("libsksm.so.0");
+    fs::copy(installed().join("libsksm.so.0"), &name).unwrap();
+    run(Command::new(&program).env("LD_LIBRARY_PATH", &only));
+    fs::remove_file(&name).unwrap();
     let without = Command::new(&program)
-        .env("LD_LIBRARY_PATH", &lib)
+        .env("LD_LIBRARY_PATH", &only)
         .output()
         .unwrap();
     assert!(!without.status.success(), "linked to something else");

@@ -18,9 +18,11 @@
 //! * under a seccomp filter, which might kill for a call that it does not know, unless `SKSM_SECCOMP` says otherwise,
 //! * for a variable that it does not understand.
 //!
-//! Two things are the caller's to weigh: `SKSM_AFTER` makes the program one of several threads (and merges only in the process
-//! itself, not in children that it has forked by then), and a program that later
-//! installs a filter that kills for `openat` is killed by what `SKSM_AFTER` and `SKSM_SIGNAL` ask for.
+//! `SKSM_SIGNAL` alone has an effect there too: the signal does not end the program.
+//!
+//! Two things are the caller's to weigh. Where it merges, `SKSM_AFTER` makes the program one of several threads, and works only in
+//! the process itself, not in children that it has forked by then; they have the signal. And a program that later installs a
+//! filter that kills for `openat` is killed by what `SKSM_AFTER` and `SKSM_SIGNAL` ask for.
 //!
 //! It lives in every process, so it allocates nothing and keeps clear of all of std that needs memory or relocations.
 

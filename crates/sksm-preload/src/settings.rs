@@ -5,7 +5,7 @@ use sksm::{Kind, Kinds};
 use crate::environment::variable;
 
 /// What the environment asks for.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq, Eq)]
 pub struct Settings {
     /// None for a list that is not understood: then nothing is merged.
     pub kinds: Option<Kinds>,
@@ -95,6 +95,18 @@ mod tests {
         assert_eq!(with(b"everything").kinds, None);
         assert_eq!(with(b"").kinds, None);
         assert_eq!(with(b"data,heap").kinds, Kinds::parse(b"data,heap"));
+    }
+
+    #[test]
+    fn the_least_size_is_read() {
+        let with = |pages: &'static [u8]| {
+            Settings::read(|name| (name == c"SKSM_MIN_PAGES").then_some(pages)).min_pages
+        };
+        assert_eq!(with(b"17"), 17);
+        // What is not understood leaves nothing out.
+        for bad in [b"".as_slice(), b"many", b"-1", b"99999999999999999999"] {
+            assert_eq!(with(bad), 0);
+        }
     }
 
     #[test]

@@ -14,12 +14,19 @@ fn before_main() {
         return;
     };
     WANTED.set(kinds, &settings);
-    WANTED.merge(b"at start");
+    let merges = WANTED.merge(b"at start");
+    // Also where nothing merges: whoever sends the signal to all processes means none of them to die of it.
     if let Some(signal) = settings.signal {
         again::at_signal(signal);
     }
-    if let Some(milliseconds) = settings.after {
-        again::after(milliseconds);
+    // A second thread changes what a program may do (unshare(2) for one), and is worth nothing where nothing merges.
+    if let Some(milliseconds) = settings.after.filter(|_| merges) {
+        if let Err(error) = again::after(milliseconds) {
+            WANTED.say(b"after the time", |line| {
+                line.text(b"nothing will be done, there is no thread for it: error number ");
+                line.number(error as u64);
+            });
+        }
     }
 }
 

@@ -60,11 +60,27 @@ pub enum Error {
         /// The error number: `EPERM` without `CAP_SYS_NICE`, `EACCES` without the rights of ptrace.
         errno: i32,
     },
-    /// The other process has ended.
-    #[error("the process has ended; there is nothing left to merge")]
+    /// The other process has ended, or never was.
+    #[error("there is no such process, or it has ended: nothing is left to merge")]
     Gone {
         /// The error number.
         errno: i32,
+    },
+    /// The number is that of a thread; a process has that of its first one.
+    #[error(
+        "{tid} is a thread of process {process}: give that number, all threads share its memory"
+    )]
+    Thread {
+        /// The number as it was given.
+        tid: u32,
+        /// The process that the thread belongs to.
+        process: u32,
+    },
+    /// A thread of the kernel's own has no memory that could merge.
+    #[error("{pid} is a thread of the kernel and has no memory of its own: leave it out")]
+    KernelThread {
+        /// The number as it was given.
+        pid: u32,
     },
     /// The protection of code could not be changed.
     #[error(
@@ -118,13 +134,15 @@ pub enum Error {
 }
 
 impl Error {
-    /// The error number that the kernel gave, if it was asked.
+    /// The error number that the kernel gave, if it was asked and that says what failed.
     pub fn raw_os_error(&self) -> Option<i32> {
         match *self {
             Error::Invalid { errno, .. } => errno,
             Error::Mixed { .. }
             | Error::Nested { .. }
             | Error::Outside { .. }
+            | Error::Thread { .. }
+            | Error::KernelThread { .. }
             | Error::NotMapped => None,
             Error::Unsupported { errno, .. }
             | Error::Hole { errno, .. }
@@ -145,7 +163,8 @@ impl Error {
                 instead: support,
                 errno,
             },
-            libc::EINVAL => Error::Invalid {
+            // EFAULT: addresses that no process can have.
+            libc::EINVAL | libc::EFAULT => Error::Invalid {
                 region,
                 errno: Some(errno),
             },

@@ -24,7 +24,7 @@
 //! | code that is patched | [`Patch`] |
 //! | what a process holds, by kind, file or address | [`Process`] |
 //! | other processes | [`Process::open`], [`merge_remote_each`] |
-//! | kernels that have only KSM | [`advise_ksm`]: explicit, never done silently |
+//! | kernels that have only KSM | [`advise_ksm`], [`advise_ksm_range`]: explicit, never done silently |
 //! | what it brought | [`measure`], [`ProcessStatistics`], [`SystemStatistics`] |
 //!
 //! Without the feature `std` the crate needs only `core` and libc; what needs memory or threads is then left out.
@@ -71,7 +71,7 @@ mod test_pages;
 
 pub use error::Error;
 pub use kinds::{Kind, Kinds};
-pub use merge::{advise_ksm, merge, merge_exact, merge_range, page_size};
+pub use merge::{advise_ksm, advise_ksm_range, merge, merge_exact, merge_range, page_size};
 #[cfg(all(
     feature = "std",
     any(

@@ -43,7 +43,7 @@ impl<'a> Line<'a> {
             execute: flags[2] == b'x',
             private: flags[3] == b'p',
             inode,
-            path: words.next().unwrap_or_default().trim_ascii(),
+            path: unpadded(words.next().unwrap_or_default()),
         })
     }
 
@@ -70,6 +70,14 @@ impl<'a> Line<'a> {
             | bit(self.write, libc::PROT_WRITE)
             | bit(self.execute, libc::PROT_EXEC)
     }
+}
+
+/// Without the spaces that the kernel puts before a path; those at its end are the file's name.
+fn unpadded(mut path: &[u8]) -> &[u8] {
+    while let Some(rest) = path.strip_prefix(b" ") {
+        path = rest;
+    }
+    path
 }
 
 fn hexadecimal(digits: &[u8]) -> Option<usize> {
@@ -170,6 +178,16 @@ mod tests {
         assert_eq!(line.inode, 1234);
         assert_eq!(line.kind(), Kind::Text);
         assert_eq!(line.protection(), libc::PROT_READ | libc::PROT_EXEC);
+        for (end, path) in [
+            ("", ""),
+            (" ", ""),
+            ("     /a b ", "/a b "),
+            ("  /a\t", "/a\t"),
+        ] {
+            let line = format!("1000-2000 r--p 0 0 0{end}");
+            let line = Line::parse(line.as_bytes()).unwrap();
+            assert_eq!(line.path, path.as_bytes());
+        }
     }
 
     #[test]

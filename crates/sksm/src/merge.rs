@@ -14,16 +14,21 @@ pub fn merge_range(addr: usize, len: usize) -> Result<(), Error> {
 }
 
 fn merge_region(region: Region) -> Result<(), Error> {
+    match whole_pages(region)? {
+        Some(region) => merge_exact(region.start, region.len),
+        None => Ok(()),
+    }
+}
+
+/// The whole pages inside, if there are any.
+fn whole_pages(region: Region) -> Result<Option<Region>, Error> {
     if region.wraps() {
         return Err(Error::Invalid {
             region,
             errno: None,
         });
     }
-    match region.inward(page_size()) {
-        Some(region) => merge_exact(region.start, region.len),
-        None => Ok(()),
-    }
+    Ok(region.inward(page_size()))
 }
 
 /// The call as it is: nothing rounded, nothing checked before the kernel sees it. It refuses a start within a page.
@@ -49,7 +54,16 @@ pub fn merge_exact(addr: usize, len: usize) -> Result<(), Error> {
 /// # Ok::<(), sksm::Error>(())
 /// ```
 pub fn advise_ksm<T>(slice: &[T]) -> Result<(), Error> {
-    match Region::from(slice).inward(page_size()) {
+    advise_ksm_region(slice.into())
+}
+
+/// [`advise_ksm`] for the whole pages within `len` bytes from `addr`.
+pub fn advise_ksm_range(addr: usize, len: usize) -> Result<(), Error> {
+    advise_ksm_region(Region { start: addr, len })
+}
+
+fn advise_ksm_region(region: Region) -> Result<(), Error> {
+    match whole_pages(region)? {
         Some(region) => advise(region, libc::MADV_MERGEABLE),
         None => Ok(()),
     }
@@ -118,13 +132,12 @@ mod tests {
             start: usize::MAX,
             len: 2,
         };
-        assert_eq!(
-            merge_range(usize::MAX, 2),
-            Err(Error::Invalid {
-                region,
-                errno: None
-            })
-        );
+        let refused = Err(Error::Invalid {
+            region,
+            errno: None,
+        });
+        assert_eq!(merge_range(usize::MAX, 2), refused);
+        assert_eq!(advise_ksm_range(usize::MAX, 2), refused);
     }
 
     #[test]

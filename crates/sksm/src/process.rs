@@ -1,9 +1,11 @@
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::errno;
 use crate::maps::Line;
-use crate::statistics::read;
+use crate::statistics::{lines, read};
 use crate::{
     Error, Kind, Kinds, Partial, ProcessStatistics, Region, merge_exact, merge_remote_each,
 };
@@ -46,7 +48,8 @@ impl Process {
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
         if fd < 0 {
             return Err(match errno() {
-                errno @ libc::ESRCH => Error::Gone { errno },
+                // Of a thread that is not the first, or of a number that none can have.
+                libc::ESRCH | libc::EINVAL | libc::ENOENT => no_process(pid),
                 errno => Error::Read {
                     file: "a pidfd of the process",
                     errno,
@@ -55,6 +58,10 @@ impl Process {
         }
         // SAFETY: a new descriptor that nothing else owns.
         let pidfd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        // Its list of mappings is merely empty.
+        if is_kernel_thread(pid) {
+            return Err(Error::KernelThread { pid });
+        }
         Ok(Process(Some(Other { pid, pidfd })))
     }
 
@@ -106,7 +113,8 @@ impl Process {
         self.merge(|mapping| mapping.kind == Kind::Heap && mapping.region.len >= min_len)
     }
 
-    /// Merges this process's private pages of a file, given by the path that `/proc/PID/maps` shows.
+    /// Merges this process's private pages of a file, given by the path that `/proc/PID/maps` shows, which is not always the one
+    /// that it was opened by: links are followed, and what has been deleted says so.
     pub fn merge_file(&self, path: impl AsRef<Path>) -> Result<Partial, Error> {
         let path = path.as_ref();
         self.merge_some(|mapping| mapping.path == path)
@@ -144,33 +152,84 @@ impl Process {
     }
 }
 
+/// Why there is no process of this number to be had.
+pub(crate) fn no_process(pid: u32) -> Error {
+    if is_kernel_thread(pid) {
+        return Error::KernelThread { pid };
+    }
+    match first_thread(pid) {
+        Some(process) if process != pid => Error::Thread { tid: pid, process },
+        _ => Error::Gone { errno: libc::ESRCH },
+    }
+}
+
+/// The process that a thread belongs to.
+fn first_thread(tid: u32) -> Option<u32> {
+    let status = std::fs::read(format!("/proc/{tid}/status")).ok()?;
+    let process = lines(&status).find_map(|line| line.strip_prefix(b"Tgid:"))?;
+    std::str::from_utf8(process).ok()?.trim().parse().ok()
+}
+
+fn is_kernel_thread(pid: u32) -> bool {
+    const PF_KTHREAD: u32 = 0x0020_0000;
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // Of the fields after the name, which may hold anything: state, four numbers of other processes and of the terminal, that of
+    // its foreground group, flags.
+    let after = stat.rsplit(|byte| *byte == b')').next();
+    let flags = after.and_then(|fields| std::str::from_utf8(fields).ok()?.split(' ').nth(7));
+    flags
+        .and_then(|flags| flags.parse::<u32>().ok())
+        .is_some_and(|flags| flags & PF_KTHREAD != 0)
+}
+
 /// Flags of mappings that KSM and SKSM leave alone, as smaps names them: of page frames, devices, not to be expanded, mixed,
 /// hugetlbfs, droppable, shadow stacks.
-const NEVER_MERGED: &[&str] = &["pf", "io", "de", "mm", "ht", "dp", "ss"];
+const NEVER_MERGED: &[&[u8]] = &[b"pf", b"io", b"de", b"mm", b"ht", b"dp", b"ss"];
 
-fn parse_smaps(text: &str) -> Vec<Mapping> {
+fn parse_smaps(text: &[u8]) -> Vec<Mapping> {
     let mut mappings: Vec<Mapping> = Vec::new();
-    for line in text.lines() {
+    for line in lines(text) {
         // Fields start with a capital, addresses with a digit.
-        if line.starts_with(|first: char| first.is_ascii_uppercase()) {
+        if line.first().is_some_and(u8::is_ascii_uppercase) {
             if let Some(mapping) = mappings.last_mut() {
                 mapping.statistics.add_line(line);
-                if let Some(flags) = line.strip_prefix("VmFlags:") {
-                    let never = |flag| NEVER_MERGED.contains(&flag);
-                    mapping.mergeable &= !flags.split_whitespace().any(never);
-                }
+                mapping.mergeable &= !flags(line).any(|flag| NEVER_MERGED.contains(&flag));
             }
-        } else if let Some(line) = Line::parse(line.as_bytes()) {
+        } else if let Some(line) = Line::parse(line) {
             mappings.push(Mapping {
                 region: line.region,
                 kind: line.kind(),
                 mergeable: line.private,
-                path: String::from_utf8_lossy(line.path).into_owned().into(),
+                path: OsStr::from_bytes(line.path).into(),
                 statistics: ProcessStatistics::default(),
             });
         }
     }
     mappings
+}
+
+/// Whether the mappings of these pages have this flag in smaps; none if some have and some not, or there are none.
+pub(crate) fn all_flagged(smaps: &[u8], pages: Region, flag: &[u8]) -> Option<bool> {
+    let mut found = None;
+    let mut inside = false;
+    for line in lines(smaps) {
+        if let Some(line) = Line::parse(line) {
+            inside = line.region.start < pages.end() && pages.start < line.region.end();
+        } else if inside && line.starts_with(b"VmFlags:") {
+            let has = flags(line).any(|other| other == flag);
+            if found.is_some_and(|found| found != has) {
+                return None;
+            }
+            found = Some(has);
+        }
+    }
+    found
+}
+
+/// The mapping's flags, if that is what this line of smaps tells.
+fn flags(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let flags = line.strip_prefix(b"VmFlags:").unwrap_or_default();
+    flags.split(|byte| *byte == b' ')
 }
 
 #[cfg(test)]
@@ -195,6 +254,85 @@ mod tests {
     }
 
     #[test]
+    fn flags_are_of_all_pages_or_of_none() {
+        let smaps = b"1000-2000 r-xp 0 0 7   /a\nRss: 4 kB\nVmFlags: rd ex bt \n\
+                      2000-3000 r-xp 0 0 7   /a\nRss: 4 kB\nVmFlags: rd ex bt\n\
+                      3000-4000 r-xp 0 0 7   /bt bt\nRss: 4 kB\nVmFlags: rd ex mt\n";
+        for (start, len, flagged) in [
+            (0x1000, 0x1000, Some(true)),
+            (0x1fff, 2, Some(true)),
+            (0x1000, 0x2000, Some(true)),
+            (0x3000, 0x1000, Some(false)),
+            (0x2000, 0x2000, None),
+            (0x4000, 0x1000, None),
+        ] {
+            let pages = Region::from((start, len));
+            assert_eq!(all_flagged(smaps, pages, b"bt"), flagged, "{pages}");
+        }
+        let own = read(Path::new("/proc/self/smaps"), "/proc/PID/smaps").unwrap();
+        let code = (parse_smaps as *const () as usize, 1).into();
+        assert_eq!(all_flagged(&own, code, b"ex"), Some(true));
+        let data = Pages::new(1, |_| 7);
+        assert_eq!(all_flagged(&own, code, b"xx"), Some(false));
+        let own = read(Path::new("/proc/self/smaps"), "/proc/PID/smaps").unwrap();
+        assert_eq!(all_flagged(&own, (&*data.0).into(), b"ex"), Some(false));
+    }
+
+    /// Paths are bytes that end at a newline and nothing else.
+    #[test]
+    fn files_are_found_by_any_path() {
+        let dir = std::env::temp_dir().canonicalize().unwrap();
+        for name in [
+            b"plain".as_slice(),
+            b"not \xff\xfe utf-8",
+            b"ends in a space ",
+            b"ends in a return\r",
+            b" starts with one",
+        ] {
+            let mut file = format!("sksm-{}-", std::process::id()).into_bytes();
+            file.extend(name);
+            let path = dir.join(OsStr::from_bytes(&file));
+            let map = private_file(&path);
+            let mapping = (Process::own().mappings().unwrap().into_iter())
+                .find(|mapping| mapping.region.contains(map.0.as_ptr() as usize))
+                .unwrap();
+            let result = Process::own().merge_file(&path);
+            std::fs::remove_file(&path).unwrap();
+            assert_eq!(mapping.path, path);
+            match crate::support() {
+                crate::Support::Merge => assert_eq!(result.unwrap().advised, map.0.len()),
+                _ => assert!(matches!(result, Err(Error::Unsupported { .. }))),
+            }
+        }
+    }
+
+    /// A private page of a new file.
+    fn private_file(path: &Path) -> Pages {
+        use std::os::fd::AsRawFd;
+        let len = crate::page_size();
+        std::fs::write(path, vec![7; len]).unwrap();
+        let file = std::fs::File::open(path).unwrap();
+        let protection = libc::PROT_READ | libc::PROT_WRITE;
+        let flags = libc::MAP_PRIVATE;
+        // SAFETY: a new mapping, placed by the kernel.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                protection,
+                flags,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        assert_ne!(start, libc::MAP_FAILED);
+        // SAFETY: just mapped, and owned by this value alone.
+        let pages = unsafe { std::slice::from_raw_parts_mut(start.cast::<u8>(), len) };
+        pages.fill(8);
+        Pages(pages)
+    }
+
+    #[test]
     fn nothing_that_fits_is_an_error() {
         let own = Process::own();
         assert_eq!(own.merge_file("/no/such/file"), Err(Error::NotMapped));
@@ -203,7 +341,38 @@ mod tests {
 
     #[test]
     fn a_process_that_is_not_there_is_gone() {
-        let error = Process::open(i32::MAX as u32).unwrap_err();
-        assert_eq!(error, Error::Gone { errno: libc::ESRCH });
+        for pid in [0, i32::MAX as u32, u32::MAX] {
+            let error = Process::open(pid).unwrap_err();
+            assert_eq!(error, Error::Gone { errno: libc::ESRCH });
+        }
+    }
+
+    #[test]
+    fn a_thread_is_no_process() {
+        let (send, receive) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                // SAFETY: gettid cannot fail.
+                let tid = unsafe { libc::gettid() } as u32;
+                let error = Process::open(tid).map(drop).unwrap_err();
+                send.send((tid, error)).unwrap();
+            });
+        });
+        let (tid, error) = receive.recv().unwrap();
+        let process = std::process::id();
+        assert_eq!(error, Error::Thread { tid, process });
+        assert!(error.to_string().contains(&process.to_string()));
+    }
+
+    #[test]
+    fn threads_of_the_kernel_are_named() {
+        assert!(!is_kernel_thread(std::process::id()));
+        // In a container none can be seen; the guests have them.
+        let name = std::fs::read("/proc/2/comm").unwrap_or_default();
+        if name == b"kthreadd\n" {
+            let error = Err(Error::KernelThread { pid: 2 });
+            assert_eq!(Process::open(2).map(drop), error);
+            assert_eq!(ProcessStatistics::of(2).map(drop), error);
+        }
     }
 }

@@ -2,6 +2,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::Error;
+use crate::process::no_process;
 
 /// Memory of one process in bytes, as `/proc/PID/smaps_rollup` sums it up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -23,21 +24,25 @@ impl ProcessStatistics {
 
     /// Of another process; it needs the right to read its memory map.
     pub fn of(pid: u32) -> Result<Self, Error> {
-        Self::read(format!("/proc/{pid}/smaps_rollup"))
+        Self::read(format!("/proc/{pid}/smaps_rollup")).map_err(|error| match error {
+            Error::Gone { .. } => no_process(pid),
+            error => error,
+        })
     }
 
     fn read(path: impl AsRef<Path>) -> Result<Self, Error> {
         let text = read(path.as_ref(), "/proc/PID/smaps_rollup")?;
         let mut statistics = Self::default();
-        for line in text.lines() {
+        for line in lines(&text) {
             statistics.add_line(line);
         }
         Ok(statistics)
     }
 
     /// Adds a line of smaps, if it is of a field that is counted.
-    pub(crate) fn add_line(&mut self, line: &str) {
-        let Some((name, rest)) = line.split_once(':') else {
+    pub(crate) fn add_line(&mut self, line: &[u8]) {
+        let text = std::str::from_utf8(line).unwrap_or_default();
+        let Some((name, rest)) = text.split_once(':') else {
             return;
         };
         let field = match name {
@@ -146,20 +151,28 @@ pub fn measure<T>(call: impl FnOnce() -> T) -> Result<(T, Effect), Error> {
     Ok((result, Effect { merged, time }))
 }
 
-/// Reads a file of proc.
-pub(crate) fn read(path: &Path, file: &'static str) -> Result<String, Error> {
-    let bytes = std::fs::read(path).map_err(|error| match error.raw_os_error() {
+/// Reads a file of proc: bytes, as paths may be anything.
+pub(crate) fn read(path: &Path, file: &'static str) -> Result<Vec<u8>, Error> {
+    std::fs::read(path).map_err(|error| match error.raw_os_error() {
         Some(errno @ libc::ESRCH) => Error::Gone { errno },
-        Some(libc::ENOENT) if Path::new("/proc/self").exists() => {
+        Some(libc::ENOENT) if Path::new("/proc/self").exists() && !there(path) => {
             Error::Gone { errno: libc::ESRCH }
         }
         errno => Error::Read {
             file,
             errno: errno.unwrap_or(libc::EIO),
         },
-    })?;
-    // Paths may be anything; what matters here is ASCII.
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    })
+}
+
+/// Whether the process is there: a file may be missing because this kernel has it not.
+fn there(path: &Path) -> bool {
+    path.parent().is_some_and(Path::exists)
+}
+
+/// Its lines, which end at a newline and nothing else.
+pub(crate) fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
+    text.split(|byte| *byte == b'\n')
 }
 
 #[cfg(test)]
@@ -177,7 +190,7 @@ mod tests {
             "KSM:                   8 kB",
             "VmFlags: rd wr",
         ] {
-            statistics.add_line(line);
+            statistics.add_line(line.as_bytes());
         }
         let expected = ProcessStatistics {
             rss: 1688 * 1024,
@@ -200,6 +213,16 @@ mod tests {
     fn a_process_that_is_not_there_is_gone() {
         let error = ProcessStatistics::of(i32::MAX as u32).unwrap_err();
         assert_eq!(error, Error::Gone { errno: libc::ESRCH });
+    }
+
+    #[test]
+    fn a_file_that_the_kernel_has_not_is_no_end_of_a_process() {
+        let errno = libc::ENOENT;
+        let file = "/proc/PID/nonsense";
+        assert_eq!(
+            read(Path::new("/proc/self/nonsense"), file),
+            Err(Error::Read { file, errno })
+        );
     }
 
     #[test]

@@ -1,13 +1,15 @@
 //! The library, the preload object and the command on a kernel that merges: what they promise beyond the call itself.
 
 use std::collections::BTreeSet;
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
 use sksm::{Error, Patch, Process, ProcessStatistics, Region, Support, SystemStatistics};
 use sksm_guest::memory::{Map, PAGE, memfd};
@@ -30,8 +32,11 @@ const TESTS: &[Test] = &[
     test("mapping-by-address", mapping_by_address),
     test("other-process", other_process),
     test("remote-with-holes", remote_with_holes),
+    test("remote-beyond-2-gib", remote_beyond_2_gib),
+    test("no-process", no_process),
     test("measured", measured),
     test("patched-text-is-shared", patched_text_is_shared),
+    test("all-text", all_text),
     test("static-keys", static_keys),
     test("preload/programs-as-without-it", programs_as_without_it),
     test("preload/merges", preload_merges),
@@ -123,10 +128,19 @@ fn anonymous_above_a_size() -> Result<()> {
 }
 
 fn mapping_by_file() -> Result<()> {
-    let path = std::env::temp_dir().join(format!("sksm-library-{}", std::process::id()));
-    let file = std::fs::File::create_new(&path)?;
+    // Paths are bytes, and end where they end.
+    for name in [b"plain".as_slice(), b"\xff\xfe", b"ends in a space "] {
+        let mut file = format!("sksm-library-{}-", std::process::id()).into_bytes();
+        file.extend(name);
+        merge_one_file(&std::env::temp_dir().join(OsStr::from_bytes(&file)))?;
+    }
+    Ok(())
+}
+
+fn merge_one_file(path: &Path) -> Result<()> {
+    let file = std::fs::File::create_new(path)?;
     file.set_len(8 * PAGE as u64)?;
-    let file = std::fs::File::open(&path)?;
+    let file = std::fs::File::open(path)?;
     let map = Map::new(
         8,
         libc::PROT_READ | libc::PROT_WRITE,
@@ -135,9 +149,9 @@ fn mapping_by_file() -> Result<()> {
     )?;
     map.fill_all(|_| 5);
     let other = Map::filled(&[5; 8])?;
-    let done = Process::own().merge_file(&path);
-    std::fs::remove_file(&path)?;
-    ensure!(done?.advised == map.len());
+    let done = Process::own().merge_file(path);
+    std::fs::remove_file(path)?;
+    ensure!(done?.advised == map.len(), "{}", path.display());
     ensure!(copies(&map.pfns()?) == 1, "not merged");
     ensure!(
         copies(&other.pfns()?) == 8,
@@ -220,6 +234,69 @@ fn remote_with_holes() -> Result<()> {
     child.join()
 }
 
+/// One call takes no more than 2 GiB; what lies behind is merged all the same. Only the last pages are present.
+fn remote_beyond_2_gib() -> Result<()> {
+    const PAGES: usize = (5 << 30) / 2 / PAGE + 2;
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let map = Map::new(PAGES, libc::PROT_READ | libc::PROT_WRITE, flags, None)?;
+    map.no_huge();
+    let far = map.part(PAGES - 2..PAGES);
+    let child = Child::spawn(|parent| {
+        for id in [7, 8] {
+            far.fill_all(|_| id);
+            parent.meet()?;
+            far.expect_all(|_| id)?;
+        }
+        Ok(())
+    })?;
+    let far_copies = || Ok::<_, anyhow::Error>(copies(&child.pagemap()?.pfns(far.addr(), 2)?));
+
+    child.pause()?;
+    ensure!(far_copies()? == 2, "one copy before any merge");
+    let done = Process::open(child.pid() as u32)?.merge_mapping_at(map.addr())?;
+    ensure!(done.refused.is_empty(), "refused: {:?}", done.refused);
+    // The kernel may have joined it with a neighbour.
+    ensure!(done.advised >= map.len(), "advised: {}", done.advised);
+    ensure!(far_copies()? == 1, "the end is not merged by Process");
+    child.go()?;
+
+    child.pause()?;
+    ensure!(far_copies()? == 2, "one copy after a write");
+    let pidfd = child.pidfd()?;
+    let pidfd = std::os::fd::AsFd::as_fd(&pidfd);
+    let advised = sksm::merge_remote(pidfd, &[(map.addr(), map.len())])?;
+    ensure!(advised == map.len(), "advised: {advised}");
+    ensure!(far_copies()? == 1, "the end is not merged by merge_remote");
+    child.go()?;
+    child.join()
+}
+
+/// What a number stands for that is no process's.
+fn no_process() -> Result<()> {
+    let kernel = Err(Error::KernelThread { pid: 2 });
+    ensure!(Process::open(2).map(drop) == kernel);
+    ensure!(ProcessStatistics::of(2).map(drop) == kernel);
+    let thread = std::thread::spawn(|| {
+        // SAFETY: gettid cannot fail.
+        let tid = unsafe { libc::gettid() } as u32;
+        (tid, Process::open(tid).map(drop))
+    });
+    let Ok((tid, opened)) = thread.join() else {
+        bail!("the thread has panicked");
+    };
+    let process = std::process::id();
+    ensure!(opened == Err(Error::Thread { tid, process }), "{opened:?}");
+    let child = Child::spawn(|_| Ok(()))?;
+    let (pid, pidfd) = (child.pid() as u32, child.pidfd()?);
+    child.join()?;
+    let gone = Error::Gone { errno: libc::ESRCH };
+    ensure!(Process::open(pid).map(drop) == Err(gone));
+    let ranges = [Region::from((0x1000, PAGE))];
+    let pidfd = std::os::fd::AsFd::as_fd(&pidfd);
+    ensure!(sksm::merge_remote_each(pidfd, &ranges) == Err(gone));
+    Ok(())
+}
+
 fn measured() -> Result<()> {
     let map = Map::filled(&[9; 100])?;
     let calls = || SystemStatistics::sksm().and_then(|counters| counters.get("calls"));
@@ -250,16 +327,26 @@ unsafe extern "C" {
     safe fn sksm_spare() -> i32;
 }
 
+fn spare() -> usize {
+    sksm_spare as *const () as usize
+}
+
+/// Makes the function that nothing calls return another number.
+fn patch_spare() -> Result<Patch> {
+    let number = spare() + 1;
+    ensure!(sksm_spare() == 1);
+    // SAFETY: only these tests run it, and not meanwhile.
+    let mut patch = unsafe { Patch::begin(number, 4)? };
+    patch.write(number, &7i32.to_le_bytes())?;
+    Ok(patch)
+}
+
 fn patched_text_is_shared() -> Result<()> {
-    let code = sksm_spare as *const () as usize;
+    let code = spare();
     let children = (0..6)
         .map(|_| {
             Child::spawn(|parent| {
-                ensure!(sksm_spare() == 1);
-                // SAFETY: only this function runs it, and not meanwhile.
-                let mut patch = unsafe { Patch::begin(code + 1, 4)? };
-                patch.write(code + 1, &7i32.to_le_bytes())?;
-                patch.finish_and_merge()?;
+                patch_spare()?.finish_and_merge()?;
                 ensure!(sksm_spare() == 7, "the new code does not run");
                 parent.meet()?;
                 ensure!(sksm_spare() == 7, "the new code is lost");
@@ -278,6 +365,43 @@ fn patched_text_is_shared() -> Result<()> {
         Pagemap::own()?.pfn(code)? != pfns[0],
         "the parent's page has changed"
     );
+    for child in children {
+        child.go()?;
+        child.join()?;
+    }
+    Ok(())
+}
+
+/// Text that was patched without this library's knowledge is merged as one thing: by its process, or from outside.
+fn all_text() -> Result<()> {
+    let children = (0..4)
+        .map(|number| {
+            Child::spawn(move |parent| {
+                patch_spare()?.finish()?;
+                parent.meet()?;
+                if number % 2 == 0 {
+                    let done = Process::own().merge_text()?;
+                    ensure!(done.refused.is_empty(), "refused: {:?}", done.refused);
+                }
+                parent.meet()?;
+                ensure!(sksm_spare() == 7, "the new code is lost");
+                Ok(())
+            })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let pfns = || {
+        let pfns = children.iter().map(|child| child.pagemap()?.pfn(spare()));
+        pfns.collect::<Result<Vec<_>>>()
+    };
+    children.iter().try_for_each(|child| child.pause())?;
+    ensure!(copies(&pfns()?) == 4, "merged by nobody");
+    children.iter().try_for_each(|child| child.go())?;
+    children.iter().try_for_each(|child| child.pause())?;
+    for child in children.iter().skip(1).step_by(2) {
+        let done = Process::open(child.pid() as u32)?.merge_text()?;
+        ensure!(done.refused.is_empty(), "refused: {:?}", done.refused);
+    }
+    ensure!(copies(&pfns()?) == 1, "{} copies", copies(&pfns()?));
     for child in children {
         child.go()?;
         child.join()?;
