@@ -186,7 +186,7 @@ pub fn run(args: Args, json: bool) -> Result<ExitCode> {
     if json {
         output::json(&report)?;
     } else {
-        show(&report);
+        show(&report)?;
     }
     Ok(
         match (report.processes.is_empty(), report.unread.is_empty()) {
@@ -227,7 +227,7 @@ fn raise_file_limit() {
     }
 }
 
-fn show(report: &Report) {
+fn show(report: &Report) -> Result<()> {
     let size = |pages: f64| output::bytes((pages * report.page_size as f64) as i64);
     let row = |name: String, saving: &Saving| {
         let share = if saving.pages > 0.0 {
@@ -248,17 +248,17 @@ fn show(report: &Report) {
     rows.sort_by(|a, b| b.0.total_cmp(&a.0));
     let left_out = rows.len().saturating_sub(20);
     let rows: Vec<_> = rows.into_iter().take(20).map(|(_, row)| row).collect();
-    output::table(&["process", "private memory", "saved", ""], &rows);
+    output::table(&["process", "private memory", "saved", ""], &rows)?;
     if left_out > 0 {
-        anstream::println!("... and {left_out} more; --json lists all");
+        output::line(&format!("... and {left_out} more; --json lists all"))?;
     }
-    anstream::println!();
+    output::line("")?;
     let mut rows: Vec<_> = (KINDS.iter())
         .filter_map(|kind| Some(row((*kind).into(), report.kinds.get(kind)?)))
         .collect();
     rows.push(row("of all that: pages of zeros".into(), &report.zero));
-    output::table(&["kind", "private memory", "saved", ""], &rows);
-    anstream::println!();
+    output::table(&["kind", "private memory", "saved", ""], &rows)?;
+    output::line("")?;
     let mut rows = vec![
         row("within each user".into(), &report.within_users),
         row("across users".into(), &report.across_users),
@@ -266,7 +266,7 @@ fn show(report: &Report) {
     if let Some(stable) = &report.stable {
         rows.push(row("within each user, unchanged".into(), stable));
     }
-    output::table(&["merging", "private memory", "saved", ""], &rows);
+    output::table(&["merging", "private memory", "saved", ""], &rows)?;
     let mut reasons: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for unread in &report.unread {
         let names = reasons.entry(&unread.reason).or_default();
@@ -282,6 +282,7 @@ fn show(report: &Report) {
             size(report.maybe_shared_pages as f64)
         ));
     }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -79,17 +79,17 @@ pub fn run(args: Args, json: bool) -> Result<ExitCode> {
         }
     }
     if args.openmetrics {
-        anstream::print!("{}", openmetrics(&system, &rows));
+        output::plain(&openmetrics(&system, &rows))?;
     } else if args.pid.is_empty() {
         if json {
             output::json(&system)?;
         } else {
-            show(&system);
+            show(&system)?;
         }
     } else if json {
         output::json(&rows)?;
     } else {
-        show_processes(&rows);
+        show_processes(&rows)?;
     }
     match first {
         Some(error) if rows.is_empty() => Err(error.into()),
@@ -105,7 +105,7 @@ pub fn run(args: Args, json: bool) -> Result<ExitCode> {
     }
 }
 
-fn show(system: &System) {
+fn show(system: &System) -> Result<()> {
     let none = Counters::new();
     let columns = [&system.sksm, &system.ksm].map(|counters| counters.as_ref().unwrap_or(&none));
     let mut names: Vec<&str> = columns
@@ -124,10 +124,10 @@ fn show(system: &System) {
             std::iter::once((*name).to_owned()).chain(values).collect()
         })
         .collect();
-    output::table(&["counter", "SKSM", "KSM"], &rows);
+    output::table(&["counter", "SKSM", "KSM"], &rows)
 }
 
-fn show_processes(rows: &[Row]) {
+fn show_processes(rows: &[Row]) -> Result<()> {
     let rows: Vec<Vec<String>> = (rows.iter())
         .map(|row| {
             let bytes = [row.rss_bytes, row.anonymous_bytes, row.merged_bytes];
@@ -136,7 +136,7 @@ fn show_processes(rows: &[Row]) {
                 .collect()
         })
         .collect();
-    output::table(&["process", "resident", "anonymous", "merged"], &rows);
+    output::table(&["process", "resident", "anonymous", "merged"], &rows)
 }
 
 /// Counters that only grow, by their names in sysfs.

@@ -3,7 +3,8 @@
 use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard};
 
 use serde_json::Value;
 use sksm::{Support, support};
@@ -66,9 +67,17 @@ fn estimate() -> [f64; 3] {
     .map(|value| value.as_f64().unwrap())
 }
 
-/// The only test that counts its own memory; a few pages are other threads' business.
+/// Held by tests that count this process's memory, and by those that use much of it.
+static MEMORY: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    MEMORY.lock().unwrap_or_else(|failed| failed.into_inner())
+}
+
+/// A few pages are other threads' business.
 #[test]
 fn the_estimate_is_what_the_memory_holds() {
+    let _alone = alone();
     let near = |found: f64, right: f64| (found - right).abs() < 40.0;
     let before = estimate();
     let equal = Pages::new(1000, |_| [7, 7]);
@@ -96,6 +105,7 @@ fn exclusive(addr: usize) -> bool {
 /// Pages in common since a fork stay so, which not every way of reading them sees to.
 #[test]
 fn reading_ends_no_sharing() {
+    let _alone = alone();
     let pages = Pages::new(300, |number| [9, number as u64]);
     let addrs = (0..300).map(|number| pages.0 as usize + number * sksm::page_size());
     let shared = || addrs.clone().filter(|addr| !exclusive(*addr)).count();
@@ -128,6 +138,7 @@ fn of_kind(report: &Value, kind: &str) -> f64 {
 
 #[test]
 fn kinds_are_told_apart() {
+    let _alone = alone();
     let pid = std::process::id().to_string();
     let what = ["--what", "text,data,heap,stack"];
     let look = || json(&[&["estimate", "--json", "--pid", &pid] as &[&str], &what].concat());
@@ -340,9 +351,111 @@ fn run_ends_as_the_program() {
     assert!(text(&output.stdout).starts_with("data /"), "{output:?}");
     assert_eq!(run(object, &["/no/such/program"]).status.code(), Some(127));
     assert_eq!(run(object, &[object]).status.code(), Some(126));
+    // The loader would take its path for two.
+    for name in ["my object", "my:object"] {
+        let path = dir.path().join(name);
+        std::fs::write(&path, "").unwrap();
+        let output = run(path.to_str().unwrap(), &["true"]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(text(&output.stderr).contains("space or a colon"));
+        // As it says, a link will do.
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let output = run(link.to_str().unwrap(), &["sh", "-c", "echo $LD_PRELOAD"]);
+        assert_eq!(text(&output.stdout).trim(), link.to_str().unwrap());
+        std::fs::remove_file(link).unwrap();
+    }
     let output = run("/no/such/object", &["true"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("SKSM_PRELOAD"));
+}
+
+#[test]
+fn what_run_is_given_reaches_the_object() {
+    let object = tempfile::NamedTempFile::new().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_sksm"))
+        .args(["run", "--after", "2m", "--signal", "HUP", "-v", "--"])
+        .args(["sh", "-c", "echo $SKSM_AFTER $SKSM_SIGNAL $SKSM_VERBOSE"])
+        .env("SKSM_PRELOAD", object.path())
+        .output()
+        .unwrap();
+    assert_eq!(text(&output.stdout), "120000ms 1 1\n");
+}
+
+/// A full disk, or a reader that has gone.
+#[test]
+fn output_that_cannot_be_written_is_an_error() {
+    let pid = std::process::id().to_string();
+    for arguments in [
+        &["doctor"] as &[&str],
+        &["doctor", "--json"],
+        &["stat", "--pid", &pid],
+        &["stat", "--pid", &pid, "--openmetrics"],
+        &["estimate", "--pid", &pid],
+        &["merge", "--dry-run", "--pid", &pid],
+    ] {
+        let into = |file: Stdio, errors: Stdio| {
+            Command::new(env!("CARGO_BIN_EXE_sksm"))
+                .args(arguments)
+                .stdout(file)
+                .stderr(errors)
+                .output()
+                .unwrap()
+        };
+        let full = || {
+            let mut options = std::fs::OpenOptions::new();
+            Stdio::from(options.write(true).open("/dev/full").unwrap())
+        };
+        let output = into(full(), Stdio::piped());
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {output:?}");
+        let said = text(&output.stderr);
+        assert!(said.contains("cannot write the output"), "{said}");
+        assert_eq!(into(full(), full()).status.code(), Some(1));
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = into(writer.into(), Stdio::piped());
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {output:?}");
+        assert_eq!(text(&output.stderr), "", "{arguments:?}");
+    }
+}
+
+/// A program that is never left running.
+struct Running(Child);
+
+impl Running {
+    fn start(command: &mut Command) -> Self {
+        Running(command.stdout(Stdio::null()).spawn().unwrap())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+/// A process that is named to mislead whoever looks at the list.
+#[test]
+fn names_do_not_steer_the_terminal() {
+    use std::os::unix::ffi::OsStrExt;
+    // A process is named as the file that it runs.
+    let dir = tempfile::tempdir().unwrap();
+    let name = std::ffi::OsStr::from_bytes(b"\x1b[31ma\nb\xc3");
+    let program = dir.path().join(name);
+    std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
+    let child = Running::start(Command::new(program).arg("600"));
+    let pid = child.0.id().to_string();
+    let output = sksm(&["estimate", "--pid", &pid]);
+    // Found by its name as far as that is text, of which the last letter is cut.
+    let named = json(&["estimate", "--json", "--name", "^\u{1b}\\[31ma\nb$"]);
+    let shown = text(&output.stdout);
+    assert!(
+        shown.contains(&format!("{pid} \\u{{1b}}[31ma\\nb ")),
+        "{shown}"
+    );
+    assert!(!shown.contains('\u{1b}'));
+    assert_eq!(named["processes"][0]["pid"].to_string(), pid);
 }
 
 #[test]
@@ -353,6 +466,10 @@ fn a_wrong_command_line_is_refused() {
         &["estimate", "--name", "("],
         &["estimate", "--all", "--max-page-sharing", "1"],
         &["stat", "--json", "--openmetrics"],
+        &["run", "--after", "5x", "--", "true"],
+        &["run", "--signal", "KILL", "--", "true"],
+        &["run", "--json", "--", "true"],
+        &["--json", "run", "--", "true"],
         &["top", "--interval", "0"],
         &["top", "--sort", "colour"],
         &["nonsense"],
