@@ -17,7 +17,8 @@ mod top;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Merge equal memory pages of processes at once, and see what that brings
 #[derive(Parser)]
@@ -55,6 +56,12 @@ enum Verb {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if cli.json && matches!(cli.verb, Verb::Run(_) | Verb::Generate(_)) {
+        let reason = "--json is for verbs that print something of their own";
+        Cli::command()
+            .error(ErrorKind::ArgumentConflict, reason)
+            .exit();
+    }
     let result = match cli.verb {
         Verb::Doctor => doctor::run(cli.json),
         Verb::Run(args) => run::run(args),
