@@ -6,6 +6,7 @@ mod estimate;
 mod exit;
 mod generate;
 mod merge;
+mod metrics;
 mod output;
 #[cfg(test)]
 #[path = "../tests/pty/mod.rs"]

@@ -1,6 +1,6 @@
 //! The command as a user runs it, on whatever kernel this machine has.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Output, Stdio};
@@ -316,19 +316,91 @@ fn doctor_knows_the_kernel() {
     assert!(!text(&output.stdout).contains('\u{1b}'));
 }
 
+/// What `sksm stat` prints in one of the formats, of this process given twice.
+fn metrics(format: &str) -> String {
+    let pid = std::process::id().to_string();
+    let output = sksm(&["stat", format, "--pid", &pid, &pid]);
+    assert!(output.status.success(), "{output:?}");
+    text(&output.stdout).into()
+}
+
+/// Every metric is described before its samples, which come once each and all together.
 #[test]
 fn stat_is_fit_for_prometheus() {
     let pid = std::process::id().to_string();
-    let output = sksm(&["stat", "--openmetrics", "--pid", &pid, &pid]);
-    let metrics = text(&output.stdout);
-    let mut series: Vec<&str> = (metrics.lines())
-        .filter_map(|line| Some(line.split_once(' ')?.0))
-        .filter(|name| *name != "#")
-        .collect();
-    series.sort_unstable();
-    assert!(series.windows(2).all(|pair| pair[0] != pair[1]), "twice");
-    assert!(metrics.ends_with("\n# EOF\n"), "{metrics}");
-    assert!(metrics.contains(&format!("sksm_process_anonymous_bytes{{pid=\"{pid}\"")));
+    for (format, end) in [("--openmetrics", "# EOF"), ("--prometheus", "}")] {
+        let metrics = metrics(format);
+        let mut described = Vec::new();
+        let mut series = Vec::new();
+        let mut kind = "";
+        let mut lines = metrics.lines().filter(|line| *line != "# EOF").peekable();
+        while let Some(line) = lines.next() {
+            let help = line.strip_prefix("# HELP ").expect(line);
+            let (name, help) = help.split_once(' ').expect(line);
+            assert!(!help.is_empty() && !described.contains(&name), "{line}");
+            described.push(name);
+            let line = lines.next().expect("a type");
+            let rest = line.strip_prefix("# TYPE ").expect(line);
+            kind = rest.strip_prefix(name).expect(line).trim();
+            assert!(matches!(kind, "counter" | "gauge"), "{line}");
+            let unit = format!("# UNIT {name} bytes");
+            let has_unit = lines.next_if(|line| *line == unit).is_some();
+            let bytes = name.ends_with("_bytes") && format == "--openmetrics";
+            assert_eq!(has_unit, bytes, "{line}");
+            let sample = match (kind, format) {
+                ("counter", "--openmetrics") => format!("{name}_total"),
+                ("counter", _) => {
+                    assert!(name.ends_with("_total"), "{line}");
+                    name.into()
+                }
+                _ => name.into(),
+            };
+            let before = series.len();
+            while let Some(line) = lines.next_if(|line| !line.starts_with('#')) {
+                let (key, value) = line.rsplit_once(' ').expect(line);
+                let labels = key.strip_prefix(&*sample).expect(line);
+                assert!(labels.is_empty() || labels.starts_with("{pid=\""));
+                value.parse::<u64>().expect(line);
+                assert!(!series.contains(&key), "{key} twice");
+                series.push(key);
+            }
+            assert!(series.len() > before, "{name} has no value");
+        }
+        assert!(!kind.is_empty());
+        assert!(metrics.trim_end().ends_with(end) || format == "--prometheus");
+        let own = format!("sksm_process_anonymous_bytes{{pid=\"{pid}\"");
+        assert!(series.iter().any(|key| key.starts_with(&own)), "{metrics}");
+    }
+}
+
+/// What Prometheus's own client library for Python reads.
+#[test]
+#[ignore = "needs Debian's python3-prometheus-client"]
+fn stat_is_read_by_prometheus() {
+    let check = "import sys\n\
+        if sys.argv[1] == '--openmetrics':\n\
+        \x20   from prometheus_client.openmetrics.parser import text_string_to_metric_families\n\
+        else:\n\
+        \x20   from prometheus_client.parser import text_string_to_metric_families\n\
+        families = list(text_string_to_metric_families(sys.stdin.read()))\n\
+        for family in families:\n\
+        \x20   assert family.documentation and family.type in ('counter', 'gauge'), family\n\
+        \x20   assert family.samples, family\n\
+        \x20   for sample in family.samples:\n\
+        \x20       assert (family.type == 'counter') == sample.name.endswith('_total'), family\n\
+        assert any(family.name == 'ksm_full_scans' for family in families), families\n\
+        print(len(families))";
+    for format in ["--openmetrics", "--prometheus"] {
+        let mut python = Command::new("python3")
+            .args(["-c", check, format])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut input = python.stdin.take().unwrap();
+        input.write_all(metrics(format).as_bytes()).unwrap();
+        drop(input);
+        assert!(python.wait().unwrap().success(), "{}", metrics(format));
+    }
 }
 
 #[test]
@@ -466,6 +538,8 @@ fn a_wrong_command_line_is_refused() {
         &["estimate", "--name", "("],
         &["estimate", "--all", "--max-page-sharing", "1"],
         &["stat", "--json", "--openmetrics"],
+        &["stat", "--json", "--prometheus"],
+        &["stat", "--openmetrics", "--prometheus"],
         &["run", "--after", "5x", "--", "true"],
         &["run", "--signal", "KILL", "--", "true"],
         &["run", "--json", "--", "true"],
