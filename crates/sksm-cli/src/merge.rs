@@ -101,7 +101,10 @@ pub fn run(args: Args, json: bool) -> Result<ExitCode> {
     }
     let pids = args.targets.pids()?;
     let before = anonymous_pages();
-    let total = pids.iter().map(|pid| target::private_bytes(*pid)).sum();
+    let total = pids
+        .iter()
+        .map(|pid| target::bytes_of(*pid, target::PRIVATE))
+        .sum();
     let bar = output::progress("merging", total);
     let mut rows = Vec::new();
     let mut first = None;

@@ -30,7 +30,10 @@ impl Targets {
     pub fn pids(&self) -> Result<Vec<u32>> {
         let mut pids: BTreeSet<u32> = self.pid.iter().copied().collect();
         if let Some(path) = &self.cgroup {
-            members(&group(path)?, &mut pids)?;
+            let mut all = BTreeSet::new();
+            members(&group(path)?, &mut all)?;
+            // The root group has those of the kernel, too.
+            pids.extend(all.into_iter().filter(|pid| is_program(*pid)));
         }
         if self.all || self.name.is_some() {
             for pid in all()? {
@@ -53,26 +56,28 @@ pub fn all() -> Result<Vec<u32>> {
     let entries = fs::read_dir("/proc").context("cannot read /proc")?;
     Ok(entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        // A kernel thread has no program.
-        .filter(|pid| fs::read_link(format!("/proc/{pid}/exe")).is_ok() || !kernel_thread(*pid))
+        .filter(|pid| is_program(*pid))
         .collect())
 }
 
-fn kernel_thread(pid: u32) -> bool {
-    fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.is_empty())
+/// Kernel threads are none, and have no command line; nor has a program that took its own away, or one that has ended.
+fn is_program(pid: u32) -> bool {
+    let line = fs::read(format!("/proc/{pid}/cmdline"));
+    line.is_ok_and(|line| !line.is_empty()) || fs::read_link(format!("/proc/{pid}/exe")).is_ok()
 }
 
 pub fn name_of(pid: u32) -> String {
     fs::read(format!("/proc/{pid}/comm")).map_or_else(|_| "?".into(), |name| name_in(&name))
 }
 
-/// About how much private memory a process has, to show progress by; 0 if that cannot be told.
-pub fn private_bytes(pid: u32) -> u64 {
+/// About how much private memory a process has, to show progress by.
+pub const PRIVATE: &str = "RssAnon:";
+
+/// What the process's status says of its memory; 0 if that cannot be told.
+pub fn bytes_of(pid: u32, field: &str) -> u64 {
     let status = fs::read(format!("/proc/{pid}/status")).unwrap_or_default();
     let status = String::from_utf8_lossy(&status);
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("RssAnon:"));
+    let line = status.lines().find_map(|line| line.strip_prefix(field));
     let kib = line.and_then(|line| line.trim().strip_suffix(" kB")?.parse::<u64>().ok());
     kib.unwrap_or(0) * 1024
 }
