@@ -32,6 +32,7 @@ mod report;
 mod run;
 mod selftests;
 mod setup;
+mod skips;
 mod source;
 mod step;
 mod stress;

@@ -10,7 +10,7 @@ use crate::{
     progress::Step,
     project::Project,
     report::{Tally, Verdict},
-    selftests,
+    selftests, skips,
 };
 
 #[derive(Clone, clap::Args)]
@@ -94,6 +94,12 @@ pub struct Run<'a> {
 impl Run<'_> {
     /// Counts and shows a result.
     pub fn record(&mut self, step: &Step, name: &str, verdict: Verdict, log: Option<&Path>) {
+        let verdict = match verdict {
+            Verdict::Skipped(reason) if !skips::expected(name) => Verdict::Failed(format!(
+                "was skipped, which xtask/src/skips.rs does not expect: {reason}"
+            )),
+            verdict => verdict,
+        };
         let line = self.tally.add(name, verdict, log);
         step.print(&line);
     }
