@@ -11,12 +11,14 @@ use std::{
 };
 
 use anyhow::{Result, bail};
+use clap::builder::PossibleValuesParser;
 use serde::{Deserialize, Serialize};
-use sksm_guest::bench::Report;
+use sksm_guest::bench::{Failure, Report, names::family};
 
 use crate::{
     build,
     guest::Boot,
+    interrupt,
     kernel::{self, Arch},
     measurement::{self, Measured, Out},
     project::Project,
@@ -38,10 +40,10 @@ pub struct Args {
     /// Count instructions instead of time: under emulation, on one CPU, the same however busy this machine is, and no picture
     #[arg(long)]
     instructions: bool,
-    /// Measure only these families, by their names in bench.json
-    #[arg(long, value_name = "FAMILY", value_delimiter = ',')]
+    /// Measure only these families
+    #[arg(long, value_name = "FAMILY", value_delimiter = ',', value_parser = PossibleValuesParser::new(family::ALL))]
     only: Vec<String>,
-    /// With x86_64, leave out what is measured in a kernel without SKSM too, which is built for that
+    /// With x86_64, leave out what is measured in a kernel without the engine too, which is built for that
     #[arg(long)]
     patched_only: bool,
     /// Where bench.json and bench.svg go; target/sksm/bench/ARCH if not given
@@ -54,29 +56,32 @@ pub struct Args {
 struct Published {
     #[serde(flatten)]
     report: Report,
-    /// None if it was left out.
     unused: Option<Unused>,
+    /// Why it is not there though it was asked for.
+    unused_left_out: Option<String>,
     /// All of it, but for building.
     seconds: f64,
 }
 
 pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<ExitCode> {
+    if args.instructions && args.arch == Arch::Um {
+        bail!("User-Mode Linux cannot count instructions: add --arch x86_64");
+    }
     let out = Out::create(args.out.unwrap_or_else(|| {
         let arch = args.arch.to_string();
         project.target.join("sksm/bench").join(arch)
     }))?;
-    if args.instructions && args.arch == Arch::Um {
-        bail!("User-Mode Linux cannot count instructions: add --arch x86_64");
-    }
     let kernel = kernel::build(project, args.arch, linux_src)?;
-    let compared =
-        |family: &&str| args.only.is_empty() || args.only.iter().any(|only| only == family);
-    let unpatched = match args.arch {
-        Arch::X86_64 if !args.patched_only && unused::FAMILIES.iter().any(compared) => {
-            Some(kernel::build(project, Arch::Unpatched, linux_src)?)
-        }
-        _ => None,
-    };
+    let asked = |family: &&str| args.only.is_empty() || args.only.iter().any(|only| only == family);
+    let compare = !args.patched_only && unused::FAMILIES.iter().any(asked);
+    let mut unused_left_out = None;
+    let mut without = None;
+    if compare && args.arch == Arch::X86_64 {
+        without = Some(kernel::build(project, Arch::Without, linux_src)?);
+    } else if compare {
+        unused_left_out =
+            Some("instructions are counted, in two kernels: add --arch x86_64".to_owned());
+    }
     let programs = build::guest_programs(project)?;
 
     let program = programs.join("sksm-bench");
@@ -85,31 +90,44 @@ pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<Ex
         command.push("--quick".into());
     }
     let start = Instant::now();
-    let unused = match &unpatched {
-        Some(unpatched) => Some(unused::measure(project, unpatched, &kernel, &program)?),
-        None => None,
-    };
     if !args.only.is_empty() {
         command.extend(["--only".into(), args.only.join(",").into()]);
     }
     let mut boot = Boot::new(project, &kernel)
         .mem(if args.quick { MEMORY_QUICK } else { MEMORY })
+        // As on most machines: one NUMA node.
+        .parameters("")
         .timeout(Duration::from_secs(3600));
     if args.instructions {
         command.push("--instructions".into());
         boot = boot.counting_instructions();
     }
+    // 2: some of it failed.
     let Measured {
         mut report,
         ksmd,
         outcome,
-    } = measurement::run::<Report>(boot, "measuring", &command, &[0])?;
+    } = measurement::run::<Report>(boot, "measuring", &command, &[0, 2])?;
     if let Some(beside) = &mut report.beside_ksm {
         ksmd.fill_in(beside.ksm.iter_mut());
+    }
+    let mut unused = None;
+    if let Some(without) = &without {
+        match unused::measure(project, without, &kernel, &program) {
+            Ok(measured) => unused = Some(measured),
+            Err(error) => {
+                interrupt::check()?;
+                report.failed.push(Failure {
+                    family: table::UNUSED.to_owned(),
+                    error: format!("{error:#}"),
+                });
+            }
+        }
     }
     let published = Published {
         report,
         unused,
+        unused_left_out,
         seconds: start.elapsed().as_secs_f64(),
     };
     print!("{}", table::render(&published));
@@ -119,6 +137,14 @@ pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<Ex
         out.text("bench.svg", &chart::draw(&published))?;
     }
     outcome.check_splats()?;
+    let failed = &published.report.failed;
+    if !failed.is_empty() {
+        let names: Vec<_> = failed
+            .iter()
+            .map(|failure| failure.family.as_str())
+            .collect();
+        bail!("not all could be measured, see above: {}", names.join(", "));
+    }
     Ok(ExitCode::SUCCESS)
 }
 
@@ -138,4 +164,26 @@ fn setting(report: &Report) -> String {
         if report.cpus == 1 { "" } else { "s" },
         crate::format::thousands(report.memory_mib as i64),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn families_that_do_not_exist_are_refused_at_once() {
+        let args = Cli::try_parse_from(["bench", "--only", "pages,calls"]).unwrap();
+        assert_eq!(args.args.only, [family::PAGES, family::CALLS]);
+        let refused = Cli::try_parse_from(["bench", "--only", "pages,pagez"]);
+        let text = refused.err().unwrap().to_string();
+        assert!(text.contains("pagez") && text.contains("growth"), "{text}");
+    }
 }

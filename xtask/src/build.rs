@@ -12,10 +12,12 @@ use anyhow::{Context, Result, bail};
 use crate::{
     cache,
     project::{self, Project},
+    step,
 };
 
 /// Builds the guest's programs, and what is packaged, which is tested there; returns their directory.
 pub fn guest_programs(project: &Project) -> Result<PathBuf> {
+    project.check_target()?;
     release(
         project::cargo()
             .args(["build", "--release", "--package", "sksm-guest"])
@@ -96,11 +98,7 @@ fn example(project: &Project) -> Result<()> {
 /// Whether this compiler is new enough for the example static-keys: 1.87, for `asm goto`.
 pub fn builds_example() -> Result<bool> {
     let rustc = env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
-    let output = Command::new(rustc)
-        .arg("--version")
-        .output()
-        .context("cannot run rustc")?;
-    let text = String::from_utf8_lossy(&output.stdout);
+    let text = step::output(Command::new(rustc).arg("--version"))?;
     text.split('.')
         .nth(1)
         .and_then(|minor| minor.parse().ok())

@@ -12,15 +12,27 @@ use crate::project::Project;
 
 /// Writes through a temporary file, so that an interruption leaves the old content.
 pub fn write(path: &Path, content: impl AsRef<[u8]>) -> Result<()> {
+    replace(path, |new| fs::write(new, content.as_ref()))
+}
+
+/// Copies a file so, with its permissions.
+pub fn copy(from: &Path, to: &Path) -> Result<()> {
+    replace(to, |new| fs::copy(from, new).map(|_length| ()))
+        .with_context(|| format!("cannot copy {}", from.display()))
+}
+
+fn replace(path: &Path, make: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {
     let attempt = || -> Result<()> {
         let dir = path.parent().context("the path has no directory")?;
         fs::create_dir_all(dir)?;
         let mut name = path.file_name().context("the path has no name")?.to_owned();
         name.push(".new");
         let new = dir.join(name);
-        fs::write(&new, content.as_ref())?;
-        fs::rename(&new, path)?;
-        Ok(())
+        let made = make(&new).and_then(|()| fs::rename(&new, path));
+        if made.is_err() {
+            let _ = fs::remove_file(&new);
+        }
+        Ok(made?)
     };
     attempt().with_context(|| format!("cannot write {}", path.display()))
 }
@@ -76,7 +88,28 @@ pub fn clean(project: &Project) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
+
+    #[test]
+    fn a_copy_replaces_the_file_and_its_permissions() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("a/to"));
+        write(&from, "new").unwrap();
+        fs::set_permissions(&from, fs::Permissions::from_mode(0o755)).unwrap();
+        write(&to, "old").unwrap();
+        let open = fs::File::open(&to).unwrap();
+        copy(&from, &to).unwrap();
+        assert_eq!(fs::read(&to).unwrap(), b"new");
+        assert_eq!(
+            fs::metadata(&to).unwrap().permissions().mode() & 0o777,
+            0o755
+        );
+        // Whoever runs the old one keeps it.
+        assert_eq!(std::io::read_to_string(open).unwrap(), "old");
+        assert!(copy(&dir.path().join("absent"), &to).is_err());
+    }
 
     #[test]
     fn unchanged_content_keeps_its_time() {

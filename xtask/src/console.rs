@@ -53,19 +53,40 @@ const HARMLESS: &[&str] = &[
     "kmemleak: Automatic memory scanning thread started",
 ];
 
-/// Names the two functions. The kernel has races that its authors accept; the engine's count, and all its symbols
-/// have its name in them.
+/// The kernel has races that its authors accept; the engine's count: those with a function of it in one of the two stacks,
+/// or in the title, which names the two innermost functions. All its symbols have its name in them.
 const DATA_RACE: &str = "BUG: KCSAN:";
+const ENGINE: &str = "sksm";
+/// Begins and ends a report of the race detector.
+const RULE: &str = "========";
 
 /// The complaints in a console log, in order, at most `limit` of them.
 pub fn splats(log: &str, limit: usize) -> Vec<String> {
-    log.lines()
-        .filter(|line| SPLATS.iter().any(|splat| line.contains(splat)))
-        .filter(|line| !HARMLESS.iter().any(|text| line.contains(text)))
-        .filter(|line| !line.contains(DATA_RACE) || line.contains("sksm"))
-        .map(|line| line.trim_end().to_owned())
+    let lines: Vec<&str> = log.lines().collect();
+    let complaint = |(at, line): (usize, &&str)| {
+        let splat = SPLATS.iter().any(|splat| line.contains(splat))
+            && !HARMLESS.iter().any(|text| line.contains(text))
+            && (!line.contains(DATA_RACE) || engine_races(&lines[at..]));
+        splat.then(|| line.trim_end().to_owned())
+    };
+    lines
+        .iter()
+        .enumerate()
+        .filter_map(complaint)
         .take(limit)
         .collect()
+}
+
+/// Whether the report that begins with these lines names the engine. A process may have its name too, so only functions count.
+fn engine_races(report: &[&str]) -> bool {
+    let mut stacks = report[1..].iter().take_while(|line| !line.contains(RULE));
+    report[0].contains(ENGINE) || stacks.any(|line| function(line).contains(ENGINE))
+}
+
+/// The function of a line of a stack, as in ` do_madvise+0x1/0x2`.
+fn function(line: &str) -> &str {
+    let place = line.split_once("+0x").map_or("", |(place, _)| place);
+    place.split_whitespace().next_back().unwrap_or_default()
 }
 
 pub fn panicked(log: &str) -> bool {
@@ -109,14 +130,44 @@ mod tests {
         assert!(!panicked(log));
     }
 
+    /// One report of the race detector.
+    fn race(title: &str, first: &[&str], second: &[&str]) -> String {
+        let stack = |functions: &[&str]| -> String {
+            (functions
+                .iter()
+                .map(|name| format!("[    5.2]  {name}+0x4b/0x90\n")))
+            .collect()
+        };
+        format!(
+            "[    5.0] {rule}\n[    5.0] BUG: KCSAN: data-race in {title}\n[    5.1]\n\
+             [    5.1] write to 0xffff888000000000 of 8 bytes by task 70 on cpu 1:\n{}[    5.3]\n\
+             [    5.3] read to 0xffff888000000000 of 8 bytes by task 71 on cpu 0:\n{}[    5.4]\n\
+             [    5.4] Reported by Kernel Concurrency Sanitizer on:\n\
+             [    5.4] CPU: 0 UID: 0 PID: 71 Comm: sksm-random Not tainted 6.12.0 #1\n[    5.5] {rule}\n",
+            stack(first),
+            stack(second),
+            rule = "=".repeat(66),
+        )
+    }
+
     #[test]
     fn the_engines_data_races_count() {
-        let log = "\
-[    5.0] BUG: KCSAN: data-race in folio_mark_accessed / workingset_activation
-[    6.0] BUG: KCSAN: data-race in _RNvMs_NtCs1_4sksm4nodeNtB4_4Node7publish / do_wp_page
-[    7.0] BUG: KCSAN: data-race in folio_add_lru / sksm_folio_dirty
-";
-        assert_eq!(splats(log, 10).len(), 2);
+        let of_others = race("a / b", &["a", "do_wp_page"], &["b", "ksm_scan_thread"]);
+        let in_title = race("folio_add_lru / sksm_folio_dirty", &[], &[]);
+        let in_rust = race(
+            "a / b",
+            &["a", "c"],
+            &[
+                "b",
+                "_RNvMs_NtCs1_4sksm4nodeNtB4_4Node7publish",
+                "do_madvise",
+            ],
+        );
+        assert_eq!(splats(&of_others, 10), Vec::<String>::new());
+        assert_eq!(splats(&in_title, 10).len(), 1);
+        assert_eq!(splats(&in_rust, 10).len(), 1);
+        // What follows a report is not of it.
+        assert_eq!(splats(&(of_others + &in_rust), 10).len(), 1);
     }
 
     #[test]

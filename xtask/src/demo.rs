@@ -47,6 +47,7 @@ struct Published {
 
 pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<ExitCode> {
     let out = Out::create(args.out.unwrap_or_else(|| project.target.join("sksm/demo")))?;
+    project.check_target()?;
     let kernel = kernel::build(project, args.arch, linux_src)?;
     let programs = build::guest_programs(project)?;
     let preload = build::preload(project)?;

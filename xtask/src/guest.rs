@@ -7,11 +7,12 @@ use std::{
     io::{self, Write},
     path::{Path, PathBuf},
     process::{Command, Stdio},
-    sync::atomic::{AtomicBool, AtomicU32, Ordering},
+    sync::atomic::{AtomicBool, Ordering},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
+use procfs::{Current, Meminfo};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     io::Errno,
@@ -19,6 +20,7 @@ use rustix::{
     process::Signal,
     stdio::stdin,
 };
+use tempfile::TempDir;
 
 use crate::{
     console,
@@ -26,7 +28,7 @@ use crate::{
     interrupt::{self, Group},
     kernel::{Arch, Kernel},
     progress::Step,
-    project::Project,
+    project::{Project, plain},
     protocol::{Decoder, Exec, Frame, IN_FLIGHT, WINDOW},
     qemu,
     terminal::{self, Raw},
@@ -36,6 +38,8 @@ use crate::{
 const BOOT: Duration = Duration::from_secs(600);
 /// How long it may take to kill everything, and to power off.
 const WIND_DOWN: Duration = Duration::from_secs(60);
+/// Where it runs on KVM, it speaks within a second.
+const SILENCE: Duration = Duration::from_secs(60);
 /// Complaints of the kernel that a report shows.
 const SPLATS_SHOWN: usize = 10;
 /// Console logs that are kept.
@@ -65,13 +69,13 @@ pub struct Boot<'a> {
     counting: bool,
 }
 
-/// /dev/kvm can be opened, but no machine runs on it.
+/// /dev/kvm can be opened, but no machine runs on it, for this reason.
 #[derive(Debug)]
-struct NoKvm;
+struct NoKvm(String);
 
 impl std::fmt::Display for NoKvm {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        f.write_str("KVM does not work on this machine")
+        write!(f, "KVM does not work on this machine ({})", self.0)
     }
 }
 
@@ -184,7 +188,7 @@ impl<'a> Boot<'a> {
         let nodes = "numa=fake=2 movablecore=40%";
         let (mem, smp, parameters) = match kernel.arch {
             Arch::Um => ("2G", 1, ""),
-            Arch::X86_64 | Arch::Unpatched => ("2G", 2, nodes),
+            Arch::X86_64 | Arch::Without | Arch::Unpatched => ("2G", 2, nodes),
             Arch::Debug | Arch::Kcsan => ("3G", 2, nodes),
         };
         Self {
@@ -266,23 +270,25 @@ impl<'a> Boot<'a> {
     }
 
     fn boot(&self, kvm: bool) -> Result<Guest> {
+        static WARNED: AtomicBool = AtomicBool::new(false);
         let arch = self.kernel.arch;
-        let scratch = tempfile::Builder::new()
-            .prefix("sksm-")
-            .tempdir()
-            .context("cannot create a temporary directory")?;
+        let warning = Meminfo::current()
+            .ok()
+            .and_then(|memory| scarce(&self.mem, memory.mem_available?));
+        if let Some(warning) = warning.filter(|_| !WARNED.swap(true, Ordering::Relaxed)) {
+            eprintln!("warning: {warning}");
+        }
+        let scratch = scratch(self.project)?;
         let agent = env::current_exe().context("cannot find this program")?;
         let initrd = scratch.path().join("initrd");
-        fs::write(
-            &initrd,
-            initramfs::build(&Contents {
-                arch,
-                agent: &agent,
-                visible: visible(self.project)?,
-            })?,
-        )?;
-        let console = console_log(self.project, arch)?;
-        let log = File::options().create(true).append(true).open(&console)?;
+        let archive = initramfs::build(&Contents {
+            arch,
+            agent: &agent,
+            visible: visible(self.project)?,
+        })?;
+        fs::write(&initrd, archive)
+            .with_context(|| format!("cannot write {}", initrd.display()))?;
+        let (console, log) = console_log(&self.project.logs()?, arch)?;
         let (ours, theirs) = socketpair(
             AddressFamily::UNIX,
             SocketType::STREAM,
@@ -297,7 +303,7 @@ impl<'a> Boot<'a> {
         });
         let mut command = match arch {
             Arch::Um => self.uml(&initrd, scratch.path()),
-            Arch::X86_64 | Arch::Debug | Arch::Kcsan | Arch::Unpatched => {
+            Arch::X86_64 | Arch::Debug | Arch::Kcsan | Arch::Without | Arch::Unpatched => {
                 self.qemu(&initrd, &console, kvm)
             }
         };
@@ -318,18 +324,26 @@ impl<'a> Boot<'a> {
             gone: false,
             _scratch: scratch,
         };
-        let deadline = Instant::now() + BOOT;
+        let started = Instant::now();
+        let deadline = started + BOOT;
         while !guest.decoder.greeted() {
             if guest.readable(Some(deadline))? && guest.fill()? {
                 continue;
             }
+            let log = guest.log()?;
+            let kvm_failed = kvm
+                .then(|| kvm_failure(&log, guest.gone, started.elapsed()))
+                .flatten();
+            if let Some(reason) = kvm_failed {
+                return Err(NoKvm(reason).into());
+            }
             if guest.gone || Instant::now() >= deadline {
-                // It came to nothing before the kernel's first word.
-                if kvm && guest.gone && !guest.log()?.contains("Linux version") {
-                    return Err(NoKvm.into());
-                }
                 bail!(
-                    "the {arch} kernel did not boot\n{}\nconsole log: {}",
+                    "the {arch} kernel {}\n{}\nconsole log: {}",
+                    match begun(&log) {
+                        true => "did not boot",
+                        false => "did not even start",
+                    },
                     crate::step::tail(&guest.console)?,
                     guest.console.display()
                 );
@@ -410,7 +424,7 @@ pub struct Guest {
     in_flight: usize,
     console: PathBuf,
     gone: bool,
-    _scratch: tempfile::TempDir,
+    _scratch: TempDir,
 }
 
 impl Guest {
@@ -696,11 +710,20 @@ fn visible(project: &Project) -> Result<Vec<PathBuf>> {
         .collect())
 }
 
+/// For the files of a boot, which UML's command line names.
+fn scratch(project: &Project) -> Result<TempDir> {
+    if !plain(&env::temp_dir()) {
+        return project.scratch();
+    }
+    tempfile::Builder::new()
+        .prefix("sksm-")
+        .tempdir()
+        .context("cannot create a temporary directory")
+}
+
 /// A new console log; old ones are removed.
-fn console_log(project: &Project, arch: Arch) -> Result<PathBuf> {
-    static BOOTS: AtomicU32 = AtomicU32::new(0);
-    let dir = project.logs()?;
-    let mut logs: Vec<(std::time::SystemTime, PathBuf)> = fs::read_dir(&dir)?
+fn console_log(dir: &Path, arch: Arch) -> Result<(PathBuf, File)> {
+    let mut logs: Vec<(std::time::SystemTime, PathBuf)> = fs::read_dir(dir)?
         .filter_map(|entry| {
             let entry = entry.ok()?;
             let name = entry.file_name();
@@ -712,8 +735,56 @@ fn console_log(project: &Project, arch: Arch) -> Result<PathBuf> {
     for (_, old) in logs.iter().rev().skip(LOGS_KEPT) {
         let _ = fs::remove_file(old);
     }
-    let boot = BOOTS.fetch_add(1, Ordering::Relaxed);
-    Ok(dir.join(format!("console-{arch}-{}-{boot}.log", std::process::id())))
+    for boot in 0.. {
+        let path = dir.join(format!("console-{arch}-{}-{boot}.log", std::process::id()));
+        // What is there is of another boot, perhaps of another process that had this number.
+        match File::options().append(true).create_new(true).open(&path) {
+            Ok(file) => return Ok((path, file)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            Err(error) => {
+                return Err(error).with_context(|| format!("cannot create {}", path.display()));
+            }
+        }
+    }
+    unreachable!("there are enough numbers")
+}
+
+/// Whether the kernel has said anything; before it the emulator may have.
+fn begun(log: &str) -> bool {
+    log.contains("Linux version")
+}
+
+/// Why a machine that began like this cannot run on KVM. What QEMU complains of otherwise, it does when it emulates, too.
+fn kvm_failure(log: &str, gone: bool, after: Duration) -> Option<String> {
+    let line = |text: &str| log.lines().find(|line| line.to_lowercase().contains(text));
+    // Then QEMU waits for a debugger.
+    let stopped = line("kvm internal error").or_else(|| line("kvm run failed"));
+    if stopped.is_some() || begun(log) {
+        return stopped.map(str::to_owned);
+    }
+    match (gone, log.trim().is_empty()) {
+        (true, true) => Some("QEMU ended without a word".into()),
+        (true, false) => line("kvm").map(str::to_owned),
+        (false, _) => (after > SILENCE)
+            .then(|| format!("the kernel said nothing for {} s", SILENCE.as_secs())),
+    }
+}
+
+/// What to say where a guest may need more memory than there is.
+fn scarce(mem: &str, available: u64) -> Option<String> {
+    let needed = bytes(mem)?;
+    (needed > available).then(|| {
+        format!(
+            "the guest may take {} of memory, and {} are available: if it does, it gets slow or is killed",
+            gib(needed),
+            gib(available)
+        )
+    })
+}
+
+/// Bytes for people.
+pub fn gib(bytes: u64) -> String {
+    format!("{:.1} GiB", bytes as f64 / f64::from(1 << 30))
 }
 
 /// Where UML's memory file goes: in memory if it fits and may be executed from, else on disk.
@@ -735,7 +806,7 @@ pub fn bytes(size: &str) -> Option<u64> {
         b'G' | b'g' => (&size[..size.len() - 1], 30),
         _ => (size, 0),
     };
-    digits.parse::<u64>().ok()?.checked_shl(shift)
+    digits.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 /// Whether hardware virtualisation is offered to this user.
@@ -780,6 +851,59 @@ mod tests {
         assert_eq!(bytes("G"), None);
         assert_eq!(bytes(""), None);
         assert_eq!(bytes("2T"), None);
+        assert_eq!(bytes("99999999999G"), None);
+    }
+
+    #[test]
+    fn scarce_memory_is_told() {
+        assert_eq!(scarce("2G", 2 << 30), None);
+        let text = scarce("3G", 1536 << 20).unwrap();
+        assert!(
+            text.contains("3.0 GiB") && text.contains("1.5 GiB"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn only_what_is_kvms_fault_is_put_down_to_it() {
+        let soon = Duration::from_secs(1);
+        let fails = |log, gone, after| kvm_failure(log, gone, after).is_some();
+        for log in [
+            "",
+            "qemu-system-x86_64: failed to initialize kvm: Permission denied\n",
+            "qemu-system-x86_64: -accel kvm: Could not access KVM kernel module\n",
+        ] {
+            assert!(fails(log, true, soon), "{log}");
+        }
+        for log in [
+            "qemu-system-x86_64: cannot set up guest memory 'pc.ram': Cannot allocate memory\n",
+            "[    0.000000] Linux version 6.12\nkvm-guest: PV spinlocks\nKernel panic\n",
+        ] {
+            assert!(!fails(log, true, soon), "{log}");
+        }
+        for log in [
+            "KVM internal error. Suberror: 1\nemulation failure\n",
+            "[    0.000000] Linux version 6.12\nKVM internal error. Suberror: 1\n",
+        ] {
+            assert!(fails(log, false, soon), "{log}");
+        }
+        assert!(!fails("", false, soon));
+        assert!(fails("", false, SILENCE * 2));
+        assert!(!fails("Linux version 6.12\n", false, SILENCE * 2));
+    }
+
+    #[test]
+    fn each_boot_has_a_console_log_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let (first, mut file) = console_log(dir.path(), Arch::Um).unwrap();
+        writeln!(file, "BUG: of another boot").unwrap();
+        let (second, _) = console_log(dir.path(), Arch::Um).unwrap();
+        assert_ne!(first, second);
+        assert_eq!(fs::read(second).unwrap(), b"");
+        for _ in 0..2 * LOGS_KEPT {
+            console_log(dir.path(), Arch::Um).unwrap();
+        }
+        assert!(fs::read_dir(dir.path()).unwrap().count() <= LOGS_KEPT + 1);
     }
 
     #[test]

@@ -13,7 +13,6 @@ use anyhow::{Context, Result};
 
 use crate::{
     guest::{Boot, Cmd, End, Guest, Output},
-    interrupt,
     kernel::{Arch, Kernel},
     progress::Step,
     report::{self, Verdict},
@@ -67,7 +66,7 @@ pub fn plan(args: &Args, arch: Arch, programs: &Path) -> Result<Vec<Item>> {
             words.extend(["--only".to_owned(), only.to_owned()]);
         }
         let mut seconds = match arch {
-            Arch::Um | Arch::X86_64 | Arch::Unpatched => 1800,
+            Arch::Um | Arch::X86_64 | Arch::Without | Arch::Unpatched => 1800,
             Arch::Debug | Arch::Kcsan => 3600,
         };
         let random = match name {
@@ -141,13 +140,7 @@ pub fn run(run: &mut Run, kernel: &Kernel, plan: &[Item]) -> Result<()> {
             Some(guest) => guest,
             None => match Boot::new(run.project, kernel).start() {
                 Ok(guest) => guest,
-                Err(error) => {
-                    interrupt::check()?;
-                    let step = Step::begin("boot");
-                    let verdict = Verdict::Failed(format!("{error:#}"));
-                    run.record(&step, &format!("{}/boot", kernel.arch), verdict, None);
-                    return Ok(());
-                }
+                Err(error) => return run.fail(&format!("{}/boot", kernel.arch), error),
             },
         };
         run_program(run, kernel.arch, item, &mut running)?;
@@ -166,10 +159,7 @@ pub fn run(run: &mut Run, kernel: &Kernel, plan: &[Item]) -> Result<()> {
 fn run_program(run: &mut Run, arch: Arch, item: &Item, guest: &mut Guest) -> Result<()> {
     let name = format!("{arch}/{}", item.name);
     let step = Step::begin(&name);
-    let log_path = run
-        .project
-        .logs()?
-        .join(format!("test-{arch}-{}.log", item.name));
+    let log_path = run.project.log(&format!("test-{arch}-{}", item.name))?;
     let log = RefCell::new(
         File::create(&log_path).with_context(|| format!("cannot create {}", log_path.display()))?,
     );

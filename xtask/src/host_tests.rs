@@ -6,19 +6,19 @@ use std::{
     process::Command,
 };
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use crate::{
-    build, deb, interrupt, patches,
+    build, deb, interrupt, kernel, patches,
     progress::Step,
     project,
     report::{self, Verdict},
-    step,
-    test::Run,
+    setup, step,
+    test::{Args, Run},
     tree,
 };
 
-pub const NAMES: &[&str] = &[
+const NAMES: &[&str] = &[
     "host/fmt",
     "host/clippy",
     "host/clippy-example",
@@ -27,88 +27,93 @@ pub const NAMES: &[&str] = &[
     "host/kernel-checkpatch",
     "host/patches",
     "host/deb",
-    "host/deb-kernel",
+    DEB_KERNEL,
 ];
 
-pub fn run(run: &mut Run, tree: &Path, linux_src: Option<&Path>) -> Result<()> {
-    for &name in NAMES {
-        if !run.args.wants(name) {
-            continue;
-        }
-        let kernel = run.project.kernel();
-        let mut command = match name {
-            "host/fmt" => cargo(run, &["fmt", "--all", "--check"]),
-            "host/clippy" => cargo(
-                run,
-                &[
-                    "clippy",
-                    "--workspace",
-                    "--all-targets",
-                    "--",
-                    "-D",
-                    "warnings",
-                ],
-            ),
+/// It compiles the kernel's Rust once more.
+const DEB_KERNEL: &str = "host/deb-kernel";
+
+/// Whether there is anything to do.
+pub fn any(args: &Args) -> bool {
+    names(args).next().is_some()
+}
+
+fn names(args: &Args) -> impl Iterator<Item = &'static str> {
+    let names = NAMES.iter().copied();
+    names.filter(|&name| args.wants(name) && !(args.quick() && name == DEB_KERNEL))
+}
+
+pub fn run(run: &mut Run, linux_src: Option<&Path>) -> Result<()> {
+    // The tools that most of them are.
+    setup::ensure(run.project, linux_src.is_some())?;
+    for name in names(run.args) {
+        match name {
+            "host/test" => unit_tests(run)?,
             "host/clippy-example" if !build::builds_example()? => {
                 let step = Step::begin(name);
                 let verdict = Verdict::Skipped("the example static-keys needs Rust 1.87".into());
                 run.record(&step, name, verdict, None);
-                continue;
             }
-            "host/clippy-example" => {
-                let mut command = cargo(run, &["clippy", "--locked", "--target-dir"]);
-                command
-                    .arg(&run.project.target)
-                    .args(["--", "-D", "warnings"])
-                    .current_dir(run.project.root.join("examples/static-keys"));
-                command
-            }
-            "host/test" => {
-                unit_tests(run)?;
-                continue;
-            }
-            "host/kernel-rustfmt" => {
-                let mut command = Command::new("rustfmt");
-                command
-                    .args(["--check", "--color", "never", "--config-path"])
-                    .arg(tree.join(".rustfmt.toml"))
-                    .args(files(&kernel.join("mm/sksm"), &["rs"])?);
-                command
-            }
-            "host/kernel-checkpatch" => {
-                let mut command = checkpatch(tree);
-                command
-                    .arg("--file")
-                    .args(files(&kernel.join("mm/sksm"), &["c", "h"])?);
-                command
-            }
-            "host/patches" => {
-                patches(run, name, linux_src)?;
-                continue;
-            }
-            "host/deb" => {
-                let step = Step::begin(name);
-                let out = tempfile::tempdir()?;
-                let result = deb::programs(run.project, out.path())
-                    .and_then(|packages| deb::installed::check(run.project, &packages));
-                record(run, &step, name, result)?;
-                continue;
-            }
-            // It compiles the kernel's Rust once more.
-            _ if run.args.quick() => continue,
             _ => {
                 let step = Step::begin(name);
-                let result = deb::kernel::check(run.project, linux_src).map(|_report| ());
+                let result = check(run, name, &step, linux_src);
                 record(run, &step, name, result)?;
-                continue;
             }
-        };
-        let step = Step::begin(name);
-        let log = log(run, name)?;
-        let result = step::run(&mut command, &log, &step, |line| step.detail(line));
-        record(run, &step, name, result)?;
+        }
     }
     Ok(())
+}
+
+fn check(run: &Run, name: &str, step: &Step, linux_src: Option<&Path>) -> Result<()> {
+    let kernel = run.project.kernel();
+    let tree = || -> Result<PathBuf> { Ok(kernel::source(run.project, linux_src)?.tree) };
+    let mut command = match name {
+        "host/fmt" => cargo(run, &["fmt", "--all", "--check"]),
+        "host/clippy" => cargo(
+            run,
+            &[
+                "clippy",
+                "--workspace",
+                "--all-targets",
+                "--",
+                "-D",
+                "warnings",
+            ],
+        ),
+        "host/clippy-example" => {
+            let mut command = cargo(run, &["clippy", "--locked", "--target-dir"]);
+            command
+                .arg(&run.project.target)
+                .args(["--", "-D", "warnings"])
+                .current_dir(run.project.root.join("examples/static-keys"));
+            command
+        }
+        "host/kernel-rustfmt" => {
+            let mut command = Command::new("rustfmt");
+            command
+                .args(["--check", "--color", "never", "--config-path"])
+                .arg(tree()?.join(".rustfmt.toml"))
+                .args(files(&kernel.join("mm/sksm"), &["rs"])?);
+            command
+        }
+        "host/kernel-checkpatch" => {
+            let mut command = checkpatch(&tree()?);
+            command
+                .arg("--file")
+                .args(files(&kernel.join("mm/sksm"), &["c", "h"])?);
+            command
+        }
+        "host/patches" => return patches(run, name, step, linux_src),
+        "host/deb" => {
+            let out = tempfile::tempdir()?;
+            let packages = deb::programs(run.project, out.path())?;
+            return deb::installed::check(run.project, &packages);
+        }
+        DEB_KERNEL => return deb::kernel::check(run.project, linux_src).map(|_report| ()),
+        _ => bail!("nobody knows how to run it"),
+    };
+    let log = log(run, name)?;
+    step::run(&mut command, &log, step, |line| step.detail(line))
 }
 
 fn record(run: &mut Run, step: &Step, name: &str, result: Result<()>) -> Result<()> {
@@ -124,23 +129,18 @@ fn record(run: &mut Run, step: &Step, name: &str, result: Result<()>) -> Result<
 }
 
 /// The series that `cargo xtask patches` writes: it makes what is built, and checkpatch finds nothing in it.
-fn patches(run: &mut Run, name: &str, linux_src: Option<&Path>) -> Result<()> {
-    let step = Step::begin(name);
-    let log = log(run, name)?;
+fn patches(run: &Run, name: &str, step: &Step, linux_src: Option<&Path>) -> Result<()> {
     let out = tempfile::tempdir()?;
-    let result = patches::make(run.project, linux_src, patches::PLACEHOLDER, out.path()).and_then(
-        |series| {
-            let mut command = checkpatch(&series.tree);
-            command.args(&series.patches);
-            step::run(&mut command, &log, &step, |line| step.detail(line))
-        },
-    );
-    record(run, &step, name, result)
+    let series = patches::make(run.project, linux_src, patches::PLACEHOLDER, out.path())?;
+    let mut command = checkpatch(&series.tree);
+    command.args(&series.patches);
+    let log = log(run, name)?;
+    step::run(&mut command, &log, step, |line| step.detail(line))
 }
 
 fn log(run: &Run, name: &str) -> Result<PathBuf> {
     let name = name.replace('/', "-");
-    Ok(run.project.logs()?.join(format!("test-{name}.log")))
+    run.project.log(&format!("test-{name}"))
 }
 
 fn cargo(run: &Run, args: &[&str]) -> Command {
@@ -182,15 +182,13 @@ fn unit_tests(run: &mut Run) -> Result<()> {
     let step = Step::begin(name);
     let log = log(run, name)?;
     let counts = RefCell::new(Counts::default());
-    let result = step::run(
-        &mut cargo(run, &["test", "--workspace", "--no-fail-fast"]),
-        &log,
-        &step,
-        |line| {
+    let mut command = cargo(run, &["test", "--workspace", "--no-fail-fast"]);
+    let result = run.project.check_target().and_then(|()| {
+        step::run(&mut command, &log, &step, |line| {
             step.detail(line);
             counts.borrow_mut().see(line);
-        },
-    );
+        })
+    });
     let counts = counts.into_inner();
     run.tally.add_passed(counts.passed);
     for (test, reason) in &counts.skipped {
@@ -202,10 +200,7 @@ fn unit_tests(run: &mut Run) -> Result<()> {
         run.record(&step, &format!("{name}/{test}"), verdict, Some(&log));
     }
     match result {
-        Err(error) if counts.failed.is_empty() => {
-            interrupt::check()?;
-            run.record(&step, name, Verdict::Failed(format!("{error:#}")), None);
-        }
+        Err(error) if counts.failed.is_empty() => run.fail(name, error)?,
         _ => step.print(&format!("ok   {name}: {} tests", counts.passed)),
     }
     Ok(())

@@ -6,11 +6,11 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::{
-    cache, config, progress::Step, project::Project, setup, source, step, toolchain::Toolchain,
-    tree,
+    cache, config, objects, progress::Step, project::Project, setup, source, step,
+    toolchain::Toolchain, tree,
 };
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -24,6 +24,8 @@ pub enum Arch {
     Debug,
     /// x86_64 with the data race detector, which excludes the other checkers
     Kcsan,
+    /// x86_64 with the patches and without the engine (CONFIG_SKSM=n), to compare with
+    Without,
     /// x86_64 as its authors left it, to compare with
     Unpatched,
 }
@@ -35,11 +37,11 @@ impl Arch {
     pub fn make(self) -> &'static str {
         match self {
             Arch::Um => "um",
-            Arch::X86_64 | Arch::Debug | Arch::Kcsan | Arch::Unpatched => "x86_64",
+            Arch::X86_64 | Arch::Debug | Arch::Kcsan | Arch::Without | Arch::Unpatched => "x86_64",
         }
     }
 
-    /// Whether the engine is in it.
+    /// Whether the patches are in its tree.
     pub fn patched(self) -> bool {
         self != Arch::Unpatched
     }
@@ -47,7 +49,7 @@ impl Arch {
     fn target(self) -> (&'static str, &'static str) {
         match self {
             Arch::Um => ("linux", "linux"),
-            Arch::X86_64 | Arch::Debug | Arch::Kcsan | Arch::Unpatched => {
+            Arch::X86_64 | Arch::Debug | Arch::Kcsan | Arch::Without | Arch::Unpatched => {
                 ("bzImage", "arch/x86/boot/bzImage")
             }
         }
@@ -60,6 +62,7 @@ impl Arch {
             Arch::X86_64 => 2140,
             Arch::Debug => 2160,
             Arch::Kcsan => 2160,
+            Arch::Without => 2120,
             Arch::Unpatched => 2170,
         }
     }
@@ -72,6 +75,7 @@ impl fmt::Display for Arch {
             Arch::X86_64 => "x86_64",
             Arch::Debug => "debug",
             Arch::Kcsan => "kcsan",
+            Arch::Without => "without",
             Arch::Unpatched => "unpatched",
         })
     }
@@ -113,14 +117,14 @@ pub fn build(project: &Project, arch: Arch, linux_src: Option<&Path>) -> Result<
         "{arch}-{}",
         &cache::fingerprint(&toolchain.version)[..8]
     ));
-    let log = project.logs()?.join(format!("build-{arch}.log"));
+    let log = project.log(&format!("build-{arch}"))?;
     // The source as it came.
     let unpacked = fs::read_to_string(source.dir.join("unpacked"))?;
     let base = format!("{}\n{unpacked}", toolchain.version);
     let kconfig = format!("{base}\n{}", changes.kconfig);
     let complete = objects.join(".sksm-built");
     let built = objects.join(image);
-    with_objects(&objects, || {
+    objects::with(&objects, || {
         let settings = config::configure(project, &toolchain, &source, &objects, arch, &kconfig)?;
         let wanted = format!("{settings}\n{}", changes.all);
         if built.is_file() && fs::read_to_string(&complete).is_ok_and(|made| made == wanted) {
@@ -132,27 +136,14 @@ pub fn build(project: &Project, arch: Arch, linux_src: Option<&Path>) -> Result<
         cache::write(&complete, wanted)
     })?;
     cache::remove(&stamp)?;
-    publish(&built, &kernel.image)?;
+    // Other builds in the same cache leave it alone there.
+    cache::copy(&built, &kernel.image)?;
+    objects::prune(&objects)?;
     // Not if somebody edited a file meanwhile.
     if made_of == ingredients(project, &source.dir)? {
         cache::write(&stamp, made_of)?;
     }
     Ok(kernel)
-}
-
-/// Does `work` in a directory of objects. `make` removes what it was about to write when it is asked to stop. When it
-/// was killed instead, some object may be half written and look finished, so the next time begins afresh.
-pub fn with_objects<T>(objects: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let busy = objects.join(".sksm-busy");
-    if busy.is_file() {
-        let step = Step::begin("removing objects of a build that was killed");
-        cache::remove(objects)?;
-        step.done();
-    }
-    cache::write(&busy, "")?;
-    let result = work();
-    cache::remove(&busy)?;
-    result
 }
 
 /// Runs `make` with its progress.
@@ -174,8 +165,9 @@ fn compile(
             step.detail(file);
         }
     });
-    steps.save(result.is_ok())?;
+    let saved = steps.save(result.is_ok());
     result?;
+    saved?;
     step.done();
     Ok(())
 }
@@ -194,16 +186,6 @@ fn ingredients(project: &Project, source: &Path) -> Result<String> {
     let files = tree::files_below(&project.kernel())?;
     let version = Toolchain::version()?;
     Ok(cache::fingerprint((files, version, source)))
-}
-
-/// Copies the image to where other builds in the same cache leave it alone.
-fn publish(built: &Path, image: &Path) -> Result<()> {
-    let content = fs::read(built).with_context(|| format!("cannot read {}", built.display()))?;
-    if cache::update(image, &content)? {
-        let permissions = fs::metadata(built)?.permissions();
-        fs::set_permissions(image, permissions)?;
-    }
-    Ok(())
 }
 
 /// The file that a line of the build's output is about.

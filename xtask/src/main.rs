@@ -1,5 +1,9 @@
 //! `cargo xtask`: builds the kernels, boots them, and tests in them.
 
+// First, as its macros are for all the others.
+#[macro_use]
+mod say;
+
 mod agent;
 mod bench;
 mod build;
@@ -18,6 +22,7 @@ mod kernel;
 mod ksmd_watch;
 mod lock;
 mod measurement;
+mod objects;
 mod patches;
 mod progress;
 mod project;
@@ -27,6 +32,7 @@ mod report;
 mod run;
 mod selftests;
 mod setup;
+mod skips;
 mod source;
 mod step;
 mod stress;
@@ -93,6 +99,10 @@ enum Verb {
 
 fn main() -> ExitCode {
     match dispatch(Cli::parse()) {
+        Ok(_) if say::lost() => {
+            eprintln!("error: not all of the output could be written");
+            ExitCode::FAILURE
+        }
         Ok(code) => code,
         Err(error) => {
             if let Some(signal) = interrupt::signal() {

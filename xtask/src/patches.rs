@@ -167,20 +167,27 @@ pub fn run(project: &Project, args: &Args, linux_src: Option<&Path>) -> Result<E
     }
     setup::ensure(project, linux_src.is_some())?;
     let out = args.out.canonicalize()?;
+    // Elsewhere at first, so that `out` is empty still if anything fails.
+    let scratch = tempfile::tempdir()?;
     let step = Step::begin("writing the series");
-    let made = make(project, linux_src, &sender, &out)?;
+    let made = make(project, linux_src, &sender, scratch.path())?;
     step.done();
     let step = Step::begin("checking its style");
-    let log = project.logs()?.join("patches-checkpatch.log");
+    let log = project.log("patches-checkpatch")?;
     let mut checkpatch = host_tests::checkpatch(&made.tree);
     checkpatch.args(&made.patches);
     let mut findings = 0;
     let result = step::run(&mut checkpatch, &log, &step, |line| {
         findings += 1;
-        step.print(line);
+        let from_name = Path::new(line).strip_prefix(scratch.path());
+        step.print(&from_name.unwrap_or(Path::new(line)).to_string_lossy());
     });
+    if findings == 0 {
+        result?;
+    }
     interrupt::check()?;
-    if result.is_err() {
+    deliver(scratch.path(), &out)?;
+    if findings > 0 {
         bail!(
             "checkpatch.pl --strict has {findings} findings, above; the series is in {} all the same",
             out.display()
@@ -195,6 +202,20 @@ pub fn run(project: &Project, args: &Args, linux_src: Option<&Path>) -> Result<E
         out.display()
     );
     Ok(ExitCode::SUCCESS)
+}
+
+/// Copies all files, or leaves none.
+fn deliver(from: &Path, to: &Path) -> Result<()> {
+    let files = tree::files_below(from)?;
+    let copied = files
+        .iter()
+        .try_for_each(|(name, content)| cache::write(&to.join(name), content));
+    if copied.is_err() {
+        for name in files.keys() {
+            let _ = cache::remove(&to.join(name));
+        }
+    }
+    copied
 }
 
 /// A series that was written and tried.
@@ -458,14 +479,7 @@ impl Repo {
             command.env(format!("GIT_{role}_NAME"), name);
             command.env(format!("GIT_{role}_EMAIL"), mail);
         }
-        let output = command.output().context("cannot run git")?;
-        if !output.status.success() {
-            bail!(
-                "git {} failed: {}",
-                words[0],
-                String::from_utf8_lossy(&output.stderr).trim()
-            );
-        }
+        step::output(&mut command)?;
         Ok(())
     }
 }
@@ -657,6 +671,24 @@ M:\tSomebody <s@example.org>
         assert!(error.ends_with("\n  mm/sksm/node.rs"), "{error}");
         let error = prove(&patches[1..], &setting.pristine, setting.wanted.clone());
         assert!(format!("{:#}", error.unwrap_err()).contains("does not take the series"));
+    }
+
+    #[test]
+    fn a_series_arrives_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        for name in ["0000-cover-letter.patch", "0001-first.patch"] {
+            cache::write(&from.join(name), name).unwrap();
+        }
+        // Where a directory is in the way, no file can be put.
+        fs::create_dir_all(to.join("0001-first.patch/in-the-way")).unwrap();
+        deliver(&from, &to).unwrap_err();
+        assert!(tree::files_below(&to).unwrap().is_empty());
+        deliver(&from, &to).unwrap();
+        assert_eq!(
+            tree::files_below(&to).unwrap(),
+            tree::files_below(&from).unwrap()
+        );
     }
 
     #[test]

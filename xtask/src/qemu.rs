@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 
 use crate::{progress::Step, project::Project, step};
 
@@ -54,18 +54,13 @@ pub fn command(project: &Project) -> Command {
 
 /// What apt would install for QEMU if it might remove what is in the way: the libraries, which are in nobody's way.
 pub fn libraries() -> Result<Vec<String>> {
-    let output = Command::new("apt-get")
-        .args(["install", "--simulate", "--no-install-recommends", PACKAGE])
-        .env("LC_ALL", "C")
-        .output()
-        .context("cannot run apt-get")?;
-    if !output.status.success() {
-        bail!(
-            "{PACKAGE} cannot be installed:\n{}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-    }
-    Ok(libraries_of(&String::from_utf8_lossy(&output.stdout)))
+    let simulation = step::output(
+        Command::new("apt-get")
+            .args(["install", "--simulate", "--no-install-recommends", PACKAGE])
+            .env("LC_ALL", "C"),
+    )
+    .with_context(|| format!("{PACKAGE} cannot be installed"))?;
+    Ok(libraries_of(&simulation))
 }
 
 fn libraries_of(simulation: &str) -> Vec<String> {
@@ -80,19 +75,19 @@ fn libraries_of(simulation: &str) -> Vec<String> {
 /// Downloads the packages and unpacks them. Needs apt's lists.
 pub fn unpack(project: &Project) -> Result<()> {
     let step = Step::begin("unpacking QEMU");
-    fs::create_dir_all(&project.cache)?;
-    let scratch = tempfile::Builder::new()
-        .prefix("qemu-")
-        .tempdir_in(&project.cache)?;
-    let log = project.logs()?.join("qemu.log");
+    let scratch = project.scratch()?;
+    let log = project.log("qemu")?;
     let mut download = Command::new("apt-get");
     download.arg("download").args(TOGETHER);
     step::run(download.current_dir(scratch.path()), &log, &step, |line| {
         step.detail(line)
     })?;
     let files = scratch.path().join("files");
-    for entry in fs::read_dir(scratch.path())? {
-        let package = entry?.path();
+    // All of them first, as what is unpacked lies beside them.
+    let packages = fs::read_dir(scratch.path())?
+        .map(|entry| Ok(entry?.path()))
+        .collect::<Result<Vec<_>>>()?;
+    for package in packages {
         let mut extract = Command::new("dpkg-deb");
         extract.arg("--extract").arg(&package).arg(&files);
         step::run(&mut extract, &log, &step, |_| {})?;

@@ -3,9 +3,10 @@
 use std::{path::Path, process::ExitCode, time::Duration};
 
 use anyhow::Result;
+use procfs::{Current, Meminfo};
 
 use crate::{
-    guest::{Boot, Cmd, End, Stdin},
+    guest::{self, Boot, Cmd, End, Stdin},
     kernel::{self, Arch},
     project::Project,
 };
@@ -18,8 +19,8 @@ pub struct Args {
     /// The guest's memory, as in 512M or 4G
     #[arg(long, value_parser = size)]
     mem: Option<String>,
-    /// Its CPUs; UML has one
-    #[arg(long)]
+    /// Its CPUs, up to 8; UML has one
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=CPUS))]
     smp: Option<u32>,
     /// Give up after so many seconds
     #[arg(long, value_name = "SECONDS")]
@@ -29,8 +30,17 @@ pub struct Args {
     command: Vec<std::ffi::OsString>,
 }
 
+/// As many as the kernels are built for: CONFIG_NR_CPUS.
+const CPUS: i64 = 8;
+
 fn size(text: &str) -> Result<String, String> {
-    match crate::guest::bytes(text) {
+    // What cannot be read limits nothing.
+    let most = Meminfo::current().map_or(u64::MAX, |memory| memory.mem_total + memory.swap_total);
+    match guest::bytes(text) {
+        Some(bytes) if bytes > most => Err(format!(
+            "this machine has {} of memory and swap",
+            guest::gib(most)
+        )),
         Some(bytes) if bytes >= 64 << 20 => Ok(text.to_owned()),
         Some(_) => Err("a kernel needs 64M at the least".into()),
         None => Err("give a size as in 512M or 4G".into()),
@@ -66,5 +76,46 @@ pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<Ex
                 _ => ExitCode::FAILURE,
             })
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Cli {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    #[test]
+    fn a_machine_that_cannot_be_is_refused() {
+        let parse = |option: &str| match Cli::try_parse_from(["run", option, "--", "true"]) {
+            Ok(cli) => Ok((cli.args.smp, cli.args.mem)),
+            Err(error) => Err(error.to_string()),
+        };
+        assert_eq!(parse("--smp=2").unwrap().0, Some(2));
+        assert_eq!(parse("--mem=64M").unwrap().1.as_deref(), Some("64M"));
+        for (option, said) in [
+            ("--smp=0", "1..=8"),
+            ("--smp=300", "1..=8"),
+            ("--mem=1M", "64M at the least"),
+            ("--mem=1000000G", "this machine has"),
+            ("--mem=99999999999G", "give a size"),
+            ("--mem=lots", "give a size"),
+        ] {
+            let error = parse(option).unwrap_err();
+            assert!(error.contains(said), "{option}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_kernels_have_as_many_cpus_as_one_can_ask_for() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let config = std::fs::read_to_string(root.join("kernel/configs/x86_64.config")).unwrap();
+        assert!(config.contains(&format!("CONFIG_NR_CPUS={CPUS}\n")));
     }
 }

@@ -14,7 +14,6 @@ use std::{
 use anyhow::{Result, bail};
 
 use crate::{
-    interrupt,
     kernel::{self, Arch, Kernel},
     progress::Step,
     project::Project,
@@ -113,12 +112,8 @@ pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<Ex
             )?;
         }
         println!("patched");
-    } else if table.kernel != built.version {
-        eprintln!(
-            "note: this is Linux {}, the recorded table is of {}",
-            built.version, table.kernel
-        );
     }
+    let same_version = same_version(&table, &built);
     let mut tally = Tally::default();
     column::run(
         project,
@@ -127,7 +122,7 @@ pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<Ex
         &chosen,
         |step, program, outcome| {
             let name = program.name();
-            let verdict = judge(&outcome, table.unpatched.get(&name));
+            let verdict = judge(&outcome, table.unpatched.get(&name), same_version);
             step.print(&tally.add(&name, verdict, Some(&outcome.log)));
             table.patched.insert(name, outcome.entry);
             table.save(if args.record { &docs } else { &out })
@@ -172,6 +167,7 @@ pub fn test(run: &mut Run, kernel: &Kernel, linux_src: Option<&Path>) -> Result<
     let project = run.project;
     let result = Table::load(project).and_then(|table| {
         let built = build::build(project, linux_src)?;
+        let same_version = same_version(&table, &built);
         column::run(
             project,
             kernel,
@@ -179,7 +175,7 @@ pub fn test(run: &mut Run, kernel: &Kernel, linux_src: Option<&Path>) -> Result<
             &chosen,
             |step, program, outcome| {
                 let name = program.name();
-                let verdict = judge(&outcome, table.unpatched.get(&name));
+                let verdict = judge(&outcome, table.unpatched.get(&name), same_version);
                 run.record(
                     step,
                     &format!("{PREFIX}{name}"),
@@ -190,13 +186,10 @@ pub fn test(run: &mut Run, kernel: &Kernel, linux_src: Option<&Path>) -> Result<
             },
         )
     });
-    if let Err(error) = result {
-        interrupt::check()?;
-        let step = Step::begin("selftests");
-        let verdict = Verdict::Failed(format!("{error:#}"));
-        run.record(&step, PREFIX.trim_end_matches('/'), verdict, None);
+    match result {
+        Ok(()) => Ok(()),
+        Err(error) => run.fail(PREFIX.trim_end_matches('/'), error),
     }
-    Ok(())
 }
 
 /// Whether any of them has a name with `pattern` in it.
@@ -218,10 +211,24 @@ fn skip(run: &mut Run, name: &str, why: &str) {
     );
 }
 
+/// Whether the programs are those of the table; says so if not.
+fn same_version(table: &Table, built: &build::Built) -> bool {
+    let same = table.kernel == built.version;
+    if !same {
+        eprintln!(
+            "note: this is Linux {}, the recorded table is of {}: tests that only one of them has do not count; \
+             `cargo xtask selftests --record` makes a new table",
+            built.version, table.kernel
+        );
+    }
+    same
+}
+
 /// Compares with the unpatched kernel.
-fn judge(outcome: &Outcome, there: Option<&Entry>) -> Verdict {
+fn judge(outcome: &Outcome, there: Option<&Entry>, same_version: bool) -> Verdict {
     let mut problems = match there {
-        Some(there) => outcome.entry.worse_than(there),
+        Some(there) if same_version => outcome.entry.worse_than(there),
+        Some(there) => outcome.entry.worse_than_other_version(there),
         None => {
             vec!["is not in the recorded table; `cargo xtask selftests --record` adds it".into()]
         }
@@ -270,7 +277,7 @@ mod tests {
     #[test]
     fn worse_than_recorded_fails_and_so_does_a_splat() {
         let good = Entry::new(Status::Pass, String::new(), Vec::new());
-        let judged = |end, splats: &[&str], there| judge(&outcome(end, splats), there);
+        let judged = |end, splats: &[&str], there| judge(&outcome(end, splats), there, true);
         assert!(matches!(
             judged(Status::Pass, &[], Some(&good)),
             Verdict::Passed(_)

@@ -12,7 +12,7 @@ use crate::{
     interrupt,
     progress::Step,
     project::{self, Project},
-    qemu,
+    qemu, step,
 };
 
 /// What is needed, each with the packages that offer it, the preferred first. Debian 12 has the
@@ -62,28 +62,71 @@ const OLDEST_RUST: (u32, u32) = (1, 78);
 /// Only needed without `--linux-src`.
 const SOURCE: &str = "linux-source-6.12";
 
-/// The packages that are missing.
-pub struct Missing(Vec<&'static str>);
+/// What is to be done about packages that are missing.
+#[derive(Debug, PartialEq)]
+struct Plan {
+    /// What apt is to install.
+    names: Vec<String>,
+    /// QEMU, which cannot be installed beside what is there, is unpacked into the cache.
+    own_qemu: bool,
+    /// apt does not know all of them yet.
+    update: bool,
+}
 
-impl Missing {
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+impl Plan {
+    /// Whatever is on the machine may be somebody's, so nothing is removed. QEMU is what cannot be installed only if the
+    /// others can.
+    fn of(
+        missing: &[&str],
+        available: impl Fn(&str) -> bool,
+        fit: impl Fn(&[&str]) -> bool,
+    ) -> Self {
+        let update = !missing.iter().all(|&package| available(package));
+        let mut others = missing.to_vec();
+        others.retain(|&package| package != qemu::PACKAGE);
+        let own_qemu = others.len() < missing.len() && !update && !fit(missing) && fit(&others);
+        let names = if own_qemu { &others } else { missing };
+        Self {
+            names: names.iter().map(|&name| name.to_owned()).collect(),
+            own_qemu,
+            update,
+        }
     }
 
-    fn has_qemu(&self) -> bool {
-        self.0.contains(&qemu::PACKAGE)
+    fn of_this_machine(missing: &[&str]) -> Self {
+        Self::of(missing, available, fit)
+    }
+
+    /// What a QEMU in the cache needs from outside it.
+    fn add_libraries(&mut self) -> Result<()> {
+        if self.own_qemu {
+            self.names.extend(qemu::libraries()?);
+        }
+        Ok(())
+    }
+
+    /// How to become root.
+    fn sudo(&self) -> Result<&'static [&'static str]> {
+        if rustix::process::geteuid().is_root() {
+            Ok(&[])
+        } else if succeeds("sudo", &["-n", "true"]) {
+            Ok(&["sudo", "-n"])
+        } else if succeeds("sudo", &["--version"]) && std::io::stdin().is_terminal() {
+            Ok(&["sudo"])
+        } else {
+            bail!("packages are missing; as root, run\n  {self}");
+        }
     }
 }
 
-impl fmt::Display for Missing {
+impl fmt::Display for Plan {
     /// The line that installs them.
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(
-            f,
-            "apt-get install {} {}",
-            OPTIONS.join(" "),
-            self.0.join(" ")
-        )
+        if self.update {
+            f.write_str("apt-get update && ")?;
+        }
+        let options = OPTIONS.join(" ");
+        write!(f, "apt-get install {options} {}", self.names.join(" "))
     }
 }
 
@@ -95,22 +138,34 @@ pub fn check(project: &Project) -> Result<bool> {
         return Ok(true);
     }
     println!("missing packages:");
-    for package in &missing.0 {
+    for package in &missing {
         println!("  {package}");
     }
-    if missing.has_qemu() && !fits(&missing.0) {
+    let mut plan = Plan::of_this_machine(&missing);
+    let libraries = plan.add_libraries();
+    if plan.own_qemu {
         println!(
             "{} cannot be installed beside what is there; `cargo xtask setup` unpacks it into the cache",
             qemu::PACKAGE
         );
-    } else {
-        println!("install them with:\n  {missing}");
+    }
+    if let Err(error) = libraries {
+        println!("{error:#}");
+    }
+    if !plan.names.is_empty() {
+        let what = if plan.own_qemu {
+            "what else is missing"
+        } else {
+            "them"
+        };
+        println!("install {what} with:\n  {plan}");
     }
     Ok(false)
 }
 
 /// Installs what is missing; `own_source` says that Debian's kernel source is not needed.
 pub fn ensure(project: &Project, own_source: bool) -> Result<()> {
+    project.check_cache()?;
     install(project, || missing(project, own_source))
 }
 
@@ -118,67 +173,48 @@ pub fn ensure(project: &Project, own_source: bool) -> Result<()> {
 pub fn ensure_packages(project: &Project, names: &[&'static str]) -> Result<()> {
     install(project, || {
         let installed = installed()?;
-        let missing = names.iter().copied();
-        Ok(Missing(
-            missing
-                .filter(|&name| !installed.iter().any(|other| other == name))
-                .collect(),
-        ))
+        let mut missing = names.to_vec();
+        missing.retain(|&name| !installed.iter().any(|other| other == name));
+        Ok(missing)
     })
 }
 
-fn install(project: &Project, missing: impl Fn() -> Result<Missing>) -> Result<()> {
-    let mut packages = missing()?;
+fn install(project: &Project, missing: impl Fn() -> Result<Vec<&'static str>>) -> Result<()> {
+    let packages = missing()?;
     if packages.is_empty() {
         return Ok(());
     }
-    let root = rustix::process::geteuid().is_root();
-    let sudo: &[&str] = if root {
-        &[]
-    } else if succeeds("sudo", &["-n", "true"]) {
-        &["sudo", "-n"]
-    } else if succeeds("sudo", &["--version"]) && std::io::stdin().is_terminal() {
-        &["sudo"]
-    } else {
-        bail!("packages are missing; as root, run\n  {packages}");
-    };
-    if packages.0.iter().any(|package| !available(package)) {
-        apt(sudo, &["update"])?;
+    let mut plan = Plan::of_this_machine(&packages);
+    if plan.update {
+        apt(plan.sudo()?, &["update"])?;
         // With the lists at hand the choice may be another one.
-        packages = missing()?;
+        plan = Plan::of_this_machine(&missing()?);
     }
-    // Whatever is on the machine may be somebody's: nothing is removed.
-    let own_qemu = packages.has_qemu() && !fits(&packages.0);
-    let libraries = if own_qemu {
-        packages.0.retain(|&package| package != qemu::PACKAGE);
-        qemu::libraries()?
-    } else {
-        Vec::new()
-    };
-    let names = packages.0.into_iter();
-    let names: Vec<&str> = names.chain(libraries.iter().map(String::as_str)).collect();
-    if !names.is_empty() {
-        eprintln!("installing: {}", names.join(" "));
+    plan.add_libraries()?;
+    if !plan.names.is_empty() {
+        let sudo = plan.sudo()?;
+        eprintln!("installing: {}", plan.names.join(" "));
         let mut install = vec!["install"];
         install.extend(OPTIONS);
-        install.extend(names);
+        install.extend(plan.names.iter().map(String::as_str));
         apt(sudo, &install)?;
     }
-    if own_qemu {
+    if plan.own_qemu {
         qemu::unpack(project)?;
     }
     Ok(())
 }
 
 /// Whether apt can install them without removing anything.
-fn fits(packages: &[&str]) -> bool {
+fn fit(packages: &[&str]) -> bool {
     let mut args = vec!["install", "--simulate"];
     args.extend(OPTIONS);
     args.extend(packages);
     succeeds("apt-get", &args)
 }
 
-fn missing(project: &Project, own_source: bool) -> Result<Missing> {
+/// The packages that are missing.
+fn missing(project: &Project, own_source: bool) -> Result<Vec<&'static str>> {
     let mut packages = installed()?;
     if qemu::is_unpacked(project) {
         packages.push(qemu::PACKAGE.into());
@@ -188,7 +224,7 @@ fn missing(project: &Project, own_source: bool) -> Result<Missing> {
     if !(cargo_has("fmt") && cargo_has("clippy")) {
         missing.extend(lints(installed));
     }
-    Ok(Missing(missing))
+    Ok(missing)
 }
 
 /// What the host checks need, where cargo is Debian's. A cargo from elsewhere says itself how its
@@ -247,14 +283,10 @@ fn bookworm() -> bool {
 }
 
 fn installed() -> Result<Vec<String>> {
-    let output = Command::new("dpkg-query")
-        .args(["-W", "-f", "${db:Status-Abbrev} ${Package} ${Version}\n"])
-        .output()
-        .context("cannot run dpkg-query; the tool needs Debian 12 or 13")?;
-    Ok(String::from_utf8_lossy(&output.stdout)
-        .lines()
-        .filter_map(usable)
-        .collect())
+    let format = "${db:Status-Abbrev} ${Package} ${Version}\n";
+    let list = step::output(Command::new("dpkg-query").args(["-W", "-f", format]))
+        .context("the tool needs Debian 12 or 13")?;
+    Ok(list.lines().filter_map(usable).collect())
 }
 
 /// The package that a line of dpkg-query's tells of, if it can be used.
@@ -372,6 +404,36 @@ mod tests {
     fn the_users_own_source_replaces_the_package() {
         assert!(choose(|_| false, |_| true, true, false).contains(&SOURCE));
         assert!(!choose(|_| false, |_| true, true, true).contains(&SOURCE));
+    }
+
+    #[test]
+    fn qemu_is_in_the_way_only_if_the_others_are_not() {
+        let missing = ["bc", qemu::PACKAGE];
+        let names = |names: &[&str]| {
+            names
+                .iter()
+                .map(|&name| name.to_owned())
+                .collect::<Vec<_>>()
+        };
+        let plan = |known: bool, fit: fn(&[&str]) -> bool| Plan::of(&missing, |_| known, fit);
+        let all = plan(true, |_| true);
+        assert_eq!((&all.names, all.own_qemu), (&names(&missing), false));
+        let rest = plan(true, |packages| !packages.contains(&qemu::PACKAGE));
+        assert_eq!((&rest.names, rest.own_qemu), (&names(&["bc"]), true));
+        // With no lists, or where something else is wrong, nothing fits.
+        let unknown = plan(false, |_| false);
+        assert!(
+            unknown
+                .to_string()
+                .starts_with("apt-get update && apt-get install ")
+        );
+        assert!(unknown.to_string().ends_with(" bc qemu-system-x86"));
+        assert!(!unknown.own_qemu);
+        let broken = plan(true, |_| false);
+        assert_eq!((&broken.names, broken.own_qemu), (&names(&missing), false));
+        assert!(broken.to_string().starts_with("apt-get install "));
+        let other = Plan::of(&["bc"], |_| true, |_| false);
+        assert!(!other.own_qemu);
     }
 
     #[test]

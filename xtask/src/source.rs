@@ -17,6 +17,10 @@ const SERIES: &str = "6.12";
 const TARBALL: &str = "/usr/src/linux-source-6.12.tar.xz";
 const PACKAGE: &str = "linux-source-6.12";
 
+/// How names in the cache begin and end.
+const DEBIAN: &str = "debian-";
+const UNPATCHED: &str = "-unpatched";
+
 /// A tree in the cache, and beside it everything made from it.
 pub struct Source {
     /// Holds the tree, the objects and the stamps.
@@ -37,7 +41,7 @@ pub fn fetch(project: &Project, user_tree: Option<&Path>, patched: bool) -> Resu
 fn source(project: &Project, key: &str, patched: bool) -> Source {
     let name = match patched {
         true => key.to_owned(),
-        false => format!("{key}-unpatched"),
+        false => format!("{key}{UNPATCHED}"),
     };
     let dir = project.cache.join("linux").join(name);
     Source {
@@ -57,17 +61,61 @@ pub fn debian(project: &Project, patched: bool) -> Result<Source> {
     }
     Ok(source(
         project,
-        &format!("debian-{}", String::from_utf8_lossy(&output.stdout)),
+        &format!("{DEBIAN}{}", String::from_utf8_lossy(&output.stdout)),
         patched,
     ))
 }
 
 fn unpack(project: &Project, patched: bool) -> Result<Source> {
     let source = debian(project, patched)?;
-    let stamp = source.dir.join("unpacked");
-    if stamp.is_file() {
-        return Ok(source);
+    if !source.dir.join("unpacked").is_file() {
+        unpack_into(project, &source)?;
     }
+    for old in superseded(&source.dir)? {
+        let step = Step::begin(format!("removing {}", old.display()));
+        // The stamp first, for who goes back to it after an interruption.
+        let removed = cache::remove(&old.join("unpacked")).and_then(|()| cache::remove(&old));
+        match removed {
+            Ok(()) => step.done(),
+            // It is in nobody's way.
+            Err(error) => eprintln!("note: {error:#}"),
+        }
+    }
+    Ok(source)
+}
+
+/// The trees of Debian's older versions beside this one, each with all that was made from it. One that somebody gives as
+/// --linux-src, which shows in the name of its copy, is not among them.
+fn superseded(current: &Path) -> Result<Vec<PathBuf>> {
+    let version = |name: &str| {
+        let name = name.strip_suffix(UNPATCHED).unwrap_or(name);
+        name.strip_prefix(DEBIAN).map(str::to_owned)
+    };
+    let name = current.file_name().context("the tree has no name")?;
+    let newest = version(&name.to_string_lossy()).context("the tree is not Debian's")?;
+    let parent = current.parent().context("the tree has no place")?;
+    let mut names = Vec::new();
+    for entry in fs::read_dir(parent)? {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    let mut old = Vec::new();
+    for name in &names {
+        let dir = parent.join(name);
+        let copy = copy_key("", &dir.join("tree").to_string_lossy());
+        let copied = |other: &String| other.trim_end_matches(UNPATCHED).ends_with(&copy);
+        let Some(version) = version(name).filter(|_| !names.iter().any(copied)) else {
+            continue;
+        };
+        let mut compare = Command::new("dpkg");
+        compare.args(["--compare-versions", &version, "lt", &newest]);
+        if compare.status().context("cannot run dpkg")?.success() {
+            old.push(dir);
+        }
+    }
+    Ok(old)
+}
+
+fn unpack_into(project: &Project, source: &Source) -> Result<()> {
     // Whatever is there was interrupted.
     let step = Step::begin("unpacking the kernel's source");
     if source.dir.exists() {
@@ -75,7 +123,7 @@ fn unpack(project: &Project, patched: bool) -> Result<Source> {
         cache::remove(&source.dir)?;
     }
     fs::create_dir_all(&source.tree)?;
-    let log = project.logs()?.join("unpack.log");
+    let log = project.log("unpack")?;
     let mut tar = Group::spawn(
         Command::new("tar")
             .args(["--extract", "--xz", "--strip-components=1", "--directory"])
@@ -107,9 +155,14 @@ fn unpack(project: &Project, patched: bool) -> Result<Source> {
         bail!("unpacking {TARBALL} failed\n{}", step::tail(&log)?);
     }
     check_series(&source.tree)?;
-    cache::write(&stamp, "")?;
+    cache::write(&source.dir.join("unpacked"), "")?;
     step.done();
-    Ok(source)
+    Ok(())
+}
+
+/// Names the copy of a user's tree.
+fn copy_key(version: &str, path: &str) -> String {
+    format!("{version}-{}", cache::fingerprint(path.as_bytes()))
 }
 
 fn copy(project: &Project, from: &Path, patched: bool) -> Result<Source> {
@@ -118,17 +171,13 @@ fn copy(project: &Project, from: &Path, patched: bool) -> Result<Source> {
         .with_context(|| format!("--linux-src: no directory {}", from.display()))?;
     let version = check_series(&from)?;
     let path = from.to_string_lossy();
-    let source = source(
-        project,
-        &format!("{version}-{}", cache::fingerprint(path.as_bytes())),
-        patched,
-    );
+    let source = source(project, &copy_key(&version, &path), patched);
     fs::create_dir_all(&source.dir)?;
     // The user may have edited the tree since, so it is compared every time. What the patches
     // touch is compared too, with the copies that are kept without them.
     let step = Step::begin(format!("copying {path}"));
     let stamp = source.dir.join("unpacked");
-    let log = project.logs()?.join("copy.log");
+    let log = project.log("copy")?;
     let managed = crate::tree::managed(&source)?;
     let excludes = source.dir.join("excludes");
     let list: String = managed
@@ -227,6 +276,41 @@ mod tests {
         format!(
             "# SPDX\nVERSION = 6\nPATCHLEVEL = {minor}\nSUBLEVEL = 74\nEXTRAVERSION =\nNAME = x\n"
         )
+    }
+
+    #[test]
+    fn older_versions_of_debians_are_superseded() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        let given = path("debian-6.12.48-1").join("tree");
+        let copy = copy_key("6.12.48", &given.to_string_lossy());
+        for name in [
+            "debian-6.12.73-1~deb12u1",
+            "debian-6.12.73-1~deb12u1-unpatched",
+            "debian-6.12.9-1",
+            "debian-6.12.117-1",
+            "debian-6.12.117-1-unpatched",
+            "debian-6.12.200-1",
+            "debian-6.12.48-1",
+            &copy,
+            "6.12.1-0123456789abcdef",
+        ] {
+            fs::create_dir(path(name)).unwrap();
+        }
+        let mut expected = [
+            path("debian-6.12.73-1~deb12u1"),
+            path("debian-6.12.73-1~deb12u1-unpatched"),
+            path("debian-6.12.9-1"),
+        ];
+        expected.sort();
+        for current in ["debian-6.12.117-1", "debian-6.12.117-1-unpatched"] {
+            let mut old = superseded(&path(current)).unwrap();
+            old.sort();
+            assert_eq!(old, expected);
+        }
+        // Of the unpatched kernel alone.
+        fs::rename(path(&copy), path(&format!("{copy}-unpatched"))).unwrap();
+        assert_eq!(superseded(&path("debian-6.12.117-1")).unwrap().len(), 3);
     }
 
     #[test]

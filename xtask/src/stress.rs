@@ -36,6 +36,7 @@ pub struct Args {
 const WINDING_UP: Duration = Duration::from_secs(600);
 
 pub fn run(project: &Project, args: &Args, linux_src: Option<&Path>) -> Result<ExitCode> {
+    project.check_target()?;
     let kernel = kernel::build(project, args.arch, linux_src)?;
     let program = build::guest_programs(project)?.join("sksm-random");
     let time = Duration::from_secs(60 * args.minutes);

@@ -8,7 +8,10 @@ const MARGIN: f64 = 40.0;
 const BARS_X: f64 = 250.0;
 pub const BARS_WIDTH: f64 = 380.0;
 pub const BAR_HEIGHT: f64 = 30.0;
-const BAR_STEP: f64 = 46.0;
+const BAR_GAP: f64 = 16.0;
+/// Of bars that are many.
+const DENSE_HEIGHT: f64 = 20.0;
+const DENSE_GAP: f64 = 7.0;
 /// The height of a plot of curves, and the gap between two beside each other.
 const PLOT_HEIGHT: f64 = 210.0;
 const PLOT_GAP: f64 = 70.0;
@@ -20,6 +23,7 @@ const RULE: &str = "#dfe3e6";
 pub const GREY: &str = "#a9b4c0";
 pub const RED: &str = "#d8735a";
 pub const GREEN: &str = "#16836b";
+pub const PALE_GREEN: &str = "#79b8a8";
 pub const BLUE: &str = "#3f6aa8";
 pub const PALE_BLUE: &str = "#7c9cc4";
 
@@ -48,19 +52,20 @@ pub struct Curve {
     pub points: Vec<Point>,
 }
 
-/// A median, and the range that half of the values are in.
+/// A median, and the range that half of the values are in; a single value has none.
 #[derive(Clone, Copy)]
 pub struct Point {
     pub at: f64,
-    pub lower: f64,
     pub median: f64,
-    pub upper: f64,
+    pub half: Option<(f64, f64)>,
 }
 
 /// What has been drawn so far, and how far down.
 pub struct Svg {
     body: String,
     y: f64,
+    bar: f64,
+    gap: f64,
 }
 
 impl Svg {
@@ -68,6 +73,17 @@ impl Svg {
         Self {
             body: String::new(),
             y: 58.0,
+            bar: BAR_HEIGHT,
+            gap: BAR_GAP,
+        }
+    }
+
+    /// For many bars.
+    pub fn dense() -> Self {
+        Self {
+            bar: DENSE_HEIGHT,
+            gap: DENSE_GAP,
+            ..Self::new()
         }
     }
 
@@ -103,10 +119,10 @@ impl Svg {
             let top = self.y;
             _ = writeln!(
                 self.body,
-                r#"<rect x="{BARS_X}" y="{top:.1}" width="{width:.1}" height="{BAR_HEIGHT}" rx="3" fill="{}"/>"#,
-                bar.colour
+                r#"<rect x="{BARS_X}" y="{top:.1}" width="{width:.1}" height="{}" rx="3" fill="{}"/>"#,
+                self.bar, bar.colour
             );
-            self.y = top + BAR_HEIGHT / 2.0 + 5.0;
+            self.y = top + self.bar / 2.0 + 5.0;
             self.text_to(BARS_X - 14.0, &bar.label);
             let after = BARS_X + width + 12.0;
             _ = writeln!(
@@ -116,7 +132,7 @@ impl Svg {
                 escape(&bar.shown),
                 escape(&bar.remark)
             );
-            self.y = top + BAR_STEP;
+            self.y = top + self.bar + self.gap;
         }
     }
 
@@ -143,7 +159,8 @@ impl Svg {
             highest = highest.max(point.median);
         }
         // One disturbed measurement is not to flatten all others.
-        let shaded = all().map(|point| point.upper.min(1.5 * highest));
+        let upper = all().filter_map(|point| point.half).map(|(_, upper)| upper);
+        let shaded = upper.map(|upper| upper.min(1.5 * highest));
         highest = shaded.fold(highest, f64::max);
         if all().next().is_none() {
             self.y += 24.0;
@@ -218,28 +235,39 @@ impl Svg {
     fn curve(&mut self, curve: &Curve, right: impl Fn(f64) -> f64, down: impl Fn(f64) -> f64) {
         let colour = curve.colour;
         let place = |at: f64, value: f64| format!("{:.1},{:.1}", right(at), down(value));
-        let upper = curve
-            .points
-            .iter()
-            .map(|point| place(point.at, point.upper));
-        let lower = curve
-            .points
-            .iter()
-            .map(|point| place(point.at, point.lower));
-        let around: Vec<String> = upper.chain(lower.rev()).collect();
+        let known = |one: &Point, other: &Point| one.half.is_some() == other.half.is_some();
+        for points in curve.points.chunk_by(known) {
+            let halves = points
+                .iter()
+                .filter_map(|point| Some((point.at, point.half?)));
+            let upper = halves.clone().map(|(at, (_, upper))| place(at, upper));
+            let lower = halves.map(|(at, (lower, _))| place(at, lower));
+            let around: Vec<String> = upper.chain(lower.rev()).collect();
+            if !around.is_empty() {
+                _ = writeln!(
+                    self.body,
+                    r#"<polygon points="{}" fill="{colour}" fill-opacity="0.15"/>"#,
+                    around.join(" ")
+                );
+            }
+        }
         let line: Vec<String> = (curve.points.iter())
             .map(|point| place(point.at, point.median))
             .collect();
         _ = writeln!(
             self.body,
-            r#"<polygon points="{}" fill="{colour}" fill-opacity="0.15"/><polyline points="{}" fill="none" stroke="{colour}" stroke-width="2"/>"#,
-            around.join(" "),
+            r#"<polyline points="{}" fill="none" stroke="{colour}" stroke-width="2"/>"#,
             line.join(" ")
         );
         for point in &curve.points {
+            let inside = if point.half.is_some() {
+                colour
+            } else {
+                BACKGROUND
+            };
             _ = writeln!(
                 self.body,
-                r#"<circle cx="{:.1}" cy="{:.1}" r="3.5" fill="{colour}"/>"#,
+                r#"<circle cx="{:.1}" cy="{:.1}" r="3.5" fill="{inside}" stroke="{colour}" stroke-width="1.5"/>"#,
                 right(point.at),
                 down(point.median)
             );
@@ -311,12 +339,34 @@ mod tests {
     }
 
     #[test]
+    fn a_single_value_is_hollow_and_without_shade() {
+        let point = |at, half| Point {
+            at,
+            median: 5.0,
+            half,
+        };
+        let half = Some((4.0, 6.0));
+        let curve = Curve {
+            label: "curve".into(),
+            colour: GREEN,
+            points: vec![point(1.0, half), point(2.0, half), point(4.0, None)],
+        };
+        let mut svg = Svg::new();
+        svg.curve(&curve, |at| at, |value| value);
+        let text = svg.finish();
+        let shade = r#"<polygon points="1.0,6.0 2.0,6.0 2.0,4.0 1.0,4.0""#;
+        assert!(text.contains(shade), "{text}");
+        assert_eq!(text.matches("<polygon").count(), 1, "{text}");
+        let hollow = format!(r#"cx="4.0" cy="5.0" r="3.5" fill="{BACKGROUND}""#);
+        assert!(text.contains(&hollow), "{text}");
+    }
+
+    #[test]
     fn curves_stay_inside_their_plot() {
         let point = |at, median| Point {
             at,
-            lower: median,
             median,
-            upper: median * 1.1,
+            half: Some((median, median * 1.1)),
         };
         let plot = |points| Plot {
             title: "title".into(),

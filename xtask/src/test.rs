@@ -2,7 +2,7 @@
 
 use std::{path::Path, process::ExitCode};
 
-use anyhow::Result;
+use anyhow::{Error, Result};
 
 use crate::{
     build, guest_tests, host_tests, interrupt,
@@ -10,10 +10,10 @@ use crate::{
     progress::Step,
     project::Project,
     report::{Tally, Verdict},
-    selftests,
+    selftests, skips,
 };
 
-#[derive(clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct Args {
     /// No debug kernel, and less of what takes long
     #[arg(long)]
@@ -34,7 +34,7 @@ impl Args {
     pub fn random_seconds(&self, arch: Arch) -> u64 {
         self.seconds.unwrap_or(match (self.quick, arch) {
             (true, _) => 5,
-            (false, Arch::Um | Arch::X86_64 | Arch::Unpatched) => 20,
+            (false, Arch::Um | Arch::X86_64 | Arch::Without | Arch::Unpatched) => 20,
             (false, Arch::Debug | Arch::Kcsan) => 60,
         })
     }
@@ -42,7 +42,7 @@ impl Args {
     /// For the stress in this kernel, if it runs there.
     pub fn stress_seconds(&self, arch: Arch) -> Option<u64> {
         let usual = match (self.quick, arch) {
-            (true, Arch::Um) | (_, Arch::Unpatched) => None,
+            (true, Arch::Um) | (_, Arch::Without | Arch::Unpatched) => None,
             (_, Arch::Um | Arch::X86_64) => Some(20),
             (_, Arch::Debug | Arch::Kcsan) => Some(120),
         };
@@ -64,6 +64,24 @@ impl Args {
     pub fn wants(&self, name: &str) -> bool {
         name.contains(self.pattern())
     }
+
+    fn arches(&self) -> &'static [Arch] {
+        if self.quick {
+            &[Arch::Um, Arch::X86_64]
+        } else {
+            &[Arch::Um, Arch::X86_64, Arch::Debug]
+        }
+    }
+
+    /// Whether a kernel is needed, as far as one can tell before names are known.
+    fn may_match_guest(&self) -> bool {
+        let mut arches = self.arches().iter();
+        arches.any(|&arch| guest_tests::may_match(self.pattern(), arch))
+    }
+
+    fn wants_selftests(&self) -> bool {
+        !self.quick && selftests::may_match(self.pattern())
+    }
 }
 
 /// Results as they come in.
@@ -76,8 +94,22 @@ pub struct Run<'a> {
 impl Run<'_> {
     /// Counts and shows a result.
     pub fn record(&mut self, step: &Step, name: &str, verdict: Verdict, log: Option<&Path>) {
+        let verdict = match verdict {
+            Verdict::Skipped(reason) if !skips::expected(name) => Verdict::Failed(format!(
+                "was skipped, which xtask/src/skips.rs does not expect: {reason}"
+            )),
+            verdict => verdict,
+        };
         let line = self.tally.add(name, verdict, log);
         step.print(&line);
+    }
+
+    /// Counts what kept tests from running as one that failed, unless somebody has interrupted it.
+    pub fn fail(&mut self, name: &str, error: Error) -> Result<()> {
+        interrupt::check()?;
+        let step = Step::begin(name);
+        self.record(&step, name, Verdict::Failed(format!("{error:#}")), None);
+        Ok(())
     }
 }
 
@@ -87,45 +119,23 @@ pub fn run(project: &Project, args: &Args, linux_src: Option<&Path>) -> Result<E
         args,
         tally: Tally::default(),
     };
-    if host_tests::NAMES.iter().any(|name| args.wants(name)) {
-        let tree = kernel::source(project, linux_src)?.tree;
-        host_tests::run(&mut run, &tree, linux_src)?;
+    if host_tests::any(args) {
+        host_tests::run(&mut run, linux_src)?;
     }
-    let arches: &[Arch] = if args.quick {
-        &[Arch::Um, Arch::X86_64]
-    } else {
-        &[Arch::Um, Arch::X86_64, Arch::Debug]
-    };
-    if arches
-        .iter()
-        .any(|&arch| guest_tests::may_match(args.pattern(), arch))
-    {
-        let programs = build::guest_programs(project)?;
-        for &arch in arches {
-            let plan = guest_tests::plan(args, arch, &programs)?;
-            let selftests =
-                arch == Arch::X86_64 && !args.quick && selftests::may_match(args.pattern());
-            if plan.is_empty() && !selftests {
-                continue;
-            }
-            match kernel::build(project, arch, linux_src) {
-                Ok(kernel) => {
-                    guest_tests::run(&mut run, &kernel, &plan)?;
-                    if selftests {
-                        selftests::test(&mut run, &kernel, linux_src)?;
+    if args.may_match_guest() {
+        match build::guest_programs(project) {
+            Ok(programs) => {
+                for &arch in args.arches() {
+                    if let Err(error) = test_kernel(&mut run, arch, &programs, linux_src) {
+                        run.fail(&format!("{arch}/run"), error)?;
                     }
                 }
-                Err(error) => {
-                    interrupt::check()?;
-                    let step = Step::begin(format!("testing in the {arch} kernel"));
-                    let verdict = Verdict::Failed(format!("{error:#}"));
-                    run.record(&step, &format!("{arch}/build"), verdict, None);
-                }
             }
+            Err(error) => run.fail("host/guest-programs", error)?,
         }
     }
     if run.tally.is_empty() {
-        eprintln!("no test's name contains `{}`", args.pattern());
+        eprintln!("{}", nothing(project, args));
     }
     println!("{}", run.tally.closing());
     Ok(if run.tally.success() {
@@ -133,4 +143,109 @@ pub fn run(project: &Project, args: &Args, linux_src: Option<&Path>) -> Result<E
     } else {
         ExitCode::FAILURE
     })
+}
+
+/// Everything that is to run in one kernel.
+fn test_kernel(run: &mut Run, arch: Arch, programs: &Path, linux_src: Option<&Path>) -> Result<()> {
+    let plan = guest_tests::plan(run.args, arch, programs)?;
+    let selftests = arch == Arch::X86_64 && run.args.wants_selftests();
+    if plan.is_empty() && !selftests {
+        return Ok(());
+    }
+    let kernel = match kernel::build(run.project, arch, linux_src) {
+        Ok(kernel) => kernel,
+        Err(error) => return run.fail(&format!("{arch}/build"), error),
+    };
+    guest_tests::run(run, &kernel, &plan)?;
+    if selftests {
+        selftests::test(run, &kernel, linux_src)?;
+    }
+    Ok(())
+}
+
+/// Why no test has run.
+fn nothing(project: &Project, args: &Args) -> String {
+    let pattern = args.pattern();
+    let all = Args {
+        quick: false,
+        ..args.clone()
+    };
+    if args.quick && exists(project, &all).unwrap_or(false) {
+        format!("--quick leaves out every test whose name contains `{pattern}`")
+    } else {
+        format!("no test's name contains `{pattern}`")
+    }
+}
+
+fn exists(project: &Project, args: &Args) -> Result<bool> {
+    if host_tests::any(args) || args.wants_selftests() {
+        return Ok(true);
+    }
+    if !args.may_match_guest() {
+        return Ok(false);
+    }
+    let programs = build::guest_programs(project)?;
+    for &arch in args.arches() {
+        if !guest_tests::plan(args, arch, &programs)?.is_empty() {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn args(quick: bool, only: &str) -> Args {
+        Args {
+            quick,
+            only: Some(only.into()),
+            seconds: None,
+            seed: None,
+        }
+    }
+
+    #[test]
+    fn what_quick_leaves_out_is_told_from_what_does_not_exist() {
+        let dir = tempfile::tempdir().unwrap();
+        let project = Project {
+            root: dir.path().into(),
+            target: dir.path().into(),
+            cache: dir.path().into(),
+        };
+        for only in ["host/deb-kernel", "selftests/cow"] {
+            let said = nothing(&project, &args(true, only));
+            assert!(said.starts_with("--quick leaves out"), "{said}");
+        }
+        let said = nothing(&project, &args(true, "host/nonsense"));
+        assert!(said.starts_with("no test's name"), "{said}");
+        assert!(host_tests::any(&args(false, "host/deb-kernel")));
+        assert!(!host_tests::any(&args(true, "host/deb-kernel")));
+        assert!(host_tests::any(&args(true, "host/deb")));
+    }
+
+    #[test]
+    fn what_fails_before_any_test_is_counted() {
+        let dir = tempfile::tempdir().unwrap();
+        let project = Project {
+            root: dir.path().into(),
+            target: dir.path().into(),
+            cache: dir.path().into(),
+        };
+        let args = args(false, "um/");
+        let mut run = Run {
+            project: &project,
+            args: &args,
+            tally: Tally::default(),
+        };
+        let error = anyhow::anyhow!("the patch is wrong").context("0001 does not apply");
+        run.fail("um/build", error).unwrap();
+        let closing = run.tally.closing();
+        assert!(
+            closing.contains("0001 does not apply: the patch is wrong"),
+            "{closing}"
+        );
+        assert!(closing.ends_with("0 passed, 1 failed"), "{closing}");
+    }
 }

@@ -26,7 +26,7 @@ impl Toolchain {
     /// Finds the compilers, and builds bindgen when the cache has none. Needs the cache's lock.
     pub fn prepare(project: &Project) -> Result<Self> {
         let version = Self::version()?;
-        let sysroot = output(Command::new(RUSTC).args(["--print", "sysroot"]))?;
+        let sysroot = step::output(Command::new(RUSTC).args(["--print", "sysroot"]))?;
         let library = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library");
         if !library.join("core/src/lib.rs").is_file() {
             bail!(
@@ -119,30 +119,15 @@ fn bindgen(project: &Project) -> Result<PathBuf> {
     for name in ["RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS", "CARGO_BUILD_TARGET"] {
         install.env_remove(name);
     }
-    step::run(
-        &mut install,
-        &project.logs()?.join("bindgen.log"),
-        &step,
-        |line| step.detail(line),
-    )?;
+    step::run(&mut install, &project.log("bindgen")?, &step, |line| {
+        step.detail(line)
+    })?;
     cache::remove(&objects)?;
     step.done();
     Ok(program)
 }
 
 fn version(program: &str) -> Result<String> {
-    output(Command::new(program).arg("--version"))
+    step::output(Command::new(program).arg("--version"))
         .with_context(|| format!("{program} does not work; run `cargo xtask setup`"))
-}
-
-fn output(command: &mut Command) -> Result<String> {
-    let output = command.output()?;
-    if !output.status.success() {
-        bail!(
-            "{} failed: {}",
-            step::describe(command),
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    Ok(String::from_utf8(output.stdout)?)
 }

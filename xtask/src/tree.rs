@@ -13,7 +13,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{cache, interrupt, project::Project, source::Source};
+use crate::{cache, interrupt, project::Project, source::Source, step};
 
 /// Parts of `kernel/` that are not laid over the tree.
 const NOT_OVERLAID: [&str; 2] = ["configs", "patches"];
@@ -172,24 +172,23 @@ fn patch(source: &Source, patches: &Files) -> Result<Files> {
     for (name, content) in patches {
         let file = new.join(name);
         cache::write(&file, content)?;
-        let output = Command::new("git")
-            .args(["apply", "-p1", "--whitespace=nowarn"])
-            .arg(&file)
-            .current_dir(&patched)
-            // The cache may lie inside some repository, which is none of git's business here.
-            .env("GIT_CEILING_DIRECTORIES", &source.dir)
-            .env_remove("GIT_DIR")
-            .env_remove("GIT_WORK_TREE")
-            .output()
-            .context("cannot run git")?;
-        if !output.status.success() {
-            bail!(
-                "kernel/patches/6.12/{} does not apply to {}\n{}",
+        step::output(
+            Command::new("git")
+                .args(["apply", "-p1", "--whitespace=nowarn"])
+                .arg(&file)
+                .current_dir(&patched)
+                // The cache may lie inside some repository, which is none of git's business here.
+                .env("GIT_CEILING_DIRECTORIES", &source.dir)
+                .env_remove("GIT_DIR")
+                .env_remove("GIT_WORK_TREE"),
+        )
+        .with_context(|| {
+            format!(
+                "kernel/patches/6.12/{} does not apply to {}",
                 name.display(),
-                source.tree.display(),
-                String::from_utf8_lossy(&output.stderr).trim()
-            );
-        }
+                source.tree.display()
+            )
+        })?;
     }
     fs::rename(&new, &applied)?;
     files_below(&patched)
@@ -377,10 +376,8 @@ mod tests {
     fn a_patch_that_does_not_apply_is_named() {
         let setting = setting();
         fs::write(setting.source.tree.join("mm/old.c"), "different\n").unwrap();
-        let error = sync(&setting.project, &setting.source)
-            .unwrap_err()
-            .to_string();
-        assert!(error.contains("0001-hook.patch"), "{error}");
+        let error = format!("{:#}", sync(&setting.project, &setting.source).unwrap_err());
+        assert!(error.contains("0001-hook.patch does not apply"), "{error}");
         assert!(error.contains("mm/old.c"), "{error}");
     }
 

@@ -41,7 +41,7 @@ pub fn run(json: bool) -> Result<ExitCode> {
     if json {
         output::json(&report)?;
     } else {
-        show(&report);
+        show(&report)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -177,24 +177,22 @@ fn examine() -> Report {
     }
 }
 
-fn show(report: &Report) {
-    anstream::println!("{BOLD}Linux {}{BOLD:#}", report.kernel);
+fn show(report: &Report) -> Result<()> {
+    let mut text = format!("{BOLD}Linux {}{BOLD:#}\n", report.kernel);
     for check in &report.checks {
         let (style, mark) = match check.state {
             State::Yes => (GOOD, "yes"),
             State::No => (BAD, "no"),
             State::Limited => (WARN, "so-so"),
         };
-        anstream::println!(
-            "  {:18} {style}{mark:6}{style:#} {}",
-            check.name,
-            check.detail
-        );
+        let (name, detail) = (check.name, &check.detail);
+        text += &format!("  {name:18} {style}{mark:6}{style:#} {detail}\n");
     }
-    anstream::println!("{BOLD}What to do next{BOLD:#}");
+    text += &format!("{BOLD}What to do next{BOLD:#}\n");
     for step in &report.next {
-        anstream::println!("  {step}");
+        text += &format!("  {step}\n");
     }
+    output::print(&text)
 }
 
 /// What Yama allows: 0, as without it, leaves processes of one user open to each other.

@@ -49,7 +49,9 @@ impl User {
     pub fn of(pid: u32) -> io::Result<Self> {
         let process = fs::metadata(format!("/proc/{pid}"))?;
         let namespace = fs::metadata(format!("/proc/{pid}/ns/user"))?;
-        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        // With a name in it that may be no text.
+        let status = fs::read(format!("/proc/{pid}/status"))?;
+        let status = String::from_utf8_lossy(&status);
         // The real user, which the owner of the directory is not for programs that changed it.
         let line = status.lines().find_map(|line| line.strip_prefix("Uid:"));
         let uid = line.and_then(|line| line.split_whitespace().next()?.parse().ok());

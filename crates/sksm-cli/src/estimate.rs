@@ -1,26 +1,32 @@
 //! The verb `estimate`: reads what processes hold, and says what merging would save. Nothing is changed.
 //!
-//! The page tables are read first, so that no page is faulted in; then each present private page is hashed. What is kept is 48
-//! bytes for each page looked at, 12 MiB for a GiB; twice that with `--settle`.
+//! The page tables are read first, so that no page is faulted in; then each present private page is hashed. What is kept is 16
+//! bytes for each page looked at, 4 MiB for a GiB, and 8 more with `--settle`; of a frame that several processes have in common
+//! also its hash.
 
 pub mod pagemap;
 
 mod count;
+mod frames;
 mod memory;
+mod page;
 mod plot;
 mod read;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fs::File;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
-use crate::target::{Targets, name_of};
+use crate::target::{self, Targets};
 use crate::{exit, merge, output};
-use count::{Scope, count};
+use frames::Mappings;
 use read::{Subject, Unread};
 
 #[derive(clap::Args)]
@@ -41,19 +47,7 @@ pub struct Args {
     max_page_sharing: Option<u64>,
 }
 
-/// One page that was looked at.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Page {
-    hash: u128,
-    /// 0 if unknown.
-    pfn: u64,
-    addr: u64,
-    process: u32,
-    kind: u8,
-    zero: bool,
-}
-
-/// The kinds that are told apart, by `Page::kind`.
+/// The kinds that are told apart, by the number that a page has of it.
 const KINDS: [&str; 5] = ["patched text", "data", "heap", "stack", "other anonymous"];
 
 /// What merging would do to some pages.
@@ -84,12 +78,15 @@ struct Report {
     unread: Vec<Unread>,
     /// Pages that went while they were looked at.
     vanished_pages: u64,
-    /// Pages that processes may have in common since a fork, which cannot be told without CAP_SYS_ADMIN.
+    /// Pages that other processes may hold as well, which cannot be told without CAP_SYS_ADMIN.
     maybe_shared_pages: u64,
+    /// What was read; a frame that several processes have only once, where that can be told.
     read_bytes: u64,
-    /// How long reading and hashing took, on the clock and in all threads together.
+    /// How long it took to read, hash and count all, on the clock and in all threads together.
     seconds: f64,
     cpu_seconds: f64,
+    /// The most memory that this command itself took.
+    own_peak_bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -102,91 +99,18 @@ struct Row {
 
 pub fn run(args: Args, json: bool) -> Result<ExitCode> {
     let pids = args.targets.pids()?;
-    let max_page_sharing = args.max_page_sharing.unwrap_or_else(|| {
-        let set = sksm::SystemStatistics::sksm().and_then(|sksm| sksm.get("max_page_sharing"));
-        set.unwrap_or(256)
-    });
+    let plot = args.plot.as_deref().map(Plot::open).transpose()?;
     raise_file_limit();
-    let mut unread = Vec::new();
-    let mut subjects = Vec::new();
-    for pid in pids {
-        match Subject::open(pid, args.what.kinds) {
-            Ok(subject) => subjects.push(subject),
-            Err(error) => unread.push(Unread::new(pid, name_of(pid), &error)),
-        }
-    }
-    let (start, cpu_start) = (Instant::now(), cpu_time());
-    let look = read::look(&subjects, &mut unread);
-    let (seconds, cpu_seconds) = (start.elapsed().as_secs_f64(), cpu_time() - cpu_start);
-    let users: Vec<u64> = subjects.iter().map(|subject| subject.domain).collect();
-    let names: Vec<Row> = (subjects.iter())
-        .map(|subject| Row {
-            pid: subject.pid,
-            name: subject.name.clone(),
-            saving: Saving::default(),
-        })
-        .collect();
-    let mut pages = look.pages;
-    let within = count(
-        &mut pages,
-        &users,
-        Scope::User,
-        max_page_sharing,
-        names.len(),
-    );
-    let across = count(
-        &mut pages,
-        &users,
-        Scope::All,
-        max_page_sharing,
-        names.len(),
-    );
-    let stable = match args.settle {
-        None => None,
-        Some(seconds) => {
-            std::thread::sleep(Duration::from_secs(seconds));
-            let again = read::look(&subjects, &mut Vec::new());
-            let mut stable = count::unchanged(pages, again.pages);
-            let counted = count(
-                &mut stable,
-                &users,
-                Scope::User,
-                max_page_sharing,
-                names.len(),
-            );
-            Some(counted.total)
-        }
-    };
-    let processes = names
-        .into_iter()
-        .zip(within.processes)
-        .map(|(row, saving)| Row { saving, ..row });
-    let report = Report {
-        page_size: sksm::page_size(),
-        max_page_sharing,
-        within_users: within.total,
-        across_users: across.total,
-        zero: within.zero,
-        stable,
-        kinds: (KINDS.into_iter().zip(within.kinds))
-            .filter(|(name, _)| *name != "stack" || args.what.kinds.has(sksm::Kind::Stack))
-            .collect(),
-        processes: processes.collect(),
-        unread,
-        vanished_pages: look.vanished,
-        maybe_shared_pages: look.maybe_shared,
-        read_bytes: look.bytes,
-        seconds,
-        cpu_seconds,
-    };
-    if let Some(path) = &args.plot {
-        std::fs::write(path, plot::draw(&report))
-            .with_context(|| format!("cannot write {}", path.display()))?;
-    }
+    let mut report = look(&args, &pids)?;
+    report.unread.sort_by_key(|unread| unread.pid);
     if json {
         output::json(&report)?;
     } else {
-        show(&report);
+        show(&report)?;
+    }
+    // Last, so that nothing is lost where it fails.
+    if let Some(plot) = plot {
+        plot.write(&plot::draw(&report))?;
     }
     Ok(
         match (report.processes.is_empty(), report.unread.is_empty()) {
@@ -198,6 +122,117 @@ pub fn run(args: Args, json: bool) -> Result<ExitCode> {
             (false, false) => ExitCode::from(exit::PARTLY),
         },
     )
+}
+
+fn look(args: &Args, pids: &[u32]) -> Result<Report> {
+    if pids.len() > page::MOST_PROCESSES {
+        bail!("{} processes are too many to tell apart", pids.len());
+    }
+    let how = read::How {
+        kinds: args.what.kinds,
+        again: args.settle.is_some(),
+    };
+    let total: u64 = pids
+        .iter()
+        .map(|pid| target::bytes_of(*pid, target::PRIVATE))
+        .sum();
+    let (start, cpu_start) = (Instant::now(), cpu_time());
+    let bar = output::progress("reading", total);
+    let mut look = read::look(pids, how, &bar);
+    bar.finish_and_clear();
+    let domains = numbered(&look.subjects);
+    let max_page_sharing = args.max_page_sharing.unwrap_or_else(|| {
+        let set = sksm::SystemStatistics::sksm().and_then(|sksm| sksm.get("max_page_sharing"));
+        set.unwrap_or(256)
+    });
+    let rules = count::Rules {
+        domains: &domains,
+        most: max_page_sharing,
+        zero: read::hash_of_zeros(),
+        tells_frames: pagemap::tells_frames(),
+        mappings: &Mappings::open(),
+    };
+    let counted = count::count(&look.pages, &rules);
+    let (seconds, cpu_seconds) = (start.elapsed().as_secs_f64(), cpu_time() - cpu_start);
+    let stable = args.settle.map(|settle| {
+        // They are not needed any more, and their memory is for the second look.
+        look.pages = Vec::new();
+        std::thread::sleep(Duration::from_secs(settle));
+        let bar = output::progress("reading again", total);
+        let mut again = read::look_again(&look.subjects, &look.before, how, &bar);
+        bar.finish_and_clear();
+        for unread in &mut again.unread {
+            unread.reason = format!("at the second look: {}", unread.reason);
+        }
+        look.unread.append(&mut again.unread);
+        count::count(&again.pages, &rules).within
+    });
+    let rows = (look.subjects.iter().zip(counted.processes))
+        .filter_map(|(subject, saving)| Some((subject.as_ref()?, saving)))
+        .map(|(subject, saving)| Row {
+            pid: subject.pid,
+            name: subject.name.clone(),
+            saving,
+        });
+    Ok(Report {
+        page_size: sksm::page_size(),
+        max_page_sharing,
+        within_users: counted.within,
+        across_users: counted.across,
+        zero: counted.zero,
+        stable,
+        kinds: (KINDS.into_iter().zip(counted.kinds))
+            .filter(|(name, _)| *name != "stack" || args.what.kinds.has(sksm::Kind::Stack))
+            .collect(),
+        processes: rows.collect(),
+        unread: look.unread,
+        vanished_pages: look.vanished,
+        maybe_shared_pages: counted.maybe_shared,
+        read_bytes: look.bytes,
+        seconds,
+        cpu_seconds,
+        own_peak_bytes: target::bytes_of(std::process::id(), "VmHWM:"),
+    })
+}
+
+/// The domains of processes, numbered from 0.
+fn numbered(subjects: &[Option<Arc<Subject>>]) -> Vec<usize> {
+    let mut numbers = BTreeMap::new();
+    subjects
+        .iter()
+        .map(|subject| match subject {
+            None => 0,
+            Some(subject) => {
+                let next = numbers.len();
+                *numbers.entry(subject.domain).or_insert(next)
+            }
+        })
+        .collect()
+}
+
+/// The file of the picture: opened before anything is read, written after all.
+struct Plot {
+    path: PathBuf,
+    file: File,
+}
+
+impl Plot {
+    fn open(path: &Path) -> Result<Self> {
+        // What it held is kept until there is something better.
+        let mut options = File::options();
+        let file = options.write(true).create(true).truncate(false).open(path);
+        Ok(Plot {
+            path: path.into(),
+            file: file.with_context(|| format!("cannot write {}", path.display()))?,
+        })
+    }
+
+    fn write(mut self, text: &str) -> Result<()> {
+        // Not for what is no ordinary file.
+        self.file.set_len(0).ok();
+        (self.file.write_all(text.as_bytes()))
+            .with_context(|| format!("cannot write {}", self.path.display()))
+    }
 }
 
 /// Of this process, in seconds.
@@ -227,7 +262,7 @@ fn raise_file_limit() {
     }
 }
 
-fn show(report: &Report) {
+fn show(report: &Report) -> Result<()> {
     let size = |pages: f64| output::bytes((pages * report.page_size as f64) as i64);
     let row = |name: String, saving: &Saving| {
         let share = if saving.pages > 0.0 {
@@ -248,17 +283,17 @@ fn show(report: &Report) {
     rows.sort_by(|a, b| b.0.total_cmp(&a.0));
     let left_out = rows.len().saturating_sub(20);
     let rows: Vec<_> = rows.into_iter().take(20).map(|(_, row)| row).collect();
-    output::table(&["process", "private memory", "saved", ""], &rows);
+    output::table(&["process", "private memory", "saved", ""], &rows)?;
     if left_out > 0 {
-        anstream::println!("... and {left_out} more; --json lists all");
+        output::line(&format!("... and {left_out} more; --json lists all"))?;
     }
-    anstream::println!();
+    output::line("")?;
     let mut rows: Vec<_> = (KINDS.iter())
         .filter_map(|kind| Some(row((*kind).into(), report.kinds.get(kind)?)))
         .collect();
     rows.push(row("of all that: pages of zeros".into(), &report.zero));
-    output::table(&["kind", "private memory", "saved", ""], &rows);
-    anstream::println!();
+    output::table(&["kind", "private memory", "saved", ""], &rows)?;
+    output::line("")?;
     let mut rows = vec![
         row("within each user".into(), &report.within_users),
         row("across users".into(), &report.across_users),
@@ -266,7 +301,7 @@ fn show(report: &Report) {
     if let Some(stable) = &report.stable {
         rows.push(row("within each user, unchanged".into(), stable));
     }
-    output::table(&["merging", "private memory", "saved", ""], &rows);
+    output::table(&["merging", "private memory", "saved", ""], &rows)?;
     let mut reasons: BTreeMap<&str, Vec<String>> = BTreeMap::new();
     for unread in &report.unread {
         let names = reasons.entry(&unread.reason).or_default();
@@ -278,19 +313,10 @@ fn show(report: &Report) {
     }
     if report.maybe_shared_pages > 0 {
         output::note(&format!(
-            "{} may be shared since a fork already and is counted as if it were not; run as root to tell",
+            "{} may be shared since a fork with processes that were not looked at, which would keep it; \
+             run as root to tell",
             size(report.maybe_shared_pages as f64)
         ));
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// As the help and the documentation say.
-    #[test]
-    fn a_page_takes_48_bytes() {
-        assert_eq!(size_of::<Page>(), 48);
-    }
+    Ok(())
 }

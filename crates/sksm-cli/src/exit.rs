@@ -6,11 +6,11 @@ use sksm::Error;
 
 pub const HELP: &str = "Exit status:
   0  all was done
-  1  it failed
+  1  it failed, or its output could not be written
   2  the command line is wrong
   3  this kernel cannot do it
   4  a right is missing
-  5  part was done: some processes have exited, or refuse access
+  5  part was done: some processes have exited, or refuse access or all merging
 `sksm run` ends as the program that it runs; 126: cannot be run, 127: not found.";
 
 pub const FAILED: u8 = 1;

@@ -1,13 +1,13 @@
 //! The verb `stat`: counters, as a table, JSON, or text for Prometheus.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use serde::Serialize;
 use sksm::{Error, ProcessStatistics, SystemStatistics};
 
+use crate::metrics::{self, Format};
 use crate::target::name_of;
 use crate::{exit, output};
 
@@ -16,9 +16,12 @@ pub struct Args {
     /// Of this process instead of the whole system; may be given more than once
     #[arg(long, short, value_name = "PID", num_args = 1..)]
     pid: Vec<u32>,
-    /// OpenMetrics text, as for node_exporter's textfile collector
+    /// OpenMetrics text
     #[arg(long, conflicts_with = "json")]
     openmetrics: bool,
+    /// Prometheus's older text format, which node_exporter's textfile collector reads
+    #[arg(long, conflicts_with_all = ["json", "openmetrics"])]
+    prometheus: bool,
 }
 
 type Counters = BTreeMap<&'static str, u64>;
@@ -78,18 +81,22 @@ pub fn run(args: Args, json: bool) -> Result<ExitCode> {
             }
         }
     }
-    if args.openmetrics {
-        anstream::print!("{}", openmetrics(&system, &rows));
+    if args.openmetrics || args.prometheus {
+        let format = match args.prometheus {
+            true => Format::Prometheus,
+            false => Format::OpenMetrics,
+        };
+        output::plain(&metrics::text(&system, &rows, format))?;
     } else if args.pid.is_empty() {
         if json {
             output::json(&system)?;
         } else {
-            show(&system);
+            show(&system)?;
         }
     } else if json {
         output::json(&rows)?;
     } else {
-        show_processes(&rows);
+        show_processes(&rows)?;
     }
     match first {
         Some(error) if rows.is_empty() => Err(error.into()),
@@ -105,7 +112,7 @@ pub fn run(args: Args, json: bool) -> Result<ExitCode> {
     }
 }
 
-fn show(system: &System) {
+fn show(system: &System) -> Result<()> {
     let none = Counters::new();
     let columns = [&system.sksm, &system.ksm].map(|counters| counters.as_ref().unwrap_or(&none));
     let mut names: Vec<&str> = columns
@@ -124,10 +131,10 @@ fn show(system: &System) {
             std::iter::once((*name).to_owned()).chain(values).collect()
         })
         .collect();
-    output::table(&["counter", "SKSM", "KSM"], &rows);
+    output::table(&["counter", "SKSM", "KSM"], &rows)
 }
 
-fn show_processes(rows: &[Row]) {
+fn show_processes(rows: &[Row]) -> Result<()> {
     let rows: Vec<Vec<String>> = (rows.iter())
         .map(|row| {
             let bytes = [row.rss_bytes, row.anonymous_bytes, row.merged_bytes];
@@ -136,97 +143,5 @@ fn show_processes(rows: &[Row]) {
                 .collect()
         })
         .collect();
-    output::table(&["process", "resident", "anonymous", "merged"], &rows);
-}
-
-/// Counters that only grow, by their names in sysfs.
-const GROWING: &[&str] = &[
-    "calls",
-    "full_scans",
-    "pages_busy",
-    "pages_merged",
-    "pages_published",
-    "pages_scanned",
-    "pages_withdrawn",
-];
-
-fn openmetrics(system: &System, rows: &[Row]) -> String {
-    let mut text = String::new();
-    for (engine, counters) in [("sksm", &system.sksm), ("ksm", &system.ksm)] {
-        for (name, value) in counters.iter().flatten() {
-            // Where the file has its own name before it already.
-            let name = name.strip_prefix("ksm_").unwrap_or(name);
-            let (kind, suffix) = if GROWING.contains(&name) {
-                ("counter", "_total")
-            } else {
-                ("gauge", "")
-            };
-            // Writing to a String cannot fail.
-            _ = writeln!(text, "# TYPE {engine}_{name} {kind}");
-            _ = writeln!(text, "{engine}_{name}{suffix} {value}");
-        }
-    }
-    type Field = (&'static str, fn(&Row) -> u64);
-    let fields: [Field; 3] = [
-        ("resident", |row| row.rss_bytes),
-        ("anonymous", |row| row.anonymous_bytes),
-        ("merged", |row| row.merged_bytes),
-    ];
-    for (field, value) in fields.iter().filter(|_| !rows.is_empty()) {
-        _ = writeln!(text, "# TYPE sksm_process_{field}_bytes gauge");
-        _ = writeln!(text, "# UNIT sksm_process_{field}_bytes bytes");
-        for row in rows {
-            let name: String = (row.name.chars())
-                .map(|letter| match letter {
-                    '"' | '\\' | '\n' => '_',
-                    letter => letter,
-                })
-                .collect();
-            let (pid, value) = (row.pid, value(row));
-            _ = writeln!(
-                text,
-                "sksm_process_{field}_bytes{{pid=\"{pid}\",name=\"{name}\"}} {value}"
-            );
-        }
-    }
-    text + "# EOF\n"
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn openmetrics_is_as_specified() {
-        let system = System {
-            sksm: Some([("calls", 3), ("pages_shared", 2)].into()),
-            ksm: Some([("ksm_zero_pages", 1)].into()),
-        };
-        let row = Row {
-            pid: 7,
-            name: "a \"b".into(),
-            rss_bytes: 3,
-            anonymous_bytes: 2,
-            merged_bytes: 1,
-        };
-        let expected = "\
-# TYPE sksm_calls counter
-sksm_calls_total 3
-# TYPE sksm_pages_shared gauge
-sksm_pages_shared 2
-# TYPE ksm_zero_pages gauge
-ksm_zero_pages 1
-# TYPE sksm_process_resident_bytes gauge
-# UNIT sksm_process_resident_bytes bytes
-sksm_process_resident_bytes{pid=\"7\",name=\"a _b\"} 3
-# TYPE sksm_process_anonymous_bytes gauge
-# UNIT sksm_process_anonymous_bytes bytes
-sksm_process_anonymous_bytes{pid=\"7\",name=\"a _b\"} 2
-# TYPE sksm_process_merged_bytes gauge
-# UNIT sksm_process_merged_bytes bytes
-sksm_process_merged_bytes{pid=\"7\",name=\"a _b\"} 1
-# EOF
-";
-        assert_eq!(openmetrics(&system, &[row]), expected);
-    }
+    output::table(&["process", "resident", "anonymous", "merged"], &rows)
 }

@@ -13,7 +13,7 @@ use ratatui::crossterm::event::Event;
 
 use crate::output;
 use sample::{Sample, Sampler};
-use screen::{Screen, Signals};
+use screen::{Caught, Screen, Signals};
 use state::{Answer, Sort, State};
 
 #[derive(clap::Args)]
@@ -46,9 +46,8 @@ pub fn run(args: Args, json: bool) -> Result<ExitCode> {
     let mut screen = Screen::enter().context("cannot take the terminal")?;
     let ended = watch(state, &signals, &mut screen);
     drop(screen);
-    if let Some(signal) = signals.caught() {
-        // As if it had not been caught.
-        signal_hook::low_level::emulate_default_handler(signal)?;
+    if let Some(Caught::End(signal)) = signals.caught() {
+        screen::end_by(signal);
     }
     ended.map(|()| ExitCode::SUCCESS)
 }
@@ -60,8 +59,13 @@ fn watch(mut state: State, signals: &Signals, screen: &mut Screen) -> Result<()>
         screen.draw(|frame| draw::draw(frame, &mut state))?;
         // Until something changes.
         loop {
-            if signals.caught().is_some() {
-                return Ok(());
+            if let Some(signal) = signals.caught() {
+                match signal {
+                    Caught::End(_) => return Ok(()),
+                    Caught::Stop => screen.suspend()?,
+                    Caught::Resume => screen.resume()?,
+                }
+                break;
             }
             if let Some(sample) = sampler.next()? {
                 state.add(sample);

@@ -1,9 +1,12 @@
 //! The command as a user runs it, on whatever kernel this machine has.
 
-use std::io::Read;
-use std::os::fd::AsRawFd;
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
-use std::process::{Command, Output, Stdio};
+use std::os::unix::net::UnixStream;
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use serde_json::Value;
 use sksm::{Support, support};
@@ -66,9 +69,17 @@ fn estimate() -> [f64; 3] {
     .map(|value| value.as_f64().unwrap())
 }
 
-/// The only test that counts its own memory; a few pages are other threads' business.
+/// Held by tests that count this process's memory, and by those that use much of it.
+static MEMORY: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    MEMORY.lock().unwrap_or_else(|failed| failed.into_inner())
+}
+
+/// A few pages are other threads' business.
 #[test]
 fn the_estimate_is_what_the_memory_holds() {
+    let _alone = alone();
     let near = |found: f64, right: f64| (found - right).abs() < 40.0;
     let before = estimate();
     let equal = Pages::new(1000, |_| [7, 7]);
@@ -96,6 +107,7 @@ fn exclusive(addr: usize) -> bool {
 /// Pages in common since a fork stay so, which not every way of reading them sees to.
 #[test]
 fn reading_ends_no_sharing() {
+    let _alone = alone();
     let pages = Pages::new(300, |number| [9, number as u64]);
     let addrs = (0..300).map(|number| pages.0 as usize + number * sksm::page_size());
     let shared = || addrs.clone().filter(|addr| !exclusive(*addr)).count();
@@ -121,6 +133,199 @@ fn reading_ends_no_sharing() {
     assert!(report["read_bytes"].as_u64().unwrap() >= 300 * 4096);
 }
 
+/// A forked child that has done what it was to do, and now waits until it is killed.
+struct Forked(i32);
+
+impl Forked {
+    /// Of an ordinary user, if this process may choose.
+    fn new(prepare: impl FnOnce()) -> Self {
+        let (mut reader, mut writer) = UnixStream::pair().unwrap();
+        // SAFETY: glibc keeps its locks usable in the child, which only prepares and waits.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            // SAFETY: takes numbers only; own memory stays open to its user.
+            unsafe {
+                libc::setgid(NOBODY);
+                libc::setuid(NOBODY);
+                libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0);
+            }
+            prepare();
+            writer.write_all(b"!").unwrap();
+            loop {
+                // SAFETY: takes nothing.
+                unsafe { libc::pause() };
+            }
+        }
+        reader.read_exact(&mut [0]).unwrap();
+        Forked(child)
+    }
+
+    fn pid(&self) -> String {
+        self.0.to_string()
+    }
+}
+
+impl Drop for Forked {
+    fn drop(&mut self) {
+        // SAFETY: our own child, not waited for yet.
+        unsafe {
+            libc::kill(self.0, libc::SIGKILL);
+            libc::waitpid(self.0, std::ptr::null_mut(), 0);
+        }
+    }
+}
+
+const NOBODY: u32 = 65534;
+
+fn is_root() -> bool {
+    // SAFETY: takes nothing.
+    unsafe { libc::geteuid() == 0 }
+}
+
+/// The command, run by an ordinary user.
+fn as_nobody(arguments: &[&str]) -> Output {
+    use std::os::unix::process::CommandExt;
+    if !is_root() {
+        return sksm(arguments);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("sksm");
+    std::fs::copy(env!("CARGO_BIN_EXE_sksm"), &program).unwrap();
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(dir.path(), open).unwrap();
+    let mut command = Command::new(&program);
+    let command = command.args(arguments).uid(NOBODY).gid(NOBODY);
+    command.output().unwrap()
+}
+
+/// Looks at these processes, by root and by their own user.
+fn estimates(pids: &[&str], mut check: impl FnMut(Value)) {
+    let arguments = [&["estimate", "--json", "--pid"] as &[&str], pids].concat();
+    check(json(&arguments));
+    let output = as_nobody(&arguments);
+    assert!(output.status.success(), "{output:?}");
+    check(serde_json::from_slice(&output.stdout).unwrap());
+}
+
+fn figures(report: &Value) -> [f64; 2] {
+    ["pages", "saved_pages"].map(|name| report["within_users"][name].as_f64().unwrap())
+}
+
+/// Pages that were read and never written are no memory, and look like pages that were.
+#[test]
+fn the_zero_page_is_not_counted() {
+    let _alone = alone();
+    let pages = |read: bool| {
+        Forked::new(|| {
+            // A quarter at least is there, so that all entries are looked at.
+            let pages = Pages::new(1000, |number| [3, number as u64]);
+            let page = sksm::page_size();
+            // SAFETY: of this mapping, which nobody else uses.
+            unsafe {
+                libc::madvise(
+                    pages.0.add(500 * page).cast(),
+                    500 * page,
+                    libc::MADV_DONTNEED,
+                );
+                for number in 500..if read { 1000 } else { 500 } {
+                    std::hint::black_box(pages.0.add(number * page).read_volatile());
+                }
+            }
+            std::mem::forget(pages);
+        })
+    };
+    let (with, without) = (pages(true), pages(false));
+    let mut seen = Vec::new();
+    for pid in [with.pid(), without.pid()] {
+        estimates(&[&pid], |report| seen.push(figures(&report)));
+    }
+    for (with, without) in [(seen[0], seen[2]), (seen[1], seen[3])] {
+        assert!((with[0] - without[0]).abs() < 20.0, "{seen:?} pages");
+        assert!((with[1] - without[1]).abs() < 20.0, "{seen:?} saved");
+    }
+}
+
+/// Root sees the frames; others are told by addresses what a fork has left in common.
+#[test]
+fn pages_in_common_since_a_fork_are_one() {
+    let _alone = alone();
+    let pages = Pages::new(400, |number| [4, number as u64]);
+    let child = || Forked::new(|| ());
+    let (one, two) = (child(), child());
+    let mut alone = Vec::new();
+    estimates(&[&one.pid()], |report| alone.push(figures(&report)));
+    let mut both = Vec::new();
+    estimates(&[&one.pid(), &two.pid()], |report| {
+        both.push(figures(&report));
+    });
+    drop(pages);
+    for (alone, both) in alone.iter().zip(&both) {
+        assert!(both[0] < alone[0] + 200.0, "{alone:?} became {both:?}");
+        assert!(both[1] < alone[1] + 200.0, "{alone:?} became {both:?}");
+    }
+}
+
+/// A frame is not saved while a process has it that is not looked at: this one.
+#[test]
+fn what_others_keep_is_not_saved() {
+    if !is_root() {
+        return;
+    }
+    let _alone = alone();
+    let pages = Pages::new(800, |number| [5, number as u64 % 400]);
+    let keeps = Forked::new(|| ());
+    // What it writes is what was there, but its own from then on; and only once.
+    let writes = Forked::new(|| {
+        // SAFETY: of a mapping that this child has as well, and nobody else uses.
+        unsafe {
+            for number in 0..400 {
+                let byte = pages.0.add(number * sksm::page_size() + 64);
+                byte.write_volatile(0);
+            }
+            let half = 400 * sksm::page_size();
+            libc::munmap(pages.0.add(half).cast(), half);
+        }
+    });
+    let saved = |pids: &[&str]| {
+        let report = json(&[&["estimate", "--json", "--pid"] as &[&str], pids].concat());
+        let [pages, saved] = figures(&report);
+        assert!(pages >= 400.0, "{report}");
+        saved
+    };
+    let alone = saved(&[&keeps.pid()]);
+    assert!(alone < 100.0, "{alone} saved");
+    // The page that merges first becomes the copy: one of this process's, if that has the lower number.
+    let both = saved(&[&keeps.pid(), &writes.pid()]);
+    let right = if keeps.0 < writes.0 { 400.0 } else { 0.0 };
+    assert!((both - right).abs() < 100.0, "{both} saved");
+    drop(pages);
+}
+
+/// It takes what it says: 4 MiB for a GiB, and 2 more for a second look.
+#[test]
+fn memory_is_bounded() {
+    const GIB: usize = 1 << 30;
+    let _alone = alone();
+    let peak = |pid: u32, more: &[&str]| {
+        let pid = pid.to_string();
+        let arguments = [&["estimate", "--json", "--pid", &pid] as &[&str], more].concat();
+        let report = json(&arguments);
+        let read = report["read_bytes"].as_u64().unwrap();
+        (read, report["own_peak_bytes"].as_f64().unwrap())
+    };
+    let small = Running::start(Command::new("sleep").arg("600"));
+    let (_, least) = peak(small.0.id(), &["--settle", "0"]);
+    let pages = Pages::new(GIB / sksm::page_size(), |number| [6, number as u64]);
+    for (more, mib) in [(&[] as &[&str], 4.0), (&["--settle", "0"], 6.0)] {
+        let (read, most) = peak(std::process::id(), more);
+        assert!(read >= GIB as u64);
+        // Some of it is there only once.
+        let used = (most - least) / f64::from(1 << 20);
+        assert!(used < mib * 1.1 + 0.5, "{used} MiB with {more:?}");
+    }
+    drop(pages);
+}
+
 /// Pages of a figure that the estimate gives for a kind.
 fn of_kind(report: &Value, kind: &str) -> f64 {
     report["kinds"][kind]["pages"].as_f64().unwrap()
@@ -128,6 +333,7 @@ fn of_kind(report: &Value, kind: &str) -> f64 {
 
 #[test]
 fn kinds_are_told_apart() {
+    let _alone = alone();
     let pid = std::process::id().to_string();
     let what = ["--what", "text,data,heap,stack"];
     let look = || json(&[&["estimate", "--json", "--pid", &pid] as &[&str], &what].concat());
@@ -220,28 +426,89 @@ fn processes_are_found_by_name_and_control_group() {
 /// Run by somebody else, who may not look at this process.
 #[test]
 fn who_may_not_look_is_told_what_is_missing() {
-    use std::os::unix::process::CommandExt;
-    // SAFETY: takes nothing.
-    if unsafe { libc::geteuid() } != 0 {
+    if !is_root() {
         return;
     }
-    let dir = tempfile::tempdir().unwrap();
-    let program = dir.path().join("sksm");
-    std::fs::copy(env!("CARGO_BIN_EXE_sksm"), &program).unwrap();
-    let open = std::fs::Permissions::from_mode(0o755);
-    std::fs::set_permissions(dir.path(), open).unwrap();
     let pid = std::process::id().to_string();
     for verb in ["estimate", "stat"] {
-        let output = Command::new(&program)
-            .args([verb, "--pid", &pid])
-            .uid(65534)
-            .output()
-            .unwrap();
+        let output = as_nobody(&[verb, "--pid", &pid]);
         assert_eq!(output.status.code(), Some(4), "{verb}: {output:?}");
         let said = text(&output.stderr);
         assert!(said.contains("CAP_SYS_PTRACE"), "{verb}: {said}");
         assert!(said.contains(&pid), "{verb}: {said}");
     }
+}
+
+/// A picture that cannot be drawn costs no results, and no time.
+#[test]
+fn a_bad_path_of_the_plot_is_told_first() {
+    let pid = std::process::id().to_string();
+    let plot = |path| sksm(&["estimate", "--json", "--pid", &pid, "--plot", path]);
+    let output = plot("/no/such/place.svg");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(text(&output.stderr).contains("/no/such/place.svg"));
+    assert!(output.stdout.is_empty());
+    let output = plot("/dev/full");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["processes"][0]["pid"].to_string(), pid);
+}
+
+/// One ends, and one goes on as another program, between the two looks.
+#[test]
+fn who_goes_while_it_settles_is_named() {
+    let program = |script: &str| {
+        let mut command = Command::new("bash");
+        Running::start(command.args(["-c", script]).stdin(Stdio::piped()))
+    };
+    let mut ends = program("read; exit");
+    let mut changes = program("read; exec sleep 600");
+    let stays = program("read; read");
+    let pids = [&ends, &changes, &stays].map(|running| running.0.id().to_string());
+    // What bash has done so far is not looked at.
+    let bash = |pid: &str| {
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap();
+        name == "bash\n"
+    };
+    while !pids.iter().all(|pid| bash(pid)) {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let look = Command::new(env!("CARGO_BIN_EXE_sksm"))
+        .args(["estimate", "--json", "--settle", "3", "--pid"])
+        .args(&pids)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(1500));
+    for running in [&mut ends, &mut changes] {
+        running.0.stdin.take().unwrap().write_all(b"\n").unwrap();
+    }
+    let output = look.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(5), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let unread = report["unread"].as_array().unwrap();
+    let named: Vec<String> = unread.iter().map(|one| one["pid"].to_string()).collect();
+    assert_eq!(named, pids[..2], "{report}");
+    let late = |one: &Value| one["reason"].as_str().unwrap().starts_with("at the second");
+    assert!(unread.iter().all(late), "{report}");
+    // What they held at the first look is counted.
+    assert_eq!(report["processes"].as_array().unwrap().len(), 3);
+    let stable = report["stable"]["pages"].as_f64().unwrap();
+    assert!(stable > 0.0 && stable < figures(&report)[0]);
+}
+
+/// Nobody has waited for it yet, but it has no memory any more.
+#[test]
+fn a_zombie_is_named() {
+    let mut child = Command::new("true").spawn().unwrap();
+    let stat = format!("/proc/{}/stat", child.id());
+    while !std::fs::read_to_string(&stat).unwrap().contains(") Z ") {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let output = sksm(&["estimate", "--pid", &child.id().to_string()]);
+    child.wait().unwrap();
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(text(&output.stderr).contains("has exited"), "{output:?}");
 }
 
 #[test]
@@ -305,19 +572,91 @@ fn doctor_knows_the_kernel() {
     assert!(!text(&output.stdout).contains('\u{1b}'));
 }
 
+/// What `sksm stat` prints in one of the formats, of this process given twice.
+fn metrics(format: &str) -> String {
+    let pid = std::process::id().to_string();
+    let output = sksm(&["stat", format, "--pid", &pid, &pid]);
+    assert!(output.status.success(), "{output:?}");
+    text(&output.stdout).into()
+}
+
+/// Every metric is described before its samples, which come once each and all together.
 #[test]
 fn stat_is_fit_for_prometheus() {
     let pid = std::process::id().to_string();
-    let output = sksm(&["stat", "--openmetrics", "--pid", &pid, &pid]);
-    let metrics = text(&output.stdout);
-    let mut series: Vec<&str> = (metrics.lines())
-        .filter_map(|line| Some(line.split_once(' ')?.0))
-        .filter(|name| *name != "#")
-        .collect();
-    series.sort_unstable();
-    assert!(series.windows(2).all(|pair| pair[0] != pair[1]), "twice");
-    assert!(metrics.ends_with("\n# EOF\n"), "{metrics}");
-    assert!(metrics.contains(&format!("sksm_process_anonymous_bytes{{pid=\"{pid}\"")));
+    for (format, end) in [("--openmetrics", "# EOF"), ("--prometheus", "}")] {
+        let metrics = metrics(format);
+        let mut described = Vec::new();
+        let mut series = Vec::new();
+        let mut kind = "";
+        let mut lines = metrics.lines().filter(|line| *line != "# EOF").peekable();
+        while let Some(line) = lines.next() {
+            let help = line.strip_prefix("# HELP ").expect(line);
+            let (name, help) = help.split_once(' ').expect(line);
+            assert!(!help.is_empty() && !described.contains(&name), "{line}");
+            described.push(name);
+            let line = lines.next().expect("a type");
+            let rest = line.strip_prefix("# TYPE ").expect(line);
+            kind = rest.strip_prefix(name).expect(line).trim();
+            assert!(matches!(kind, "counter" | "gauge"), "{line}");
+            let unit = format!("# UNIT {name} bytes");
+            let has_unit = lines.next_if(|line| *line == unit).is_some();
+            let bytes = name.ends_with("_bytes") && format == "--openmetrics";
+            assert_eq!(has_unit, bytes, "{line}");
+            let sample = match (kind, format) {
+                ("counter", "--openmetrics") => format!("{name}_total"),
+                ("counter", _) => {
+                    assert!(name.ends_with("_total"), "{line}");
+                    name.into()
+                }
+                _ => name.into(),
+            };
+            let before = series.len();
+            while let Some(line) = lines.next_if(|line| !line.starts_with('#')) {
+                let (key, value) = line.rsplit_once(' ').expect(line);
+                let labels = key.strip_prefix(&*sample).expect(line);
+                assert!(labels.is_empty() || labels.starts_with("{pid=\""));
+                value.parse::<u64>().expect(line);
+                assert!(!series.contains(&key), "{key} twice");
+                series.push(key);
+            }
+            assert!(series.len() > before, "{name} has no value");
+        }
+        assert!(!kind.is_empty());
+        assert!(metrics.trim_end().ends_with(end) || format == "--prometheus");
+        let own = format!("sksm_process_anonymous_bytes{{pid=\"{pid}\"");
+        assert!(series.iter().any(|key| key.starts_with(&own)), "{metrics}");
+    }
+}
+
+/// What Prometheus's own client library for Python reads.
+#[test]
+#[ignore = "needs Debian's python3-prometheus-client"]
+fn stat_is_read_by_prometheus() {
+    let check = "import sys\n\
+        if sys.argv[1] == '--openmetrics':\n\
+        \x20   from prometheus_client.openmetrics.parser import text_string_to_metric_families\n\
+        else:\n\
+        \x20   from prometheus_client.parser import text_string_to_metric_families\n\
+        families = list(text_string_to_metric_families(sys.stdin.read()))\n\
+        for family in families:\n\
+        \x20   assert family.documentation and family.type in ('counter', 'gauge'), family\n\
+        \x20   assert family.samples, family\n\
+        \x20   for sample in family.samples:\n\
+        \x20       assert (family.type == 'counter') == sample.name.endswith('_total'), family\n\
+        assert any(family.name == 'ksm_full_scans' for family in families), families\n\
+        print(len(families))";
+    for format in ["--openmetrics", "--prometheus"] {
+        let mut python = Command::new("python3")
+            .args(["-c", check, format])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut input = python.stdin.take().unwrap();
+        input.write_all(metrics(format).as_bytes()).unwrap();
+        drop(input);
+        assert!(python.wait().unwrap().success(), "{}", metrics(format));
+    }
 }
 
 #[test]
@@ -340,9 +679,111 @@ fn run_ends_as_the_program() {
     assert!(text(&output.stdout).starts_with("data /"), "{output:?}");
     assert_eq!(run(object, &["/no/such/program"]).status.code(), Some(127));
     assert_eq!(run(object, &[object]).status.code(), Some(126));
+    // The loader would take its path for two.
+    for name in ["my object", "my:object"] {
+        let path = dir.path().join(name);
+        std::fs::write(&path, "").unwrap();
+        let output = run(path.to_str().unwrap(), &["true"]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(text(&output.stderr).contains("space or a colon"));
+        // As it says, a link will do.
+        let link = dir.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let output = run(link.to_str().unwrap(), &["sh", "-c", "echo $LD_PRELOAD"]);
+        assert_eq!(text(&output.stdout).trim(), link.to_str().unwrap());
+        std::fs::remove_file(link).unwrap();
+    }
     let output = run("/no/such/object", &["true"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("SKSM_PRELOAD"));
+}
+
+#[test]
+fn what_run_is_given_reaches_the_object() {
+    let object = tempfile::NamedTempFile::new().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_sksm"))
+        .args(["run", "--after", "2m", "--signal", "HUP", "-v", "--"])
+        .args(["sh", "-c", "echo $SKSM_AFTER $SKSM_SIGNAL $SKSM_VERBOSE"])
+        .env("SKSM_PRELOAD", object.path())
+        .output()
+        .unwrap();
+    assert_eq!(text(&output.stdout), "120000ms 1 1\n");
+}
+
+/// A full disk, or a reader that has gone.
+#[test]
+fn output_that_cannot_be_written_is_an_error() {
+    let pid = std::process::id().to_string();
+    for arguments in [
+        &["doctor"] as &[&str],
+        &["doctor", "--json"],
+        &["stat", "--pid", &pid],
+        &["stat", "--pid", &pid, "--openmetrics"],
+        &["estimate", "--pid", &pid],
+        &["merge", "--dry-run", "--pid", &pid],
+    ] {
+        let into = |file: Stdio, errors: Stdio| {
+            Command::new(env!("CARGO_BIN_EXE_sksm"))
+                .args(arguments)
+                .stdout(file)
+                .stderr(errors)
+                .output()
+                .unwrap()
+        };
+        let full = || {
+            let mut options = std::fs::OpenOptions::new();
+            Stdio::from(options.write(true).open("/dev/full").unwrap())
+        };
+        let output = into(full(), Stdio::piped());
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {output:?}");
+        let said = text(&output.stderr);
+        assert!(said.contains("cannot write the output"), "{said}");
+        assert_eq!(into(full(), full()).status.code(), Some(1));
+        let (reader, writer) = UnixStream::pair().unwrap();
+        drop(reader);
+        let output = into(OwnedFd::from(writer).into(), Stdio::piped());
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {output:?}");
+        assert_eq!(text(&output.stderr), "", "{arguments:?}");
+    }
+}
+
+/// A program that is never left running.
+struct Running(Child);
+
+impl Running {
+    fn start(command: &mut Command) -> Self {
+        Running(command.stdout(Stdio::null()).spawn().unwrap())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+/// A process that is named to mislead whoever looks at the list.
+#[test]
+fn names_do_not_steer_the_terminal() {
+    use std::os::unix::ffi::OsStrExt;
+    // A process is named as the file that it runs.
+    let dir = tempfile::tempdir().unwrap();
+    let name = std::ffi::OsStr::from_bytes(b"\x1b[31ma\nb\xc3");
+    let program = dir.path().join(name);
+    std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
+    let child = Running::start(Command::new(program).arg("600"));
+    let pid = child.0.id().to_string();
+    let output = sksm(&["estimate", "--pid", &pid]);
+    // Found by its name as far as that is text, of which the last letter is cut.
+    let named = json(&["estimate", "--json", "--name", "^\u{1b}\\[31ma\nb$"]);
+    let shown = text(&output.stdout);
+    assert!(
+        shown.contains(&format!("{pid} \\u{{1b}}[31ma\\nb ")),
+        "{shown}"
+    );
+    assert!(!shown.contains('\u{1b}'));
+    assert_eq!(named["processes"][0]["pid"].to_string(), pid);
 }
 
 #[test]
@@ -353,6 +794,12 @@ fn a_wrong_command_line_is_refused() {
         &["estimate", "--name", "("],
         &["estimate", "--all", "--max-page-sharing", "1"],
         &["stat", "--json", "--openmetrics"],
+        &["stat", "--json", "--prometheus"],
+        &["stat", "--openmetrics", "--prometheus"],
+        &["run", "--after", "5x", "--", "true"],
+        &["run", "--signal", "KILL", "--", "true"],
+        &["run", "--json", "--", "true"],
+        &["--json", "run", "--", "true"],
         &["top", "--interval", "0"],
         &["top", "--sort", "colour"],
         &["nonsense"],

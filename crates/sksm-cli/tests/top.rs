@@ -6,17 +6,42 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use libtest_mimic::{Arguments, Trial};
 use pty::Pty;
+
+/// Tests by their names.
+macro_rules! tests {
+    ($($name:ident)*) => {[$((stringify!($name), $name as fn())),*]};
+}
+
+/// Where the kernel merges nothing there is nothing to see, and the tests of that are listed as ignored.
+fn main() -> std::process::ExitCode {
+    let nothing_merges = sksm::support() == sksm::Support::None;
+    let trial = |(name, test): (&str, fn()), ignored| {
+        let run = move || {
+            test();
+            Ok(())
+        };
+        Trial::test(name, run).with_ignored_flag(ignored)
+    };
+    let drawn = tests![
+        keys_are_answered_and_end_it
+        signals_end_it_and_the_terminal_is_given_back
+        it_can_be_suspended
+        it_comes_back_after_a_hard_stop
+        it_ends_with_its_terminal
+        the_smallest_terminal_will_do
+        one_look_as_json
+    ];
+    let mut trials: Vec<Trial> = drawn.map(|test| trial(test, nothing_merges)).into();
+    trials.extend(tests![without_a_terminal_it_says_what_to_do].map(|test| trial(test, false)));
+    libtest_mimic::run(&Arguments::from_args(), trials).exit_code()
+}
 
 fn top() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sksm"));
     command.args(["top", "--interval", "1"]);
     command
-}
-
-/// Where nothing merges at all there is nothing to see.
-fn nothing_merges() -> bool {
-    sksm::support() == sksm::Support::None
 }
 
 /// One that is never left running.
@@ -32,6 +57,14 @@ impl Running {
             assert!(Instant::now() < deadline, "it does not end");
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    fn expect_stopped(&self) {
+        let (own, mut status) = (self.0.id() as i32, 0);
+        // SAFETY: our own child, and a valid place for its status.
+        let pid = unsafe { libc::waitpid(own, &mut status, libc::WUNTRACED) };
+        assert_eq!(pid, own);
+        assert!(libc::WIFSTOPPED(status), "{status:#x}");
     }
 
     fn signal(&self, signal: i32) {
@@ -57,11 +90,7 @@ fn started(pty: &Pty) -> Running {
     running
 }
 
-#[test]
 fn keys_are_answered_and_end_it() {
-    if nothing_merges() {
-        return;
-    }
     for end in ["q", "\u{3}", "\u{1b}"] {
         let pty = Pty::new(40, 120);
         let modes = pty.modes();
@@ -81,12 +110,20 @@ fn keys_are_answered_and_end_it() {
     }
 }
 
-#[test]
 fn signals_end_it_and_the_terminal_is_given_back() {
-    if nothing_merges() {
-        return;
-    }
-    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT] {
+    for signal in [
+        libc::SIGTERM,
+        libc::SIGINT,
+        libc::SIGHUP,
+        libc::SIGQUIT,
+        libc::SIGUSR1,
+        libc::SIGUSR2,
+        libc::SIGALRM,
+        libc::SIGXCPU,
+        libc::SIGPWR,
+        libc::SIGRTMIN(),
+        libc::SIGRTMAX(),
+    ] {
         let pty = Pty::new(24, 80);
         let modes = pty.modes();
         let mut running = started(&pty);
@@ -96,35 +133,48 @@ fn signals_end_it_and_the_terminal_is_given_back() {
     }
 }
 
-#[test]
+/// By its key, and by whoever sends the signal.
 fn it_can_be_suspended() {
-    if nothing_merges() {
-        return;
+    let stops: [fn(&Pty, &Running); 2] = [
+        |pty, _| pty.press("\u{1a}"),
+        |_, running| running.signal(libc::SIGTSTP),
+    ];
+    for stop in stops {
+        let pty = Pty::new(24, 80);
+        let modes = pty.modes();
+        let mut running = started(&pty);
+        stop(&pty, &running);
+        running.expect_stopped();
+        pty.expect_restored(modes);
+        let seen = pty.output().len();
+        running.signal(libc::SIGCONT);
+        pty.wait_for("invert", seen);
+        assert_ne!(pty.modes(), modes);
+        pty.press("q");
+        assert!(running.wait().success());
+        pty.expect_restored(modes);
     }
+}
+
+/// Stopped so that it cannot give the terminal back, it takes it anew from whoever had it meanwhile.
+fn it_comes_back_after_a_hard_stop() {
     let pty = Pty::new(24, 80);
     let modes = pty.modes();
     let mut running = started(&pty);
-    pty.press("\u{1a}");
-    let mut status = 0;
-    // SAFETY: our own child, and a valid place for its status.
-    let pid = unsafe { libc::waitpid(running.0.id() as i32, &mut status, libc::WUNTRACED) };
-    assert_eq!(pid, running.0.id() as i32);
-    assert!(libc::WIFSTOPPED(status), "{status:#x}");
-    pty.expect_restored(modes);
+    let own = pty.modes();
+    running.signal(libc::SIGSTOP);
+    running.expect_stopped();
+    pty.set_modes(modes);
     let seen = pty.output().len();
     running.signal(libc::SIGCONT);
     pty.wait_for("invert", seen);
-    assert_ne!(pty.modes(), modes);
+    assert_eq!(pty.modes(), own);
     pty.press("q");
     assert!(running.wait().success());
     pty.expect_restored(modes);
 }
 
-#[test]
 fn it_ends_with_its_terminal() {
-    if nothing_merges() {
-        return;
-    }
     let pty = Pty::new(24, 80);
     let mut running = started(&pty);
     // The kernel tells the session so.
@@ -132,11 +182,7 @@ fn it_ends_with_its_terminal() {
     assert_eq!(running.wait().signal(), Some(libc::SIGHUP));
 }
 
-#[test]
 fn the_smallest_terminal_will_do() {
-    if nothing_merges() {
-        return;
-    }
     let pty = Pty::new(1, 1);
     let mut running = Running(pty.start(&mut top()));
     pty.wait_for("\u{1b}[?1049h", 0);
@@ -146,24 +192,18 @@ fn the_smallest_terminal_will_do() {
     assert_eq!(running.wait().code(), Some(0), "{}", pty.output());
 }
 
-#[test]
 fn without_a_terminal_it_says_what_to_do() {
-    let run = |arguments: &[&str]| {
-        let mut command = top();
-        command.args(arguments).stdin(Stdio::null());
-        command.output().unwrap()
-    };
-    let output = run(&[]);
+    let output = top().stdin(Stdio::null()).output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     let text = String::from_utf8(output.stderr).unwrap();
     assert!(text.contains("sksm top --json"), "{text}");
     assert!(output.stdout.is_empty());
+}
 
-    let output = run(&["--json", "--sort", "pid"]);
-    if nothing_merges() {
-        assert_eq!(output.status.code(), Some(3));
-        return;
-    }
+fn one_look_as_json() {
+    let output = (top().args(["--json", "--sort", "pid"]).stdin(Stdio::null()))
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{output:?}");
     let look: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(look["saved"]["ksm_bytes"].is_u64(), "{look}");

@@ -1,5 +1,7 @@
 //! What the benchmark measures: the JSON that `sksm-bench` prints and `cargo xtask bench` reads.
 
+pub mod names;
+
 use serde::{Deserialize, Serialize};
 
 use crate::ksmd::Ksm;
@@ -19,8 +21,18 @@ pub struct Report {
     #[serde(default)]
     pub instructions: bool,
     pub families: Vec<Family>,
+    /// Families that did not come to their end; their rows are those from before.
+    #[serde(default)]
+    pub failed: Vec<Failure>,
     /// None if the family that compares with KSM was left out.
     pub beside_ksm: Option<BesideKsm>,
+}
+
+/// Why a family did not come to its end.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Failure {
+    pub family: String,
+    pub error: String,
 }
 
 /// Measurements that belong together.
@@ -78,8 +90,36 @@ pub struct BesideKsm {
     /// Seconds of MADV_MERGE over all pages.
     pub sksm_seconds: Summary,
     pub sksm_scanned: i64,
-    /// One run by tuning: default, then unthrottled.
+    /// Runs of ksmd; those with the same tuning follow each other.
     pub ksm: Vec<Ksm>,
+}
+
+/// What the runs of ksmd with one tuning took.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Tuned {
+    pub sleep_millisecs: i64,
+    pub seconds: Summary,
+    /// None if nobody knows.
+    pub cpu_seconds: Option<Summary>,
+    pub pages_scanned: Summary,
+}
+
+impl BesideKsm {
+    pub fn by_tuning(&self) -> Vec<Tuned> {
+        let same = |one: &Ksm, other: &Ksm| one.sleep_millisecs == other.sleep_millisecs;
+        let summary = |runs: &[Ksm], of: fn(&Ksm) -> Option<f64>| {
+            Summary::of(runs.iter().filter_map(of).collect())
+        };
+        let tuned = |runs: &[Ksm]| {
+            Some(Tuned {
+                sleep_millisecs: runs.first()?.sleep_millisecs,
+                seconds: summary(runs, |run| Some(run.seconds))?,
+                cpu_seconds: summary(runs, |run| run.cpu_seconds),
+                pages_scanned: summary(runs, |run| Some(run.pages_scanned as f64))?,
+            })
+        };
+        self.ksm.chunk_by(same).filter_map(tuned).collect()
+    }
 }
 
 impl Family {

@@ -38,7 +38,7 @@ impl Tuning {
     fn look_every(self) -> Duration {
         match self {
             Self::Default => Duration::from_millis(200),
-            Self::Unthrottled => Duration::from_millis(20),
+            Self::Unthrottled => Duration::from_millis(5),
         }
     }
 }

@@ -12,6 +12,7 @@ pub mod memory;
 pub mod numa;
 pub mod pagemap;
 pub mod process;
+pub mod profile;
 pub mod report;
 pub mod settings;
 pub mod statistics;

@@ -11,7 +11,7 @@ use kernel::bindings;
 const WORDS: usize = kernel::page::PAGE_SIZE / 8;
 const LINE: usize = 8;
 /// Words that are looked at before the question whether to go on.
-const STRIDE: usize = 32;
+const STRIDE: usize = 16;
 
 /// Lines in a sample, and how far they are apart: with pages of 4 KiB the first line and the last,
 /// each at another place of its 512 bytes.

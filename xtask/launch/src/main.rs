@@ -5,7 +5,7 @@
 
 use std::{
     env,
-    io::{BufRead, BufReader},
+    io::{BufRead, BufReader, Write},
     os::unix::process::CommandExt,
     path::Path,
     process::{Command, ExitCode, Stdio},
@@ -42,7 +42,8 @@ fn launch() -> std::io::Result<ExitCode> {
             let line = line?;
             // Said by every build, also by one that has nothing to do.
             if !line.trim_start().starts_with("Finished") {
-                eprintln!("{line}");
+                // Where nobody reads it, it is built all the same.
+                let _ = writeln!(std::io::stderr(), "{line}");
             }
         }
     }

@@ -1,10 +1,21 @@
 //! The measurements as a picture.
 
-use sksm_guest::bench::{Family, Report, Row, Unit};
+use sksm_guest::{
+    bench::{
+        Family, Report, Row, Unit,
+        names::{
+            BACK, DIFFERENT, DISTURBED, DUPLICATE, EXIT, EXIT_MANY, FORK, FORK_MANY, HASHED, HUGE,
+            IN_ONE_CALL, KERNEL_COMPARE, KERNEL_HASH, KSM_SLABS, MAPPINGS, MERGE, MERGED_ALREADY,
+            NOT_PRESENT, OUT, OWN_COUNT, PUBLISH, PUBLISHED, RACE, SAME, SHARERS, SMALL, WRITE,
+            ZEROS, family,
+        },
+    },
+    statistics::Summary,
+};
 
 use crate::{
     format::{seconds, thousands},
-    svg::{BLUE, Bar, Curve, GREEN, GREY, PALE_BLUE, Plot, Point, RED, Svg},
+    svg::{BLUE, Bar, Curve, GREEN, GREY, PALE_BLUE, PALE_GREEN, Plot, Point, Svg},
 };
 
 use super::{
@@ -13,108 +24,73 @@ use super::{
     unused::Unused,
 };
 
+/// What stands before the bars of a row: which row, and what it is called there.
+type Called = (&'static str, &'static str);
+
+/// The bars of one family.
+const PAGES: [&str; 5] = [PUBLISH, DUPLICATE, ZEROS, MERGED_ALREADY, NOT_PRESENT];
+const INSIDE: [&str; 2] = [KERNEL_HASH, KERNEL_COMPARE];
+const AT_ONCE: [Called; 5] = [
+    (DIFFERENT, "different content"),
+    (DISTURBED, "different, disturbed"),
+    (SAME, "the same content"),
+    (PUBLISH, "publish different"),
+    (RACE, "publish the same"),
+];
+const HASHING: [Called; 1] = [(HASHED, "hash")];
+const FAULTS: [Called; 1] = [(WRITE, "")];
+const PROCESSES: [Called; 4] = [
+    (FORK, "fork"),
+    (EXIT, "exit"),
+    (FORK_MANY, "fork, many"),
+    (EXIT_MANY, "exit, many"),
+];
+const RECLAIM: [Called; 2] = [(OUT, "out"), (BACK, "back")];
+
 pub fn draw(published: &Published) -> String {
     let report = &published.report;
-    let mut svg = Svg::new();
+    let mut svg = Svg::dense();
     let setting = super::setting(report);
     let (kernel, machine) = setting.split_once("; ").unwrap_or((&setting, ""));
     svg.title("What MADV_MERGE costs", kernel);
     svg.remark(machine);
-    svg.remark("medians; shaded: what half of the values are within");
+    svg.remark("medians; shaded: what half of the values are within; hollow: one value");
     group(
         &mut svg,
         "Time for a page of 4 KiB, in calls over whole page tables",
-        page(report),
+        pages(report),
     );
     group(
         &mut svg,
         "CPU time for a page saved, KSM beside",
         beside_ksm(report),
     );
-    let curves = |family: &str, what: &str, variants: &[(&str, &'static str)]| {
-        let family = report.family(family);
-        let curve = |&(variant, colour): &(&str, &'static str)| Curve {
-            label: variant.to_owned(),
-            colour,
-            points: family.map_or(Vec::new(), |family| points(family, what, variant)),
-        };
-        let all = variants.iter().map(curve);
-        all.filter(|curve| !curve.points.is_empty())
-            .collect::<Vec<_>>()
-    };
-    let time_plot = |title: &str, across: &str, base, curves| Plot {
-        title: title.to_owned(),
-        across: across.to_owned(),
-        base,
-        scale: time,
-        curves,
-    };
-    let both = [
-        ("publish unique content", BLUE),
-        ("merge duplicates", GREEN),
-    ];
-    let calls = time_plot(
-        "Time for a page, by the length of the call",
-        "pages in one call",
-        8,
-        curves("calls", "pages in one call", &both),
-    );
-    let growth = time_plot(
-        "Time for a page, by what is published",
-        "pages published already",
-        10,
-        curves("growth", "pages published", &both),
-    );
-    if !calls.curves.is_empty() || !growth.curves.is_empty() {
-        svg.plots([&calls, &growth]);
-        svg.space();
-    }
-    let sharers = "processes that share each page";
-    let times = time_plot(
-        "Time for a page, by its sharers",
-        sharers,
-        2,
-        curves("sharers", sharers, &both[1..]),
-    );
-    let bytes = Plot {
-        title: "Kernel memory for a mapping".to_owned(),
-        across: sharers.to_owned(),
-        base: 2,
-        scale: |bytes| format!("{bytes:.0} B"),
-        curves: curves(
-            "sharers",
-            sharers,
-            &[("bytes a mapping beyond the first", RED)],
-        ),
-    };
-    if !times.curves.is_empty() {
-        svg.plots([&times, &bytes]);
-        svg.space();
-    }
-    let bars = |family: &str, what: &str| {
-        report
-            .family(family)
-            .map_or(Vec::new(), |family| bars(family, what))
-    };
+    plots(&mut svg, by_length_and_published(report));
+    plots(&mut svg, by_sharers_and_mappings(report));
     group(
         &mut svg,
-        "Tasks that merge different content at the same time",
-        bars("concurrency", "merge different content"),
+        "Tasks that merge at the same time; disturbed: while 2 others fault and copy on write",
+        bars(report, family::CONCURRENCY, &AT_ONCE),
     );
     group(
         &mut svg,
-        "Tasks that merge the same content at the same time",
-        bars("concurrency", "merge the same content"),
+        "The same without the kernel, which is what more tasks can bring on this machine",
+        bars(report, family::CONCURRENCY, &HASHING),
     );
     group(
         &mut svg,
         "A write fault, by what is written to",
-        bars("faults", "write fault"),
+        bars(report, family::FAULTS, &FAULTS),
     );
     group(
         &mut svg,
-        "Reclaim of a physical page to swap space",
-        bars("reclaim", "reclaim a physical page"),
+        &forks_and_exits(report),
+        bars(report, family::PROCESSES, &PROCESSES),
+    );
+    group(
+        &mut svg,
+        "Reclaim of a physical page to swap space, and reading a mapping back",
+        bars(report, family::RECLAIM, &RECLAIM),
     );
     if let Some(unused) = &published.unused {
         let title = format!(
@@ -124,6 +100,231 @@ pub fn draw(published: &Published) -> String {
         group(&mut svg, &title, without(unused));
     }
     svg.finish()
+}
+
+/// Draws nothing of what was not measured.
+fn group(svg: &mut Svg, title: &str, bars: Vec<Bar>) {
+    if !bars.is_empty() {
+        svg.group(title, &bars);
+        svg.space();
+    }
+}
+
+fn plots(svg: &mut Svg, plots: [Plot; 2]) {
+    if plots.iter().any(|plot| !plot.curves.is_empty()) {
+        svg.plots([&plots[0], &plots[1]]);
+        svg.space();
+    }
+}
+
+fn by_length_and_published(report: &Report) -> [Plot; 2] {
+    let both = [
+        (PUBLISH, PUBLISH, BLUE, false),
+        (MERGE, MERGE, GREEN, false),
+    ];
+    [
+        Plot {
+            title: "Time for a page, by the length of the call".to_owned(),
+            across: IN_ONE_CALL.to_owned(),
+            base: 8,
+            scale: time,
+            curves: curves(report, family::CALLS, IN_ONE_CALL, &both),
+        },
+        Plot {
+            title: "Time for a page, by what is published".to_owned(),
+            across: "pages published already".to_owned(),
+            base: 10,
+            scale: time,
+            curves: curves(report, family::GROWTH, PUBLISHED, &both),
+        },
+    ]
+}
+
+fn by_sharers_and_mappings(report: &Report) -> [Plot; 2] {
+    let merge = [(MERGE, MERGE, GREEN, false)];
+    let engines = [
+        (OWN_COUNT, "SKSM", GREEN, true),
+        (KSM_SLABS, "KSM", PALE_BLUE, true),
+    ];
+    [
+        Plot {
+            title: "Time for a page, by its sharers".to_owned(),
+            across: SHARERS.to_owned(),
+            base: 2,
+            scale: time,
+            curves: curves(report, family::SHARERS, SHARERS, &merge),
+        },
+        Plot {
+            title: "Kernel memory for a mapping".to_owned(),
+            across: "mappings of each page".to_owned(),
+            base: 2,
+            scale: |bytes| format!("{bytes:.0} B"),
+            curves: curves(report, family::METADATA, MAPPINGS, &engines),
+        },
+    ]
+}
+
+/// Curves of one row, as far as they were measured: variant, label, colour, and whether a value is of all that the place on
+/// the axis counts.
+fn curves(
+    report: &Report,
+    family: &str,
+    what: &str,
+    wanted: &[(&str, &str, &'static str, bool)],
+) -> Vec<Curve> {
+    let Some(family) = report.family(family) else {
+        return Vec::new();
+    };
+    let curve = |&(variant, label, colour, of_all): &(&str, &str, &'static str, bool)| {
+        let point = |row: &Row| {
+            let at = row.at? as f64;
+            let share = if of_all { at } else { 1.0 };
+            let value = &row.value;
+            Some(Point {
+                at,
+                median: value.median / share,
+                half: (value.count > 1).then_some((value.lower / share, value.upper / share)),
+            })
+        };
+        Curve {
+            label: label.to_owned(),
+            colour,
+            points: family.rows(what, variant).filter_map(point).collect(),
+        }
+    };
+    let all = wanted.iter().map(curve);
+    all.filter(|curve| !curve.points.is_empty()).collect()
+}
+
+fn pages(report: &Report) -> Vec<Bar> {
+    let Some(family) = report.family(family::PAGES) else {
+        return Vec::new();
+    };
+    let mut bars = Vec::new();
+    for what in PAGES {
+        let small = family.rows(what, SMALL).map(|row| (what, row, GREEN));
+        let huge = family
+            .rows(what, HUGE)
+            .map(|row| ("in huge pages", row, PALE_GREEN));
+        for (label, row, colour) in small.chain(huge) {
+            bars.push(bar(label, "", family, row, colour));
+        }
+    }
+    for what in INSIDE {
+        let rows = family.rows(what, SMALL);
+        bars.extend(rows.map(|row| bar(what, "", family, row, GREY)));
+    }
+    let yardsticks = table::yardsticks(report).filter(|_| !bars.is_empty());
+    let names = [
+        "memcmp in user space",
+        "memcpy in user space",
+        "xxh64 in user space",
+    ];
+    for (name, ns) in names.into_iter().zip(yardsticks.into_iter().flatten()) {
+        bars.push(Bar {
+            label: name.to_owned(),
+            value: ns.median,
+            shown: time(ns.median),
+            remark: String::new(),
+            colour: GREY,
+        });
+    }
+    bars
+}
+
+fn beside_ksm(report: &Report) -> Vec<Bar> {
+    let Some(beside) = &report.beside_ksm else {
+        return Vec::new();
+    };
+    let saved = beside.saved as f64;
+    let bar = |label: &str, cpu: &Summary, after: &Summary, colour| Bar {
+        label: label.to_owned(),
+        value: cpu.median / saved,
+        shown: seconds(cpu.median / saved),
+        remark: format!(
+            "{} pages saved after {}; {}",
+            thousands(beside.saved as i64),
+            seconds(after.median),
+            match after.count {
+                1 => "1 run".to_owned(),
+                runs => format!("median of {runs} runs"),
+            }
+        ),
+        colour,
+    };
+    let sksm = &beside.sksm_seconds;
+    let mut bars = vec![bar("MADV_MERGE", sksm, sksm, GREEN)];
+    for ksm in beside.by_tuning() {
+        let label = if ksm.sleep_millisecs == 0 {
+            "KSM at full speed"
+        } else {
+            "KSM"
+        };
+        // Nothing is drawn of what nobody knows.
+        bars.extend(
+            ksm.cpu_seconds
+                .map(|cpu| bar(label, &cpu, &ksm.seconds, PALE_BLUE)),
+        );
+    }
+    bars
+}
+
+/// A bar for each variant of these rows; the first of a row says what it is called.
+fn bars(report: &Report, family: &str, rows: &[Called]) -> Vec<Bar> {
+    let Some(family) = report.family(family) else {
+        return Vec::new();
+    };
+    let colour = |row: &Row| match row.variant.as_str() {
+        _ if row.what == HASHED => GREY,
+        variant if variant.starts_with("KSM") => PALE_BLUE,
+        variant if variant.contains("merged") || row.unit == Unit::PagesPerSecond => GREEN,
+        _ => GREY,
+    };
+    let mut bars = Vec::new();
+    for &(what, called) in rows {
+        let variants = family.rows.iter().filter(|row| row.what == what);
+        for (index, row) in variants.enumerate() {
+            let variant = row.variant.as_str();
+            let (variant, detail) = variant.split_once(": ").unwrap_or((variant, ""));
+            let label = match index {
+                0 if !called.is_empty() => format!("{called}: {variant}"),
+                _ => variant.to_owned(),
+            };
+            bars.push(bar(&label, detail, family, row, colour(row)));
+        }
+    }
+    bars
+}
+
+fn bar(label: &str, detail: &str, family: &Family, row: &Row, colour: &'static str) -> Bar {
+    let remark = [detail.to_owned(), table::relative(family, row)];
+    let remark: Vec<String> = remark.into_iter().filter(|part| !part.is_empty()).collect();
+    Bar {
+        label: label.to_owned(),
+        value: row.value.median,
+        shown: match row.unit {
+            Unit::NsPerPage => time(row.value.median),
+            unit => table::value(false, unit, row.value.median),
+        },
+        remark: remark.join(", "),
+        colour,
+    }
+}
+
+/// The title of that group: how many pages and children there are depends on how long it may take.
+fn forks_and_exits(report: &Report) -> String {
+    let rows = report
+        .family(family::PROCESSES)
+        .map_or(&[][..], |family| &family.rows);
+    let number = |what: &str| {
+        let at = rows.iter().find(|row| row.what == what)?.at?;
+        Some(thousands(at as i64))
+    };
+    format!(
+        "Fork and exit with {} pages; many: each of {} children with a page table",
+        number(FORK).unwrap_or_default(),
+        number(FORK_MANY).unwrap_or_default()
+    )
 }
 
 /// The rows that both kernels have.
@@ -148,139 +349,80 @@ fn without(unused: &Unused) -> Vec<Bar> {
     .collect()
 }
 
-/// Draws nothing of what was not measured.
-fn group(svg: &mut Svg, title: &str, bars: Vec<Bar>) {
-    if !bars.is_empty() {
-        svg.group(title, &bars);
-        svg.space();
-    }
-}
-
-fn page(report: &Report) -> Vec<Bar> {
-    let Some(family) = report.family("pages") else {
-        return Vec::new();
-    };
-    let of_4_kib = family
-        .rows
-        .iter()
-        .filter(|row| row.variant == "4 KiB pages");
-    let mut bars: Vec<Bar> = of_4_kib.map(|row| bar(&row.what, row, GREEN)).collect();
-    if let Some([memcmp, memcpy, xxh64]) = table::yardsticks(report) {
-        for (name, ns) in [
-            ("memcmp in user space", memcmp),
-            ("memcpy in user space", memcpy),
-            ("xxh64 in user space", xxh64),
-        ] {
-            bars.push(Bar {
-                label: name.to_owned(),
-                value: ns.median,
-                shown: time(ns.median),
-                remark: String::new(),
-                colour: GREY,
-            });
-        }
-    }
-    bars
-}
-
-fn beside_ksm(report: &Report) -> Vec<Bar> {
-    let Some(beside) = &report.beside_ksm else {
-        return Vec::new();
-    };
-    let saved = beside.saved as f64;
-    let bar = |label: &str, cpu: f64, after: f64, colour| Bar {
-        label: label.to_owned(),
-        value: cpu / saved,
-        shown: seconds(cpu / saved),
-        remark: format!(
-            "{} pages saved after {}",
-            thousands(beside.saved as i64),
-            seconds(after)
-        ),
-        colour,
-    };
-    let sksm = beside.sksm_seconds.median;
-    let mut bars = vec![bar("MADV_MERGE", sksm, sksm, GREEN)];
-    for ksm in &beside.ksm {
-        let label = if ksm.sleep_millisecs == 0 {
-            "KSM at full speed"
-        } else {
-            "KSM"
-        };
-        // Nothing is drawn of what nobody knows.
-        bars.extend(
-            ksm.cpu_seconds
-                .map(|cpu| bar(label, cpu, ksm.seconds, PALE_BLUE)),
-        );
-    }
-    bars
-}
-
-fn points(family: &Family, what: &str, variant: &str) -> Vec<Point> {
-    let point = |row: &Row| {
-        Some(Point {
-            at: row.at? as f64,
-            lower: row.value.lower,
-            median: row.value.median,
-            upper: row.value.upper,
-        })
-    };
-    family.rows(what, variant).filter_map(point).collect()
-}
-
-/// A bar for each variant.
-fn bars(family: &Family, what: &str) -> Vec<Bar> {
-    let colour = |row: &Row| match &*row.variant {
-        variant if variant.starts_with("KSM") => PALE_BLUE,
-        variant if variant.contains("merged") || row.unit == Unit::PagesPerSecond => GREEN,
-        _ => GREY,
-    };
-    let rows = family.rows.iter().filter(|row| row.what == what);
-    rows.map(|row| bar(&row.variant, row, colour(row)))
-        .collect()
-}
-
-fn bar(label: &str, row: &Row, colour: &'static str) -> Bar {
-    let remark = match row.in_memcmps() {
-        Some(times) => format!("{} × memcmp", table::digits(times)),
-        None => String::new(),
-    };
-    let (label, detail) = label.split_once(": ").unwrap_or((label, ""));
-    let remark = [detail, &remark]
-        .into_iter()
-        .filter(|part| !part.is_empty());
-    Bar {
-        label: label.to_owned(),
-        value: row.value.median,
-        shown: match row.unit {
-            Unit::NsPerPage => time(row.value.median),
-            unit => table::value(false, unit, row.value.median),
-        },
-        remark: remark.collect::<Vec<_>>().join(", "),
-        colour,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use sksm_guest::bench::names::ROWS;
+
     use super::*;
-    use crate::bench::table::tests::sample;
+    use crate::bench::table::tests::{family, row, sample};
 
     #[test]
     fn every_measurement_that_is_there_is_drawn() {
         let svg = draw(&sample());
-        // Background; two kinds of page and three yardsticks; SKSM and the KSM run whose CPU time is known; 1 and 2 tasks;
-        // unmapping in either kernel.
-        assert_eq!(svg.matches("<rect").count(), 1 + 5 + 2 + 2 + 1);
+        // Background; two kinds of page and three yardsticks; SKSM and the KSM runs whose CPU time is known; 1 and 2 tasks,
+        // disturbed and not; unmapping in either kernel.
+        assert_eq!(svg.matches("<rect").count(), 1 + 5 + 2 + 4 + 1);
         assert_eq!(svg.matches("<polyline").count(), 1);
         for text in [
             "3.00 × memcmp",
-            "700 pages saved after 12.0 s",
+            "700 pages saved after 12.0 s; median of 2 runs",
             "190,000 pages/s",
             "emulated by QEMU",
             "+0.10 %",
         ] {
             assert!(svg.contains(text), "{text} is missing in\n{svg}");
         }
+    }
+
+    /// A report with all rows that there are.
+    fn full() -> Report {
+        let mut report = sample().report;
+        report.families = family::ALL.map(|name| family(name, Vec::new())).into();
+        for rows in ROWS {
+            let unit = match rows.family {
+                family::CONCURRENCY => Unit::PagesPerSecond,
+                _ => Unit::NsPerPage,
+            };
+            let of_one_name = rows
+                .variants
+                .iter()
+                .flat_map(|variant| [1, 8].map(|at| row(rows.what, variant, Some(at), unit, 50.0)));
+            let mut families = report.families.iter_mut();
+            let family = families.find(|family| family.name == rows.family);
+            family.unwrap().rows.extend(of_one_name);
+        }
+        report
+    }
+
+    #[test]
+    fn what_is_to_be_drawn_is_measured_by_that_name() {
+        let report = full();
+        assert_eq!(
+            pages(&report).len(),
+            2 * (2 * PAGES.len() + INSIDE.len()) + 3
+        );
+        for (family, rows) in [
+            (family::CONCURRENCY, &AT_ONCE[..]),
+            (family::CONCURRENCY, &HASHING),
+            (family::FAULTS, &FAULTS),
+            (family::PROCESSES, &PROCESSES),
+            (family::RECLAIM, &RECLAIM),
+        ] {
+            for row in rows {
+                let bars = bars(&report, family, &[*row]);
+                assert!(!bars.is_empty(), "{}", row.0);
+            }
+        }
+        let plots = [
+            by_length_and_published(&report),
+            by_sharers_and_mappings(&report),
+        ];
+        let curves: Vec<usize> = plots
+            .iter()
+            .flatten()
+            .map(|plot| plot.curves.len())
+            .collect();
+        assert_eq!(curves, [2, 2, 1, 2]);
+        assert!(forks_and_exits(&report).contains("with 1 pages; many: each of 1 children"));
     }
 }

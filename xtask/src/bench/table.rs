@@ -1,7 +1,10 @@
 //! The measurements as text.
 
 use sksm_guest::{
-    bench::{BesideKsm, Family, Report, Row, Unit},
+    bench::{
+        BesideKsm, Failure, Family, Report, Row, Unit,
+        names::{DIFFERENT, DISTURBED, TASKS, family},
+    },
     statistics::Summary,
 };
 
@@ -33,7 +36,11 @@ pub fn render(published: &Published) -> String {
         if !family.rows.is_empty() {
             text += &rows(family, report.instructions);
         }
-        if let Some(beside) = report.beside_ksm.as_ref().filter(|_| family.name == "ksm") {
+        if let Some(beside) = report
+            .beside_ksm
+            .as_ref()
+            .filter(|_| family.name == family::KSM)
+        {
             text += &beside_ksm(beside);
         }
         for note in &family.notes {
@@ -43,7 +50,14 @@ pub fn render(published: &Published) -> String {
     if let Some(unused) = &published.unused {
         text += &format!("\n{UNUSED}, in instructions\n{}", without(unused));
     }
-    text + "\n" + &durations(published) + "\n"
+    if let Some(why) = &published.unused_left_out {
+        text += &format!("\n{UNUSED}: left out, {why}\n");
+    }
+    text += &format!("\n{}\n", durations(published));
+    for Failure { family, error } in &report.failed {
+        text += &format!("FAILED: {family}: {error}\n");
+    }
+    text
 }
 
 pub const UNUSED: &str = "What the engine costs those who do not use it";
@@ -113,7 +127,8 @@ pub fn value(instructions: bool, unit: Unit, value: f64) -> String {
         Unit::Ns => time(value),
         Unit::PagesPerSecond => format!("{} pages/s", thousands(value as i64)),
         Unit::Bytes => format!("{value:.1} B"),
-        Unit::Count => format!("{value:.0}"),
+        Unit::Count if value.fract() == 0.0 => thousands(value as i64),
+        Unit::Count => format!("{value:.2}"),
     }
 }
 
@@ -125,13 +140,20 @@ pub fn count(number: f64) -> String {
     }
 }
 
-/// In yardsticks; what several tasks do, in what one does.
-fn relative(family: &Family, row: &Row) -> String {
+/// In yardsticks; what several tasks do, in what one does, and what disturbed ones do, in what as many others do.
+pub fn relative(family: &Family, row: &Row) -> String {
     if row.unit == Unit::PagesPerSecond {
-        let one = family.rows(&row.what, "1 task").next();
-        return one.map_or(String::new(), |one| {
-            format!("{:.2} × 1 task", row.value.median / one.value.median)
+        let one = TASKS[0].1;
+        let mut others = vec![(row.what.as_str(), one, one)];
+        if row.what == DISTURBED {
+            others.push((DIFFERENT, &row.variant, "undisturbed"));
+        }
+        let ratios = others.into_iter().filter_map(|(what, variant, called)| {
+            let other = family.rows(what, variant).next()?;
+            let ratio = row.value.median / other.value.median;
+            Some(format!("{ratio:.2} × {called}"))
         });
+        return ratios.collect::<Vec<_>>().join(", ");
     }
     row.in_memcmps()
         .map_or(String::new(), |times| format!("{} × memcmp", digits(times)))
@@ -151,6 +173,19 @@ pub fn time(ns: f64) -> String {
     seconds(ns / 1e9)
 }
 
+/// A median, and what half of the values are within, if there are several.
+fn spread(values: &Summary) -> String {
+    match values.count {
+        1 => seconds(values.median),
+        _ => format!(
+            "{} ({} to {})",
+            seconds(values.median),
+            seconds(values.lower),
+            seconds(values.upper)
+        ),
+    }
+}
+
 fn beside_ksm(beside: &BesideKsm) -> String {
     let mut table = Table::new([
         "",
@@ -159,22 +194,24 @@ fn beside_ksm(beside: &BesideKsm) -> String {
         "for a page saved",
         "relative",
         "pages scanned",
+        "runs",
     ]);
-    table.row(["", "", "", "", "", "for a page saved"]);
+    table.row(["", "", "", "", "", "for a page saved", ""]);
     table.rule();
     let saved = beside.saved as f64;
     let of_sksm = beside.sksm_seconds.median;
-    let scanned = |pages: i64| format!("{:.2}", pages as f64 / saved);
+    let scanned = |pages: f64| format!("{:.2}", pages / saved);
     table.row([
         "SKSM".to_owned(),
-        seconds(of_sksm),
+        spread(&beside.sksm_seconds),
         // By the clock: a call may be interrupted.
         format!("≤ {}", seconds(of_sksm)),
         seconds(of_sksm / saved),
         String::new(),
-        scanned(beside.sksm_scanned),
+        scanned(beside.sksm_scanned as f64),
+        beside.sksm_seconds.count.to_string(),
     ]);
-    for ksm in &beside.ksm {
+    for ksm in beside.by_tuning() {
         let name = if ksm.sleep_millisecs == 0 {
             "KSM, unthrottled"
         } else {
@@ -183,13 +220,14 @@ fn beside_ksm(beside: &BesideKsm) -> String {
         let cpu = ksm.cpu_seconds;
         table.row([
             name.to_owned(),
-            seconds(ksm.seconds),
-            cpu.map_or("unknown".to_owned(), seconds),
-            cpu.map_or(String::new(), |cpu| seconds(cpu / saved)),
+            spread(&ksm.seconds),
+            cpu.map_or("unknown".to_owned(), |cpu| spread(&cpu)),
+            cpu.map_or(String::new(), |cpu| seconds(cpu.median / saved)),
             cpu.map_or(String::new(), |cpu| {
-                format!("{} × SKSM", digits(cpu / of_sksm))
+                format!("{} × SKSM", digits(cpu.median / of_sksm))
             }),
-            scanned(ksm.pages_scanned),
+            scanned(ksm.pages_scanned.median),
+            ksm.seconds.count.to_string(),
         ]);
     }
     format!(
@@ -219,7 +257,8 @@ fn without(unused: &Unused) -> String {
         ]);
     }
     table.render()
-        + "merged pages are beside ordinary ones of the kernel that cannot merge; spread: the medians of equal boots\n"
+        + "both kernels are of the patched sources; merged pages are beside ordinary ones of the kernel that cannot merge\n\
+           spread: the medians of equal boots\n"
 }
 
 /// How long it all took.
@@ -247,9 +286,8 @@ pub mod tests {
     use super::*;
     use crate::bench::unused::Compared;
 
-    /// A report as a kernel might give it, with round figures.
-    pub fn sample() -> Published {
-        let row = |what: &str, variant: &str, at, unit, median| Row {
+    pub fn row(what: &str, variant: &str, at: Option<u64>, unit: Unit, median: f64) -> Row {
+        Row {
             what: what.into(),
             variant: variant.into(),
             at,
@@ -260,14 +298,21 @@ pub mod tests {
                 memcpy: 300.0,
                 xxh64: 500.0,
             }),
-        };
-        let family = |name: &str, rows| Family {
+        }
+    }
+
+    pub fn family(name: &str, rows: Vec<Row>) -> Family {
+        Family {
             name: name.into(),
             title: format!("the family {name}"),
             seconds: 3.0,
             rows,
             notes: vec!["something to know".into()],
-        };
+        }
+    }
+
+    /// A report as a kernel might give it, with round figures.
+    pub fn sample() -> Published {
         let ksm = |sleep_millisecs, cpu_seconds| Ksm {
             sleep_millisecs,
             pages_to_scan: 100,
@@ -341,16 +386,22 @@ pub mod tests {
                             Unit::PagesPerSecond,
                             190_000.0,
                         ),
+                        row(DISTURBED, "1 task", None, Unit::PagesPerSecond, 50_000.0),
+                        row(DISTURBED, "2 tasks", None, Unit::PagesPerSecond, 95_000.0),
                     ],
                 ),
                 family("ksm", Vec::new()),
             ],
+            failed: vec![Failure {
+                family: family::RECLAIM.into(),
+                error: "no page went".into(),
+            }],
             beside_ksm: Some(BesideKsm {
                 pages: 800,
                 saved: 700,
                 sksm_seconds: Summary::of(vec![0.01]).unwrap(),
                 sksm_scanned: 800,
-                ksm: vec![ksm(20, None), ksm(0, Some(0.07))],
+                ksm: vec![ksm(20, None), ksm(0, Some(0.07)), ksm(0, Some(0.08))],
             }),
         };
         let boots = |median: f64| Summary::of(vec![median - 2.0, median, median + 2.0]).unwrap();
@@ -370,6 +421,7 @@ pub mod tests {
                     compared("merged pages, shared", 900.0),
                 ],
             }),
+            unused_left_out: None,
             seconds: 400.0,
         }
     }
@@ -389,12 +441,13 @@ pub mod tests {
             cells("merge a duplicate"),
             "merge a duplicate 4 KiB pages 600 ns a page 540 ns a page to 660 ns a page 3.00 × memcmp 3"
         );
-        assert!(text.contains("1.90 × 1 task"));
-        assert_eq!(cells("SKSM"), "SKSM 10.0 ms ≤ 10.0 ms 14.3 µs 1.14");
-        assert_eq!(cells("KSM, default"), "KSM, default 12.0 s unknown 3.00");
+        assert!(text.contains("1.90 × 1 task "), "{text}");
+        assert!(text.contains("1.90 × 1 task, 0.50 × undisturbed"), "{text}");
+        assert_eq!(cells("SKSM"), "SKSM 10.0 ms ≤ 10.0 ms 14.3 µs 1.14 1");
+        assert_eq!(cells("KSM, default"), "KSM, default 12.0 s unknown 3.00 1");
         assert_eq!(
             cells("KSM, unthrottled"),
-            "KSM, unthrottled 12.0 s 70.0 ms 100 µs 7.00 × SKSM 3.00"
+            "KSM, unthrottled 12.0 s (12.0 s to 12.0 s) 70.0 ms (70.0 ms to 80.0 ms) 100 µs 7.00 × SKSM 3.00 2"
         );
         assert_eq!(
             cells("munmap"),
@@ -403,5 +456,6 @@ pub mod tests {
         assert!(text.contains("0.9000       0.44 %"), "{text}");
         assert!(text.contains("it took 6 min 40 s: pages 3.00 s"), "{text}");
         assert_eq!(text.matches("note: something to know").count(), 4);
+        assert!(text.ends_with("FAILED: reclaim: no page went\n"), "{text}");
     }
 }

@@ -1,5 +1,5 @@
-//! What the engine costs those who do not use it: the same operations in a kernel with CONFIG_SKSM and in an unpatched one, in
-//! instructions. Time would need hundreds of boots to tell such small differences from noise.
+//! What the engine costs those who do not use it: the same operations in a kernel with CONFIG_SKSM and in one of the same
+//! sources without it, in instructions. Time would need hundreds of boots to tell such small differences from noise.
 
 use std::{
     ffi::OsString,
@@ -10,7 +10,10 @@ use std::{
 use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use sksm_guest::{
-    bench::{Report, Row},
+    bench::{
+        Report, Row,
+        names::{ORDINARY, family},
+    },
     statistics::Summary,
 };
 
@@ -22,10 +25,7 @@ use crate::{
 };
 
 /// The families that any kernel can run.
-pub const FAMILIES: [&str; 2] = ["faults", "processes"];
-
-/// What has not been shared by anything is called so in both kernels.
-const ORDINARY: &str = "ordinary pages";
+pub const FAMILIES: [&str; 2] = [family::FAULTS, family::PROCESSES];
 
 /// Of each kernel, by turns.
 const BOOTS: usize = 3;
@@ -43,7 +43,7 @@ pub struct Unused {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Compared {
     pub what: String,
-    /// In the patched kernel. The unpatched one has no merged pages: there they are ordinary ones.
+    /// In the kernel with the engine. The other one has no merged pages: there they are ordinary ones.
     pub variant: String,
     /// Medians, one of each boot.
     pub without: Summary,
@@ -64,8 +64,8 @@ impl Compared {
 
 pub fn measure(
     project: &Project,
-    unpatched: &Kernel,
-    patched: &Kernel,
+    without: &Kernel,
+    with: &Kernel,
     program: &Path,
 ) -> Result<Unused> {
     let start = Instant::now();
@@ -75,13 +75,14 @@ pub fn measure(
     command.extend(options.map(OsString::from));
     let mut reports = [Vec::new(), Vec::new()];
     for boot in 1..=BOOTS {
-        for (kernel, reports) in [unpatched, patched].into_iter().zip(&mut reports) {
+        for (kernel, reports) in [without, with].into_iter().zip(&mut reports) {
             let doing = format!(
                 "counting instructions in the {} kernel, {boot} of {BOOTS}",
                 kernel.arch
             );
             let boot = Boot::new(project, kernel)
                 .mem("1G")
+                .parameters("")
                 .counting_instructions()
                 .timeout(Duration::from_secs(600));
             let Measured {
@@ -99,7 +100,7 @@ pub fn measure(
     })
 }
 
-/// The rows of the patched kernel, each beside the unpatched kernel's row of its name, or of ordinary pages.
+/// The rows of the kernel with the engine, each beside the other one's row of its name, or of ordinary pages.
 fn compare(without: &[Report], with: &[Report]) -> Vec<Compared> {
     let rows = with.iter().take(1).flat_map(all_rows);
     rows.filter_map(|row| {

@@ -6,16 +6,16 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::programs;
-use crate::{project::Project, tree};
+use crate::{project::Project, step::output, tree};
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 /// Fails if anything in the packages does not work.
 pub fn check(project: &Project, packages: &[PathBuf]) -> Result<()> {
-    let root = tempfile::tempdir()?;
+    let root = project.scratch()?;
     let root = root.path();
     let mut names = Vec::new();
     for package in packages {
@@ -182,19 +182,4 @@ fn field(package: &Path, name: &str) -> Result<String> {
             .arg(name),
     )?;
     Ok(text.trim().to_owned())
-}
-
-fn output(command: &mut Command) -> Result<String> {
-    let name = command.get_program().to_string_lossy().into_owned();
-    let output = command
-        .output()
-        .with_context(|| format!("cannot run {name}"))?;
-    if !output.status.success() {
-        bail!(
-            "{command:?} failed ({}): {}",
-            output.status,
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-    }
-    Ok(String::from_utf8(output.stdout)?)
 }

@@ -12,8 +12,8 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     cache, config, interrupt,
-    kernel::{compiled, with_objects},
-    patches,
+    kernel::compiled,
+    objects, patches,
     progress::Step,
     project::Project,
     setup,
@@ -76,7 +76,7 @@ pub fn build(project: &Project, linux_src: Option<&Path>, out: &Path) -> Result<
                 .iter()
                 .any(|start| name.to_string_lossy().starts_with(start))
             {
-                fs::copy(&package, out.join(&name))?;
+                cache::copy(&package, &out.join(&name))?;
                 packages.push(out.join(name));
             }
         }
@@ -114,7 +114,7 @@ impl Place {
 }
 
 fn compile(project: &Project, step: &Step, make: &mut Command) -> Result<()> {
-    let log = project.logs()?.join("build-debian.log");
+    let log = project.log("build-debian")?;
     step::run(make, &log, step, |line| {
         if let Some(file) = compiled(line) {
             step.detail(file);
@@ -138,14 +138,12 @@ fn prepare<T>(
     let source = source::fetch(project, linux_src, true)?;
     let changes = tree::sync(project, &source)?;
     // The packages are left beside the objects, so both are in a directory of their own.
-    let objects = source
-        .dir
-        .join(format!(
-            "debian-{}",
-            &cache::fingerprint(&toolchain.version)[..8]
-        ))
-        .join("objects");
-    with_objects(&objects, || {
+    let dir = source.dir.join(format!(
+        "debian-{}",
+        &cache::fingerprint(&toolchain.version)[..8]
+    ));
+    let objects = dir.join("objects");
+    let done = objects::with(&objects, || {
         let mut place = Place {
             toolchain,
             source,
@@ -155,23 +153,15 @@ fn prepare<T>(
         place.report = configure(project, &place, &changes.kconfig)?;
         interrupt::check()?;
         work(&place)
-    })
+    })?;
+    objects::prune(&dir)?;
+    Ok(done)
 }
 
 /// Makes `.config` if need be, and says how it differs from Debian's; it is an error if that was not meant.
 fn configure(project: &Project, place: &Place, kconfig: &str) -> Result<String> {
     let step = Step::begin("configuring Debian's kernel with SKSM");
-    let output = Command::new("xz")
-        .args(["--decompress", "--stdout", CONFIG])
-        .output()
-        .context("cannot run xz")?;
-    if !output.status.success() {
-        bail!(
-            "cannot read {CONFIG}: {}",
-            String::from_utf8_lossy(&output.stderr).trim()
-        );
-    }
-    let debian = String::from_utf8(output.stdout)?;
+    let debian = step::output(Command::new("xz").args(["--decompress", "--stdout", CONFIG]))?;
     let fragment = project.kernel().join(FRAGMENT);
     let fragment = fs::read_to_string(&fragment)
         .with_context(|| format!("cannot read {}", fragment.display()))?;
@@ -183,7 +173,7 @@ fn configure(project: &Project, place: &Place, kconfig: &str) -> Result<String> 
     if !fs::read_to_string(&stamp).is_ok_and(|made| made == wanted) {
         cache::remove(&stamp)?;
         cache::write(&file, inputs)?;
-        let log = project.logs()?.join("config-debian.log");
+        let log = project.log("config-debian")?;
         step::run(place.make().arg("olddefconfig"), &log, &step, |line| {
             step.detail(line)
         })?;

@@ -7,10 +7,13 @@ use std::{
     path::Path,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde::Deserialize;
 
-use crate::project::{self, Project};
+use crate::{
+    project::{self, Project},
+    step,
+};
 
 #[derive(Deserialize)]
 struct Metadata {
@@ -54,19 +57,13 @@ struct Kind {
 
 /// A list of the packages that `roots` contain, and the texts of their licences, each once.
 pub fn of(project: &Project, roots: &[&str]) -> Result<String> {
-    let output = project::cargo()
-        .args(["metadata", "--locked", "--format-version", "1"])
-        .args(["--filter-platform", &host()?])
-        .current_dir(&project.root)
-        .output()
-        .context("cannot run cargo")?;
-    if !output.status.success() {
-        bail!(
-            "cargo metadata failed:\n{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    let metadata: Metadata = serde_json::from_slice(&output.stdout)?;
+    let output = step::output(
+        project::cargo()
+            .args(["metadata", "--locked", "--format-version", "1"])
+            .args(["--filter-platform", &host()?])
+            .current_dir(&project.root),
+    )?;
+    let metadata: Metadata = serde_json::from_str(&output)?;
     let mut list = String::new();
     let mut texts = BTreeMap::<String, Vec<String>>::new();
     for package in contained(&metadata, roots) {
@@ -102,12 +99,8 @@ pub fn of(project: &Project, roots: &[&str]) -> Result<String> {
 }
 
 fn host() -> Result<String> {
-    let output =
-        std::process::Command::new(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
-            .arg("-vV")
-            .output()
-            .context("cannot run rustc")?;
-    String::from_utf8_lossy(&output.stdout)
+    let rustc = std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into());
+    step::output(std::process::Command::new(rustc).arg("-vV"))?
         .lines()
         .find_map(|line| line.strip_prefix("host: ").map(str::to_owned))
         .context("rustc does not name its host")

@@ -22,7 +22,7 @@ pub fn build(project: &Project, out: &Path) -> Result<Vec<PathBuf>> {
     setup::ensure(project, true)?;
     let built = build::packaged_programs(project)?;
     let step = Step::begin("packaging");
-    let scratch = tempfile::tempdir()?;
+    let scratch = project.scratch()?;
     let root = scratch.path().join(format!("sksm-{VERSION}"));
     let debian = root.join("debian");
     for (path, content) in tree::files_below(&project.root.join("packaging/debian"))? {
@@ -42,7 +42,7 @@ pub fn build(project: &Project, out: &Path) -> Result<Vec<PathBuf>> {
     fs::copy(capi.join("examples/table.c"), root.join("table.c"))?;
     install(&capi, &built, &root.join("built/usr"))?;
 
-    let log = project.logs()?.join("deb.log");
+    let log = project.log("deb")?;
     let mut rules = Command::new("debian/rules");
     rules
         .arg("binary")
@@ -97,17 +97,11 @@ fn install(capi: &Path, built: &build::Packaged, usr: &Path) -> Result<()> {
         ],
     )?;
     let made = tempfile::tempdir()?;
-    let output = Command::new(&built.command)
-        .args(["generate", "--dir"])
-        .arg(made.path())
-        .output()
-        .context("cannot run the command")?;
-    if !output.status.success() {
-        bail!(
-            "`sksm generate` failed: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
+    step::output(
+        Command::new(&built.command)
+            .args(["generate", "--dir"])
+            .arg(made.path()),
+    )?;
     for name in tree::files_below(made.path())?.keys() {
         let text = name.to_string_lossy();
         let to = match text.as_ref() {
@@ -136,23 +130,19 @@ fn fill(file: &Path, values: &[(&str, &str)]) -> Result<()> {
 /// Names the version and where it was built from.
 fn changelog(project: &Project, sender: &str) -> Result<String> {
     let git = |format: &str| -> Option<String> {
-        let output = Command::new("git")
-            .args(["log", "-1", &format!("--format={format}")])
-            .current_dir(&project.root)
-            .output()
-            .ok()?;
-        let text = String::from_utf8(output.stdout).ok()?.trim().to_owned();
-        (output.status.success() && !text.is_empty()).then_some(text)
+        let mut log = Command::new("git");
+        log.args(["log", "-1", &format!("--format={format}")]);
+        let text = step::output(log.current_dir(&project.root)).ok()?;
+        Some(text.trim().to_owned()).filter(|text| !text.is_empty())
     };
     let (commit, date) = match (git("%h"), git("%aD")) {
         (Some(commit), Some(date)) => (format!("commit {commit}"), date),
         _ => {
-            let output = Command::new("date")
-                .arg("-R")
-                .output()
-                .context("cannot run date")?;
-            let date = String::from_utf8(output.stdout)?.trim().to_owned();
-            ("a source without history".to_owned(), date)
+            let date = step::output(Command::new("date").arg("-R"))?;
+            (
+                "a source without history".to_owned(),
+                date.trim().to_owned(),
+            )
         }
     };
     Ok(format!(
@@ -162,15 +152,6 @@ fn changelog(project: &Project, sender: &str) -> Result<String> {
 
 /// Where Debian has this machine's libraries, below /usr/lib.
 pub fn multiarch() -> Result<String> {
-    let output = Command::new("dpkg-architecture")
-        .arg("-qDEB_HOST_MULTIARCH")
-        .output()
-        .context("cannot run dpkg-architecture")?;
-    if !output.status.success() {
-        bail!(
-            "dpkg-architecture failed: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-    }
-    Ok(String::from_utf8(output.stdout)?.trim().to_owned())
+    let triplet = step::output(Command::new("dpkg-architecture").arg("-qDEB_HOST_MULTIARCH"))?;
+    Ok(triplet.trim().to_owned())
 }

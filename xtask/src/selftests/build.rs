@@ -38,6 +38,7 @@ pub struct Built {
 
 /// Builds them from a copy, because their makefile writes beside their source.
 pub fn build(project: &Project, linux_src: Option<&Path>) -> Result<Built> {
+    project.check_target()?;
     setup::ensure(project, linux_src.is_some())?;
     let dir = project.target.join("sksm/selftests");
     let stamp = dir.join("made-of");
@@ -68,14 +69,13 @@ pub fn build(project: &Project, linux_src: Option<&Path>) -> Result<Built> {
         cache::remove(old)?;
         fs::create_dir_all(old)?;
     }
-    let logs = project.logs()?;
     let mut rsync = Command::new("rsync");
     rsync
         .args(["--archive", "--relative"])
         .args(NEEDED)
         .arg(&copy)
         .current_dir(&source.tree);
-    step::run(&mut rsync, &logs.join("copy-selftests.log"), &step, |_| {})?;
+    step::run(&mut rsync, &project.log("copy-selftests")?, &step, |_| {})?;
     // Those of the patched tree, for both kernels.
     let headers = dir.join("headers");
     step.detail("headers");
@@ -83,7 +83,7 @@ pub fn build(project: &Project, linux_src: Option<&Path>) -> Result<Built> {
         toolchain
             .make(&source.tree, &headers, "x86_64")
             .arg("headers"),
-        &logs.join("build-selftest-headers.log"),
+        &project.log("build-selftest-headers")?,
         &step,
         |_| {},
     )?;
@@ -105,21 +105,16 @@ pub fn build(project: &Project, linux_src: Option<&Path>) -> Result<Built> {
         ))
         .args(wanted.iter().map(|name| programs.join(name)));
     let mut done = 0;
-    step::run(
-        &mut make,
-        &logs.join("build-selftests.log"),
-        &step,
-        |line| {
-            let compiled = line
-                .strip_prefix("  CC ")
-                .or_else(|| Some(line.strip_prefix("gcc ")?.rsplit_once('/')?.1));
-            if let Some(name) = compiled {
-                done += 1;
-                step.percent((done * 100 / wanted.len() as u64).min(99));
-                step.detail(name);
-            }
-        },
-    )?;
+    step::run(&mut make, &project.log("build-selftests")?, &step, |line| {
+        let compiled = line
+            .strip_prefix("  CC ")
+            .or_else(|| Some(line.strip_prefix("gcc ")?.rsplit_once('/')?.1));
+        if let Some(name) = compiled {
+            done += 1;
+            step.percent((done * 100 / wanted.len() as u64).min(99));
+            step.detail(name);
+        }
+    })?;
     if let Some(name) = wanted.iter().find(|name| !programs.join(name).is_file()) {
         bail!("the selftests' makefile made no {name}");
     }

@@ -23,15 +23,15 @@ use crate::{
 };
 
 /// What a boot needs before the first program: they write beside themselves, and some want swap.
-const PREPARE: &str = r"
+const PREPARE: &str = r#"
 set -e
 mkdir /tmp/selftests
-cp $1/* /tmp/selftests
+cp "$1"/* /tmp/selftests
 chmod 755 /tmp/selftests
 echo 512M >/sys/block/zram0/disksize
 mkswap /dev/zram0 >/dev/null
 swapon /dev/zram0
-";
+"#;
 
 /// What comes before each: memory in one piece, and as many huge pages as it wants.
 const BEFORE: &str = r"
@@ -117,9 +117,7 @@ fn run_one(
     step: &Step,
 ) -> Result<(Outcome, bool)> {
     let name = program.name();
-    let path = project
-        .logs()?
-        .join(format!("selftest-{}-{name}.log", kernel.arch));
+    let path = project.log(&format!("selftest-{}-{name}", kernel.arch))?;
     let log = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
     let log = RefCell::new(log);
     let parser = RefCell::new(Parser::new(program.dialect));

@@ -85,14 +85,25 @@ impl Entry {
 
     /// What ended worse here than there.
     pub fn worse_than(&self, there: &Entry) -> Vec<String> {
+        self.compare(there, true)
+    }
+
+    /// The same, of programs from kernels of different versions: a test that only one of them has may be new, gone, or
+    /// called otherwise. That a program came to a bad end counts all the same, if no such test explains it.
+    pub fn worse_than_other_version(&self, there: &Entry) -> Vec<String> {
+        self.compare(there, false)
+    }
+
+    fn compare(&self, there: &Entry, same_tests: bool) -> Vec<String> {
         let mut worse = Vec::new();
+        let mut new_failed = false;
         for (test, then) in there.tests() {
             match self.status_of(test) {
                 Some(now) if now <= then => {}
                 Some(now) => {
                     worse.push(format!("{test}: {}, unpatched {}", now.word(), then.word()))
                 }
-                None if then == Status::Fail => {}
+                None if then == Status::Fail || !same_tests => {}
                 None => worse.push(format!(
                     "{test}: did not come to it, unpatched {}",
                     then.word()
@@ -101,13 +112,17 @@ impl Entry {
         }
         for (test, now) in self.tests() {
             if now == Status::Fail && there.status_of(test).is_none() {
-                worse.push(format!(
-                    "{test}: failed, and unpatched there was no such test"
-                ));
+                new_failed = true;
+                if same_tests {
+                    worse.push(format!(
+                        "{test}: failed, and unpatched there was no such test"
+                    ));
+                }
             }
         }
         // Where tests failed the status only repeats it.
-        if self.end > there.end && (worse.is_empty() || self.why != "status 1") {
+        let explained = (new_failed || !worse.is_empty()) && self.why == "status 1";
+        if self.end > there.end && !explained {
             let why = if self.why.is_empty() {
                 self.end.word()
             } else {
@@ -325,6 +340,35 @@ mod tests {
         let only_status = entry(Fail, "not done after 60 s", &[]);
         assert_eq!(only_status.worse_than(&entry(Pass, "", &[])).len(), 1);
         assert_eq!(only_status.worse_than(&entry(Skip, "", &[])).len(), 1);
+    }
+
+    #[test]
+    fn a_test_of_another_version_is_no_regression_by_itself() {
+        let there = entry(Pass, "", &[("a", Pass), ("gone", Pass)]);
+        for here in [
+            entry(Pass, "", &[("a", Pass), ("renamed", Pass)]),
+            entry(Fail, "status 1", &[("a", Pass), ("new", Fail)]),
+        ] {
+            assert!(here.worse_than_other_version(&there).is_empty());
+            assert!(!here.worse_than(&there).is_empty());
+        }
+        for (here, expected) in [
+            (
+                entry(Fail, "status 1", &[("a", Fail)]),
+                "a: failed, unpatched ok",
+            ),
+            // It gave up before it came to the others.
+            (
+                entry(Fail, "status 1", &[("a", Pass)]),
+                "the program: status 1, unpatched ok",
+            ),
+            (
+                entry(Fail, "the kernel panicked", &[("a", Pass), ("new", Fail)]),
+                "the program: the kernel panicked, unpatched ok",
+            ),
+        ] {
+            assert_eq!(here.worse_than_other_version(&there), [expected]);
+        }
     }
 
     #[test]

@@ -1,77 +1,295 @@
-//! How many physical pages merging would free.
+//! How many page frames merging would free.
 
-use super::{KINDS, Page, Saving};
+use std::ops::Range;
 
-/// What pages merge with.
-#[derive(Clone, Copy, PartialEq)]
-pub enum Scope {
-    /// Those of the same user.
-    User,
-    /// All.
-    All,
-}
+use super::Saving;
+use super::frames::Mappings;
+use super::page::Page;
 
+/// What was counted.
 #[derive(Default)]
 pub struct Counted {
-    pub total: Saving,
+    /// Where the processes of a domain share.
+    pub within: Saving,
+    /// Where all do.
+    pub across: Saving,
+    /// Of `within`: by pages that hold nothing but zeros.
     pub zero: Saving,
     pub kinds: Vec<Saving>,
     pub processes: Vec<Saving>,
+    /// Pages whose frames may be in use by others as well.
+    pub maybe_shared: u64,
 }
 
-/// `domains` tells each process's domain. Equal pages that are one physical page already, since a fork or a merge, save nothing
-/// more; one merged page serves `most` mappings; pages of zeros need none.
-pub fn count(
-    pages: &mut [Page],
-    domains: &[u64],
-    scope: Scope,
-    most: u64,
-    processes: usize,
-) -> Counted {
-    let domain = |page: &Page| match scope {
-        Scope::User => domains.get(page.process as usize).copied().unwrap_or(0),
-        Scope::All => 0,
+/// What there is to know about the pages.
+pub struct Rules<'a> {
+    /// Of each process; numbers from 0.
+    pub domains: &'a [usize],
+    /// How many mappings one merged page serves.
+    pub most: u64,
+    /// The hash of a page of zeros, which needs no frame once it is merged.
+    pub zero: u64,
+    /// Whether frames have numbers of the kernel's; else they have the addresses of the pages.
+    pub tells_frames: bool,
+    /// Who knows how often a frame is mapped.
+    pub mappings: &'a Mappings,
+}
+
+/// Counts sorted parts, on all processors.
+pub fn count(parts: &[Vec<Page>], rules: &Rules<'_>) -> Counted {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let pages: usize = parts.iter().map(Vec::len).sum();
+    // Not for a few pages.
+    let threads = threads.min(1 + pages / 10_000) as u64;
+    let each = u64::MAX / threads;
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads)
+            .map(|number| {
+                let end = (number + 1 < threads).then(|| (number + 1) * each);
+                scope.spawn(move || count_hashes(parts, number * each, end, rules))
+            })
+            .collect();
+        let counted = workers.into_iter().filter_map(|worker| worker.join().ok());
+        counted.fold(Counted::new(rules), Counted::and)
+    })
+}
+
+/// Counts the pages whose hashes are in a range.
+fn count_hashes(parts: &[Vec<Page>], start: u64, end: Option<u64>, rules: &Rules<'_>) -> Counted {
+    let mut rest: Vec<&[Page]> = parts
+        .iter()
+        .map(|part| {
+            let before = |limit: u64| part.partition_point(|page| page.hash < limit);
+            let range: Range<usize> = before(start)..end.map_or(part.len(), before);
+            part.get(range).unwrap_or_default()
+        })
+        .collect();
+    let mut counter = Counter::new(rules);
+    let mut group = Vec::new();
+    let lowest = |parts: &[&[Page]]| {
+        let first = parts.iter().filter_map(|part| part.first());
+        first.map(|page| page.hash).min()
     };
-    // Unknown page frames are all different.
-    let place = |page: &Page| match page.pfn {
-        0 => (0, page.process, page.addr),
-        pfn => (pfn, 0, 0),
-    };
-    pages.sort_unstable_by_key(|page| (domain(page), page.hash, place(page)));
-    let mut counted = Counted {
-        kinds: vec![Saving::default(); KINDS.len()],
-        processes: vec![Saving::default(); processes],
-        ..Counted::default()
-    };
-    for group in pages.chunk_by(|a, b| domain(a) == domain(b) && a.hash == b.hash) {
-        let mappings = group.len() as u64;
-        let frames = || group.chunk_by(|a, b| place(a) == place(b));
-        let physical = frames().count() as u64;
-        let zero = group.first().is_some_and(|page| page.zero);
-        let after = if zero { 0 } else { mappings.div_ceil(most) };
-        let saved = physical.saturating_sub(after) as f64;
-        for frame in frames() {
-            let share = Saving {
-                mapped_pages: 1,
-                // A page with several mappings belongs to each in part.
-                pages: 1.0 / frame.len() as f64,
-                saved_pages: saved / physical as f64 / frame.len() as f64,
+    while let Some(hash) = lowest(&rest) {
+        group.clear();
+        for part in &mut rest {
+            let len = part.iter().take_while(|page| page.hash == hash).count();
+            let (equal, others) = part.split_at(len);
+            *part = others;
+            if len > 0 {
+                group.push(equal);
+            }
+        }
+        counter.add(hash, &group);
+    }
+    counter.counted
+}
+
+/// What equal pages of one domain come to.
+#[derive(Clone, Default)]
+struct Tally {
+    mappings: u64,
+    /// Frames that only these pages hold.
+    frames: u64,
+    /// Frames that others hold as well, which stay.
+    kept: u64,
+    /// The first process, its mappings, and how many of those are of frames that stay.
+    first: (usize, u64, u64),
+}
+
+impl Tally {
+    fn add(&mut self, mappings: u64, process: usize, kept: bool) {
+        if self.mappings == 0 || process < self.first.0 {
+            self.first = (process, 0, 0);
+        }
+        if process == self.first.0 {
+            self.first.1 += 1;
+            self.first.2 += u64::from(kept);
+        }
+        self.mappings += mappings;
+        *(if kept {
+            &mut self.kept
+        } else {
+            &mut self.frames
+        }) += 1;
+    }
+
+    /// How many frames merging would free.
+    fn saved(&self, zero: bool, most: u64) -> f64 {
+        if zero || self.mappings == 0 {
+            return self.frames as f64;
+        }
+        let copies = self.mappings.div_ceil(most);
+        // The page that merges first becomes the copy, where it is. Of one process any may be the first.
+        let (_, all, kept) = self.first;
+        let in_kept = copies.min(self.kept) as f64 * kept as f64 / all as f64;
+        (self.frames as f64 + in_kept - copies as f64).max(0.0)
+    }
+}
+
+struct Counter<'a> {
+    rules: &'a Rules<'a>,
+    counted: Counted,
+    /// Of each domain, for the pages that are being counted, and of all together.
+    tallies: Vec<Tally>,
+    all: Tally,
+}
+
+/// Of the mappings of one frame those of one domain.
+struct Share {
+    domain: usize,
+    first_process: usize,
+    mappings: u64,
+}
+
+impl<'a> Counter<'a> {
+    fn new(rules: &'a Rules<'a>) -> Self {
+        let domains = rules.domains.iter().max().map_or(0, |last| last + 1);
+        Counter {
+            rules,
+            counted: Counted::new(rules),
+            tallies: vec![Tally::default(); domains],
+            all: Tally::default(),
+        }
+    }
+
+    /// Adds equal pages, given as parts in order. They are walked twice and not copied: there may be very many.
+    fn add(&mut self, hash: u64, group: &[&[Page]]) {
+        let zero = hash == self.rules.zero;
+        let mut touched = Vec::new();
+        each_frame(group, |pages| self.tally(pages, &mut touched));
+        self.counted.across.add(Saving {
+            mapped_pages: self.all.mappings,
+            pages: (self.all.frames + self.all.kept) as f64,
+            saved_pages: self.all.saved(zero, self.rules.most),
+        });
+        each_frame(group, |pages| self.share_out(pages, zero));
+        for domain in touched {
+            self.tallies[domain] = Tally::default();
+        }
+        self.all = Tally::default();
+    }
+
+    fn tally(&mut self, pages: &[Page], touched: &mut Vec<usize>) {
+        let all = pages.len() as u64;
+        let kept = self.kept(pages);
+        for share in self.shares(pages) {
+            let tally = &mut self.tallies[share.domain];
+            if tally.mappings == 0 {
+                touched.push(share.domain);
+            }
+            let kept = kept || share.mappings < all;
+            tally.add(share.mappings, share.first_process, kept);
+        }
+        let first = pages.first().map_or(0, |page| page.process());
+        self.all.add(all, first, kept);
+    }
+
+    /// Says whose the frame is and what of it is saved, in equal parts.
+    fn share_out(&mut self, pages: &[Page], zero: bool) {
+        let all = pages.len() as u64;
+        for share in self.shares(pages) {
+            let tally = &self.tallies[share.domain];
+            let kept =
+                share.mappings < all || tally.frames == 0 || tally.kept > 0 && self.kept(pages);
+            let saved = match kept {
+                true => 0.0,
+                false => tally.saved(zero, self.rules.most) / tally.frames as f64,
             };
-            for page in frame {
-                counted.total.add(share);
+            let part = Saving {
+                mapped_pages: 1,
+                pages: 1.0 / all as f64,
+                saved_pages: saved / share.mappings as f64,
+            };
+            let own = |page: &&Page| self.rules.domains[page.process()] == share.domain;
+            for page in pages.iter().filter(own) {
+                self.counted.within.add(part);
                 if zero {
-                    counted.zero.add(share);
+                    self.counted.zero.add(part);
                 }
-                if let Some(kind) = counted.kinds.get_mut(usize::from(page.kind)) {
-                    kind.add(share);
-                }
-                if let Some(process) = counted.processes.get_mut(page.process as usize) {
-                    process.add(share);
-                }
+                self.counted.kinds[page.kind()].add(part);
+                self.counted.processes[page.process()].add(part);
+                self.counted.maybe_shared +=
+                    u64::from(page.frame() != 0 && !self.rules.tells_frames);
             }
         }
     }
-    counted
+
+    fn shares(&self, pages: &[Page]) -> Vec<Share> {
+        let mut shares: Vec<Share> = Vec::new();
+        for page in pages {
+            let domain = self.rules.domains[page.process()];
+            match shares.iter_mut().find(|share| share.domain == domain) {
+                Some(share) => share.mappings += 1,
+                None => shares.push(Share {
+                    domain,
+                    first_process: page.process(),
+                    mappings: 1,
+                }),
+            }
+        }
+        shares
+    }
+
+    /// Whether somebody else holds the frame of these pages.
+    fn kept(&self, pages: &[Page]) -> bool {
+        let frame = pages.first().map_or(0, |page| page.frame());
+        let mappings = || self.rules.mappings.of(frame);
+        frame != 0
+            && self.rules.tells_frames
+            && mappings().is_some_and(|all| all > pages.len() as u64)
+    }
+}
+
+/// Shows the pages of each frame together, in the order of their processes.
+fn each_frame(group: &[&[Page]], mut see: impl FnMut(&[Page])) {
+    let mut shared = Vec::new();
+    for part in group {
+        let (own, others) = part.split_at(part.partition_point(|page| page.frame() == 0));
+        own.iter().for_each(|page| see(std::slice::from_ref(page)));
+        if !others.is_empty() {
+            shared.push(others);
+        }
+    }
+    let mut pages = Vec::new();
+    let lowest = |parts: &[&[Page]]| {
+        let first = parts.iter().filter_map(|part| part.first());
+        first.map(|page| page.frame()).min()
+    };
+    while let Some(frame) = lowest(&shared) {
+        pages.clear();
+        for part in &mut shared {
+            let (same, others) = part.split_at(part.partition_point(|page| page.frame() == frame));
+            pages.extend_from_slice(same);
+            *part = others;
+        }
+        pages.sort_unstable();
+        see(&pages);
+    }
+}
+
+impl Counted {
+    fn new(rules: &Rules<'_>) -> Self {
+        Counted {
+            kinds: vec![Saving::default(); 1 << super::page::KIND_BITS],
+            processes: vec![Saving::default(); rules.domains.len()],
+            ..Counted::default()
+        }
+    }
+
+    fn and(mut self, more: Counted) -> Self {
+        self.within.add(more.within);
+        self.across.add(more.across);
+        self.zero.add(more.zero);
+        self.maybe_shared += more.maybe_shared;
+        for (sum, more) in self.kinds.iter_mut().zip(more.kinds) {
+            sum.add(more);
+        }
+        for (sum, more) in self.processes.iter_mut().zip(more.processes) {
+            sum.add(more);
+        }
+        self
+    }
 }
 
 impl Saving {
@@ -82,108 +300,130 @@ impl Saving {
     }
 }
 
-/// The pages that hold the same in both looks.
-pub fn unchanged(mut before: Vec<Page>, mut after: Vec<Page>) -> Vec<Page> {
-    let place = |page: &Page| (page.process, page.addr);
-    before.sort_unstable_by_key(place);
-    after.sort_unstable_by_key(place);
-    let mut after = after.into_iter().peekable();
-    before.retain(|page| {
-        while after.next_if(|other| place(other) < place(page)).is_some() {}
-        after
-            .peek()
-            .is_some_and(|other| place(other) == place(page) && other.hash == page.hash)
-    });
-    before
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn page(hash: u128, pfn: u64, process: u32) -> Page {
-        Page {
-            hash,
-            pfn,
-            addr: u64::from(process) << 32 | pfn << 12,
-            process,
-            kind: 4,
-            zero: hash == 0,
-        }
+    /// Of two processes of one user and one of another.
+    const DOMAINS: &[usize] = &[0, 0, 1];
+    const ZERO: u64 = 77;
+
+    fn page(hash: u64, frame: u64, process: u32) -> Page {
+        Page::new(hash, frame, process, 4)
     }
 
-    fn saved(pages: &[Page], scope: Scope, most: u64) -> (u64, f64, f64) {
-        let counted = count(&mut pages.to_vec(), &[7, 7, 8], scope, most, 3);
-        let sum: f64 = counted
-            .processes
-            .iter()
-            .map(|saving| saving.saved_pages)
-            .sum();
-        assert!((sum - counted.total.saved_pages).abs() < 1e-9);
-        let kinds: f64 = counted.kinds.iter().map(|saving| saving.saved_pages).sum();
-        assert!((kinds - sum).abs() < 1e-9);
-        let total = counted.total;
+    fn counted(pages: &[Page], most: u64, mappings: &Mappings) -> Counted {
+        // In one part and in several.
+        let mut whole = pages.to_vec();
+        whole.sort_unstable();
+        let mut parts = vec![Vec::new(); 3];
+        for (number, page) in pages.iter().enumerate() {
+            parts[number % 3].push(*page);
+        }
+        parts.iter_mut().for_each(|part| part.sort_unstable());
+        let rules = Rules {
+            domains: DOMAINS,
+            most,
+            zero: ZERO,
+            tells_frames: true,
+            mappings,
+        };
+        let (counted, other) = (count(&[whole], &rules), count(&parts, &rules));
+        assert_eq!(counted.across, other.across);
+        let near = |a: f64, b: f64| (a - b).abs() < 1e-6;
+        assert!(near(counted.within.saved_pages, other.within.saved_pages));
+        let sum = |savings: &[Saving]| savings.iter().map(|one| one.saved_pages).sum();
+        assert!(near(sum(&counted.kinds), counted.within.saved_pages));
+        assert!(near(sum(&counted.processes), counted.within.saved_pages));
+        counted
+    }
+
+    /// Mappings, frames, and frames saved.
+    fn figures(saving: Saving) -> (u64, f64, f64) {
+        let rounded = |pages: f64| (pages * 1e6).round() / 1e6;
         (
-            total.mapped_pages,
-            total.pages.round(),
-            (total.saved_pages * 1e6).round() / 1e6,
+            saving.mapped_pages,
+            rounded(saving.pages),
+            rounded(saving.saved_pages),
         )
+    }
+
+    fn within(pages: &[Page], most: u64) -> (u64, f64, f64) {
+        figures(counted(pages, most, &Mappings::unknown()).within)
     }
 
     #[test]
     fn equal_pages_leave_one() {
-        let pages = [
-            page(1, 10, 0),
-            page(1, 11, 0),
-            page(1, 12, 1),
-            page(2, 13, 1),
-        ];
-        assert_eq!(saved(&pages, Scope::User, 256), (4, 4.0, 2.0));
+        let pages = [page(1, 0, 0), page(1, 0, 0), page(1, 0, 1), page(2, 0, 1)];
+        assert_eq!(within(&pages, 256), (4, 4.0, 2.0));
     }
 
     #[test]
     fn users_are_apart() {
-        let pages = [page(1, 10, 0), page(1, 11, 2)];
-        assert_eq!(saved(&pages, Scope::User, 256), (2, 2.0, 0.0));
-        assert_eq!(saved(&pages, Scope::All, 256), (2, 2.0, 1.0));
+        let pages = [page(1, 0, 0), page(1, 0, 2)];
+        let counted = counted(&pages, 256, &Mappings::unknown());
+        assert_eq!(figures(counted.within), (2, 2.0, 0.0));
+        assert_eq!(figures(counted.across), (2, 2.0, 1.0));
     }
 
     #[test]
     fn what_is_shared_already_is_not_saved_again() {
-        let pages = [page(1, 10, 0), page(1, 10, 1), page(1, 11, 0)];
-        assert_eq!(saved(&pages, Scope::User, 256), (3, 2.0, 1.0));
+        let pages = [page(1, 10, 0), page(1, 10, 1), page(1, 0, 0)];
+        assert_eq!(within(&pages, 256), (3, 2.0, 1.0));
     }
 
     #[test]
-    fn zeros_need_no_page() {
-        assert_eq!(
-            saved(&[page(0, 10, 0), page(0, 11, 1)], Scope::User, 256),
-            (2, 2.0, 2.0)
-        );
-        assert_eq!(saved(&[page(0, 10, 0)], Scope::User, 256), (1, 1.0, 1.0));
+    fn zeros_need_no_frame() {
+        assert_eq!(within(&[page(ZERO, 0, 0)], 256), (1, 1.0, 1.0));
+        let pages = [page(ZERO, 0, 0), page(ZERO, 0, 1), page(5, 0, 1)];
+        let counted = counted(&pages, 256, &Mappings::unknown());
+        assert_eq!(figures(counted.within), (3, 3.0, 2.0));
+        assert_eq!(figures(counted.zero), (2, 2.0, 2.0));
     }
 
     #[test]
     fn one_copy_serves_so_many_mappings() {
-        let pages: Vec<Page> = (0..10).map(|pfn| page(1, 10 + pfn, 0)).collect();
-        assert_eq!(saved(&pages, Scope::User, 4), (10, 10.0, 7.0));
+        let pages = vec![page(1, 0, 0); 10];
+        assert_eq!(within(&pages, 4), (10, 10.0, 7.0));
+        // A frame that has more already stays as it is.
+        let mut shared = vec![page(1, 9, 0); 10];
+        shared.push(page(1, 0, 0));
+        assert_eq!(within(&shared, 4), (11, 2.0, 0.0));
     }
 
+    /// Since a fork, for instance, by a process that is not looked at.
     #[test]
-    fn unknown_frames_are_apart() {
-        let mut pages = [page(1, 0, 0), page(1, 0, 1)];
-        pages[1].addr = pages[0].addr;
-        assert_eq!(saved(&pages, Scope::User, 256), (2, 2.0, 1.0));
+    fn a_frame_that_others_hold_stays() {
+        // Frame 10 has one mapping more than was seen.
+        let others = || Mappings::pretended([(10, 2), (11, 2)].into());
+        let alone = [page(1, 10, 0)];
+        let saved = |pages: &[Page]| figures(counted(pages, 256, &others()).within);
+        assert_eq!(saved(&alone), (1, 1.0, 0.0));
+        // The page that merges first becomes the copy.
+        assert_eq!(saved(&[page(1, 10, 0), page(1, 0, 1)]), (2, 2.0, 1.0));
+        assert_eq!(saved(&[page(1, 0, 0), page(1, 10, 1)]), (2, 2.0, 0.0));
+        // Which of one process that is depends on addresses.
+        assert_eq!(saved(&[page(1, 0, 0), page(1, 10, 0)]), (2, 2.0, 0.5));
+        assert_eq!(saved(&[page(ZERO, 10, 0), page(ZERO, 0, 1)]), (2, 2.0, 1.0));
+        // All its mappings are here.
+        assert_eq!(
+            saved(&[page(1, 10, 0), page(1, 10, 1), page(1, 0, 0)]),
+            (3, 2.0, 1.0)
+        );
+        // Other users are others as well.
+        let pages = [page(1, 11, 0), page(1, 11, 2), page(1, 0, 2)];
+        let counted = counted(&pages, 256, &others());
+        assert_eq!(figures(counted.within), (3, 2.0, 0.5));
+        assert_eq!(figures(counted.across), (3, 2.0, 1.0));
     }
 
+    /// However the hashes are divided among processors.
     #[test]
-    fn changed_and_new_pages_are_not_stable() {
-        let before = vec![page(1, 10, 0), page(2, 11, 0), page(3, 12, 0)];
-        let mut changed = page(9, 11, 0);
-        changed.pfn = 99;
-        let after = vec![page(1, 10, 0), changed, page(4, 13, 0)];
-        let stable = unchanged(before, after);
-        assert_eq!(stable.len(), 1);
-        assert!(stable[0] == page(1, 10, 0));
+    fn many_pages_are_counted_by_all_processors() {
+        let spread = |number: u64| number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let pages: Vec<Page> = (0..100_000)
+            .map(|number| page(spread(number % 40_000), 0, number as u32 % 2))
+            .collect();
+        assert_eq!(within(&pages, 256), (100_000, 100_000.0, 60_000.0));
     }
 }

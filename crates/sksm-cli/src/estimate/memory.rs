@@ -1,8 +1,11 @@
-//! The contents of another process's pages, read without a trace.
+//! The contents of another process's pages, read with hardly a trace.
 //!
 //! `/proc/PID/mem` copies every byte twice. `process_vm_readv(2)` copies once, but it pins what it reads, and before a page
 //! is pinned the kernel ends its sharing: it would take merged pages apart, and copy those that are shared since a fork.
 //! So it is for pages that are this process's alone.
+//!
+//! What is left behind: the kernel takes the pages for recently used, and a process that was ever pinned copies such pages
+//! at its next fork if they are pinned just then, instead of sharing them until they are written.
 
 use std::fs::File;
 use std::io;

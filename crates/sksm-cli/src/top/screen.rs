@@ -2,14 +2,17 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use ratatui::crossterm::event::{self, Event};
 use ratatui::crossterm::execute;
 use ratatui::crossterm::terminal::{EnterAlternateScreen, enable_raw_mode};
 use ratatui::{DefaultTerminal, Frame};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGTSTP};
+use signal_hook::consts::{
+    SIGALRM, SIGCONT, SIGHUP, SIGINT, SIGIO, SIGPROF, SIGQUIT, SIGTERM, SIGTSTP, SIGUSR1, SIGUSR2,
+    SIGVTALRM, SIGXCPU, SIGXFSZ,
+};
 
 /// So many milliseconds after it comes, a key or a signal is answered at the latest.
 const PATIENCE: i32 = 100;
@@ -55,15 +58,26 @@ impl Screen {
 
     /// Stops this program, as Ctrl-Z does others, until it is continued.
     pub fn suspend(&mut self) -> io::Result<()> {
+        self.give_back()?;
+        signal_hook::low_level::emulate_default_handler(SIGTSTP)?;
+        self.take()
+    }
+
+    /// Takes the terminal anew: while this program was stopped, by a signal that cannot be caught, another had it.
+    pub fn resume(&mut self) -> io::Result<()> {
+        self.give_back()?;
+        self.take()
+    }
+
+    fn give_back(&mut self) -> io::Result<()> {
         ratatui::try_restore()?;
-        if let Some(terminal) = &mut self.0 {
-            terminal.show_cursor()?;
-            signal_hook::low_level::emulate_default_handler(SIGTSTP)?;
-            enable_raw_mode()?;
-            execute!(io::stdout(), EnterAlternateScreen)?;
-            terminal.clear()?;
-        }
-        Ok(())
+        self.0.as_mut().map_or(Ok(()), DefaultTerminal::show_cursor)
+    }
+
+    fn take(&mut self) -> io::Result<()> {
+        enable_raw_mode()?;
+        execute!(io::stdout(), EnterAlternateScreen)?;
+        self.0.as_mut().map_or(Ok(()), DefaultTerminal::clear)
     }
 }
 
@@ -80,21 +94,73 @@ impl Drop for Screen {
     }
 }
 
-/// The signals that end programs: noted, so that the terminal can be given back first.
-pub struct Signals(Arc<AtomicUsize>);
+/// Those that end a program that does not expect them, or stop it. Not those that tell of a mistake in it: its own handlers
+/// would run in the midst of that.
+const ENDING: &[i32] = &[
+    SIGTERM,
+    SIGINT,
+    SIGHUP,
+    SIGQUIT,
+    SIGUSR1,
+    SIGUSR2,
+    SIGALRM,
+    SIGVTALRM,
+    SIGPROF,
+    SIGIO,
+    SIGXCPU,
+    SIGXFSZ,
+    libc::SIGPWR,
+    libc::SIGSTKFLT,
+];
+
+/// Signals are noted, so that the terminal can be given back first.
+pub struct Signals {
+    ended: Arc<AtomicUsize>,
+    stopped: Arc<AtomicBool>,
+    resumed: Arc<AtomicBool>,
+}
+
+#[derive(Clone, Copy)]
+pub enum Caught {
+    End(i32),
+    Stop,
+    Resume,
+}
 
 impl Signals {
     pub fn catch() -> io::Result<Self> {
-        let caught = Arc::new(AtomicUsize::new(0));
-        for signal in [SIGTERM, SIGINT, SIGHUP, SIGQUIT] {
-            signal_hook::flag::register_usize(signal, caught.clone(), signal as usize)?;
+        let signals = Signals {
+            ended: Arc::default(),
+            stopped: Arc::default(),
+            resumed: Arc::default(),
+        };
+        let real_time = libc::SIGRTMIN()..=libc::SIGRTMAX();
+        for signal in ENDING.iter().copied().chain(real_time) {
+            signal_hook::flag::register_usize(signal, signals.ended.clone(), signal as usize)?;
         }
-        Ok(Signals(caught))
+        signal_hook::flag::register(SIGTSTP, signals.stopped.clone())?;
+        signal_hook::flag::register(SIGCONT, signals.resumed.clone())?;
+        Ok(signals)
     }
 
-    pub fn caught(&self) -> Option<i32> {
-        let signal = self.0.load(Ordering::Relaxed);
-        i32::try_from(signal).ok().filter(|signal| *signal != 0)
+    /// The one that ends this program comes first, and again whenever it is asked for.
+    pub fn caught(&self) -> Option<Caught> {
+        let ended = self.ended.load(Ordering::Relaxed);
+        match i32::try_from(ended) {
+            Ok(signal @ 1..) => Some(Caught::End(signal)),
+            _ if self.stopped.swap(false, Ordering::Relaxed) => Some(Caught::Stop),
+            _ if self.resumed.swap(false, Ordering::Relaxed) => Some(Caught::Resume),
+            _ => None,
+        }
+    }
+}
+
+/// Ends this program by the signal, as if it had not been caught.
+pub fn end_by(signal: i32) {
+    // SAFETY: takes numbers only; the kernel's own doing needs no handler of ours.
+    unsafe {
+        libc::signal(signal, libc::SIG_DFL);
+        libc::raise(signal);
     }
 }
 

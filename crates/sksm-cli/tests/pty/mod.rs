@@ -101,18 +101,36 @@ impl Pty {
 
     /// How the terminal treats what is typed and written.
     pub fn modes(&self) -> [libc::tcflag_t; 4] {
-        // SAFETY: a plain structure, for which zeros are valid, and which the call fills.
-        let settings = unsafe {
-            let mut settings: libc::termios = std::mem::zeroed();
-            assert_eq!(libc::tcgetattr(self.theirs.as_raw_fd(), &mut settings), 0);
-            settings
-        };
+        let settings = self.settings();
         [
             settings.c_iflag,
             settings.c_oflag,
             settings.c_cflag,
             settings.c_lflag,
         ]
+    }
+
+    /// As another program that uses the terminal does.
+    pub fn set_modes(&self, modes: [libc::tcflag_t; 4]) {
+        let mut settings = self.settings();
+        [
+            settings.c_iflag,
+            settings.c_oflag,
+            settings.c_cflag,
+            settings.c_lflag,
+        ] = modes;
+        // SAFETY: valid settings, of a descriptor of this value's.
+        let done = unsafe { libc::tcsetattr(self.ours.as_raw_fd(), libc::TCSANOW, &settings) };
+        assert_eq!(done, 0);
+    }
+
+    fn settings(&self) -> libc::termios {
+        // SAFETY: a plain structure, for which zeros are valid, and which the call fills.
+        unsafe {
+            let mut settings: libc::termios = std::mem::zeroed();
+            assert_eq!(libc::tcgetattr(self.theirs.as_raw_fd(), &mut settings), 0);
+            settings
+        }
     }
 
     /// Fails unless the terminal is as it was, and shows the first screen and the cursor.

@@ -5,6 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use sksm_guest::bench::Unit;
+use sksm_guest::bench::names::{
+    CLOCK, IN_ONE_CALL, MERGE, NOTHING, ONE_CALL, PUBLISH, WRITTEN_AGO, WRITTEN_BEFORE,
+    WRITTEN_ELSEWHERE,
+};
 use sksm_guest::memory::{Map, TABLE};
 use sksm_guest::process::stay_on;
 use sksm_guest::system;
@@ -14,15 +18,10 @@ use crate::measure::{
     timed_merge,
 };
 
-pub const PUBLISH: &str = "publish unique content";
-pub const MERGE: &str = "merge duplicates";
-/// The rows that make up the curves.
-pub const IN_ONE_CALL: &str = "pages in one call";
-
 /// How long the calls of one length may take, with all that belongs to them.
 const PATIENCE: Duration = Duration::from_secs(90);
 
-const GIB_PAGES: usize = (1 << 30) / 4096;
+pub const GIB_PAGES: usize = (1 << 30) / 4096;
 
 pub fn run(bench: &mut Bench) -> Result<()> {
     nothing(bench)?;
@@ -58,7 +57,7 @@ fn nothing(bench: &mut Bench) -> Result<()> {
         start.elapsed().as_nanos() as f64
     };
     let values = (0..500).map(|_| clock()).collect();
-    bench.row(name("the clock itself", ""), Unit::Ns, values)?;
+    bench.row(name(CLOCK, ""), Unit::Ns, values)?;
     let call = || -> Result<f64> {
         let start = Instant::now();
         let result = sksm::merge_exact(0, 0);
@@ -67,12 +66,11 @@ fn nothing(bench: &mut Bench) -> Result<()> {
         Ok(taken)
     };
     let values = (0..500).map(|_| call()).collect::<Result<_>>()?;
-    bench.row(name("a call over nothing", ""), Unit::Ns, values)
+    bench.row(name(NOTHING, ""), Unit::Ns, values)
 }
 
 /// One call for one page that has been written just before: it is in a batch of the LRU yet.
 fn single(bench: &mut Bench) -> Result<()> {
-    const WHAT: &str = "one page, one call";
     let pages = TABLE_PAGES;
     let first = fresh(pages);
     let _published = merged(pages, first)?;
@@ -87,14 +85,14 @@ fn single(bench: &mut Bench) -> Result<()> {
     };
     let map = filled(pages, first)?;
     let values = samples(&map, &mut |_| Ok(()))?;
-    bench.row(name(WHAT, "written a while ago"), Unit::NsPerPage, values)?;
+    bench.row(name(ONE_CALL, WRITTEN_AGO), Unit::NsPerPage, values)?;
 
     let map = Map::aligned(pages, TABLE, 0)?;
     let values = samples(&map, &mut |page| {
         map.fill(page, first + page as u64);
         Ok(())
     })?;
-    bench.row(name(WHAT, "written just before"), Unit::NsPerPage, values)?;
+    bench.row(name(ONE_CALL, WRITTEN_BEFORE), Unit::NsPerPage, values)?;
 
     if std::thread::available_parallelism()?.get() < 2 {
         bench.note("a page that another CPU has written just before: there is no other");
@@ -124,11 +122,7 @@ fn single(bench: &mut Bench) -> Result<()> {
         writer.join().expect("no panic")?;
         values
     })?;
-    bench.row(
-        name(WHAT, "written just before on another CPU"),
-        Unit::NsPerPage,
-        values,
-    )
+    bench.row(name(ONE_CALL, WRITTEN_ELSEWHERE), Unit::NsPerPage, values)
 }
 
 /// Calls over parts of one page table.
@@ -136,17 +130,7 @@ fn parts(bench: &mut Bench, length: usize, repeats: usize) -> Result<()> {
     let pages = TABLE_PAGES;
     let calls = pages / length;
     let repeats = (repeats / calls).max(3);
-    let samples = |map: &Map, wanted| -> Result<Vec<f64>> {
-        counting(wanted, || {
-            let part = |call| {
-                Ok(
-                    timed_merge(map, call * length..(call + 1) * length)?.as_nanos() as f64
-                        / length as f64,
-                )
-            };
-            (0..calls).map(part).collect()
-        })
-    };
+    let samples = |map: &Map, wanted| counting(wanted, || by_calls(map, length));
     let first = fresh(pages);
     let published = merged(pages, first)?;
     let (mut publish, mut merge) = (Vec::new(), Vec::new());
@@ -164,6 +148,15 @@ fn parts(bench: &mut Bench, length: usize, repeats: usize) -> Result<()> {
         }
     }
     rows(bench, length, publish, merge)
+}
+
+/// Merges all of a map by calls of that length; returns nanoseconds a page, of each call.
+pub fn by_calls(map: &Map, length: usize) -> Result<Vec<f64>> {
+    let call = |first| {
+        let taken = timed_merge(map, first..first + length)?;
+        Ok(taken.as_nanos() as f64 / length as f64)
+    };
+    (0..map.pages()).step_by(length).map(call).collect()
 }
 
 /// How many contents there are to merge with in a call of that length: a map of 4 GiB is to fit into memory, but not twice.

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use sksm_guest::bench::Unit;
+use sksm_guest::bench::names::{DIFFERENT, DISTURBED, HASHED, PUBLISH, RACE, SAME, TASKS};
 use sksm_guest::memory::{self, Map, PAGE};
 use sksm_guest::process::{Child, Gate};
 use twox_hash::XxHash64;
@@ -14,13 +15,7 @@ use crate::measure::{
     Bench, TABLE_PAGES, Wanted, counting, filled, fresh, merged, name, settle, timed_merge,
 };
 
-const HASHED: &str = "hash different content in user space";
-const DIFFERENT: &str = "merge different content";
-const SAME: &str = "merge the same content";
-const UNIQUE: &str = "publish unique content";
-const DISTURBED: &str = "merge different content while 2 others fault and copy on write";
-
-const MOST: usize = 4;
+const MOST: usize = TASKS[TASKS.len() - 1].0;
 
 pub fn run(bench: &mut Bench) -> Result<()> {
     if bench.instructions {
@@ -37,50 +32,50 @@ pub fn run(bench: &mut Bench) -> Result<()> {
     let repeats = bench.size(3, 9);
     let first = fresh(MOST * pages);
     let _published = merged(MOST * pages, first)?;
-    for tasks in [1, 2, MOST] {
-        let variant = match tasks {
-            1 => "1 task".to_owned(),
-            _ => format!("{tasks} tasks"),
-        };
-        let mut row = |what, wanted, contents: &dyn Fn(usize) -> u64, work: Work| -> Result<()> {
-            bench.tell(what);
-            let mut rates = Vec::new();
-            for warm in bench.rounds(repeats) {
-                let rate = counting(wanted, || together(tasks, pages, contents, work))?;
+    let mut rows = |what, wanted: Expect, contents: Contents, work: Work| -> Result<()> {
+        for (tasks, variant) in TASKS {
+            let name = name(what, variant);
+            bench.repeated(name, Unit::PagesPerSecond, repeats, || {
+                let rate = counting(wanted(tasks), || together(&contents(tasks), pages, work))?;
                 settle()?;
-                if warm {
-                    rates.push(rate);
-                }
-            }
-            bench.row(name(what, &variant), Unit::PagesPerSecond, rates)
-        };
-        let different = |task| first + (task * pages) as u64;
-        row(HASHED, Wanted::default(), &different, hash)?;
-        row(DIFFERENT, Wanted::merge(tasks * pages), &different, merge)?;
-        row(SAME, Wanted::merge(tasks * pages), &|_| first, merge)?;
-        row(
-            UNIQUE,
-            Wanted::publish(tasks * pages),
-            &|_| fresh(pages),
-            merge,
-        )?;
-        let disturbers = [disturb()?, disturb()?];
-        let mut rates = Vec::new();
-        for warm in bench.rounds(repeats) {
-            let wanted = Wanted::merge(tasks * pages);
-            let rate = counting(wanted, || together(tasks, pages, &different, merge))?;
-            if warm {
-                rates.push(rate);
-            }
+                Ok(rate)
+            })?;
         }
-        for disturber in disturbers {
-            disturber.kill();
-            disturber.ended()?;
-        }
-        bench.row(name(DISTURBED, &variant), Unit::PagesPerSecond, rates)?;
+        Ok(())
+    };
+    let different = |tasks| -> Vec<u64> {
+        let of_task = |task| first + (task * pages) as u64;
+        (0..tasks).map(of_task).collect()
+    };
+    let same = |tasks| vec![first; tasks];
+    let new = |tasks| -> Vec<u64> { (0..tasks).map(|_| fresh(pages)).collect() };
+    let new_and_same = |tasks| vec![fresh(pages); tasks];
+    let merged = |tasks| Wanted::merge(tasks * pages);
+    let published = |tasks| Wanted::publish(tasks * pages);
+    let published_once = |tasks| Wanted {
+        scanned: tasks * pages,
+        published: pages,
+        merged: (tasks - 1) * pages,
+    };
+    rows(HASHED, &|_| Wanted::default(), &different, hash)?;
+    rows(DIFFERENT, &merged, &different, merge)?;
+    rows(SAME, &merged, &same, merge)?;
+    rows(PUBLISH, &published, &new, merge)?;
+    rows(RACE, &published_once, &new_and_same, merge)?;
+    let disturbers = [disturb()?, disturb()?];
+    rows(DISTURBED, &merged, &different, merge)?;
+    for disturber in disturbers {
+        disturber.kill();
+        disturber.ended()?;
     }
     Ok(())
 }
+
+/// The first content of each of so many tasks, asked for anew each time.
+type Contents<'a> = &'a dyn Fn(usize) -> Vec<u64>;
+
+/// What the engine is to do for so many tasks.
+type Expect<'a> = &'a dyn Fn(usize) -> Wanted;
 
 /// What each task does with its memory.
 type Work = fn(&Map, usize) -> Result<()>;
@@ -100,15 +95,15 @@ fn hash(map: &Map, pages: usize) -> Result<()> {
     Ok(())
 }
 
-/// All tasks work at the same time; returns how many pages a second they did together.
-fn together(tasks: usize, pages: usize, first: &dyn Fn(usize) -> u64, work: Work) -> Result<f64> {
+/// A task for each of these contents and those that follow, all at the same time; returns how many pages a second they did
+/// together.
+fn together(contents: &[u64], pages: usize, work: Work) -> Result<f64> {
     // The clock is the same in all processes.
     let epoch = Instant::now();
     let gate = Gate::closed()?;
-    let spawn = |task| {
-        let first = first(task);
+    let spawn = |first: &u64| {
         Child::spawn(|parent| {
-            let map = filled(pages, first)?;
+            let map = filled(pages, *first)?;
             parent.go()?;
             gate.wait()?;
             let start = epoch.elapsed();
@@ -118,7 +113,7 @@ fn together(tasks: usize, pages: usize, first: &dyn Fn(usize) -> u64, work: Work
             parent.pause()
         })
     };
-    let children = (0..tasks).map(spawn).collect::<Result<Vec<_>>>()?;
+    let children = contents.iter().map(spawn).collect::<Result<Vec<_>>>()?;
     children.iter().try_for_each(|child| child.pause())?;
     gate.open()?;
     let (mut start, mut end) = (u64::MAX, 0);
@@ -130,7 +125,7 @@ fn together(tasks: usize, pages: usize, first: &dyn Fn(usize) -> u64, work: Work
         child.go()?;
         child.join()?;
     }
-    Ok((tasks * pages) as f64 * 1e9 / (end - start) as f64)
+    Ok((contents.len() * pages) as f64 * 1e9 / (end - start) as f64)
 }
 
 /// A process that for ever touches new pages, and copies pages of a file by writing to them.

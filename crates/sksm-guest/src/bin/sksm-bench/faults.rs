@@ -4,6 +4,9 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use sksm_guest::bench::names::{
+    FORKED, FORKED_ALONE, KSM_SHARED, MERGED_ALONE, MERGED_SHARED, NEW, UNMAP, WRITE,
+};
 use sksm_guest::memory::{Map, TABLE};
 use sksm_guest::process::Child;
 use sksm_guest::sysfs::{KSM, SKSM};
@@ -14,16 +17,13 @@ use crate::measure::{
     timed,
 };
 
-pub const WRITE: &str = "write fault";
-pub const UNMAP: &str = "munmap";
-
 pub fn run(bench: &mut Bench) -> Result<()> {
     let pages = bench.size(1, 4) * TABLE_PAGES;
     let repeats = bench.size(5, 25);
-    bench.per_page(name(WRITE, "new page"), pages, repeats, || {
+    bench.per_page(name(WRITE, NEW), pages, repeats, || {
         write(&Map::aligned(pages, TABLE, 0)?)
     })?;
-    bench.per_page(name(WRITE, "forked page: copied"), pages, repeats, || {
+    bench.per_page(name(WRITE, FORKED), pages, repeats, || {
         let map = filled(pages, fresh(pages))?;
         let child = Child::spawn(|parent| parent.meet())?;
         child.pause()?;
@@ -32,8 +32,7 @@ pub fn run(bench: &mut Bench) -> Result<()> {
         child.join()?;
         Ok(taken)
     })?;
-    let variant = "forked page, child gone: in place";
-    bench.per_page(name(WRITE, variant), pages, repeats, || {
+    bench.per_page(name(WRITE, FORKED_ALONE), pages, repeats, || {
         let map = filled(pages, fresh(pages))?;
         Child::spawn(|_| Ok(()))?.join()?;
         write_and_look(&map, false)
@@ -43,8 +42,7 @@ pub fn run(bench: &mut Bench) -> Result<()> {
     }
     if KSM.exists() {
         let repeats = bench.size(2, 5);
-        let variant = "KSM page, shared: copied";
-        bench.per_page(name(WRITE, variant), pages, repeats, || {
+        bench.per_page(name(WRITE, KSM_SHARED), pages, repeats, || {
             let (map, _twin) = ksm::twins(pages)?;
             write_and_look(&map, true)
         })?;
@@ -66,15 +64,13 @@ fn write_merged(bench: &mut Bench, pages: usize) -> Result<()> {
     let repeats = bench.size(3, 15);
     let first = fresh(pages);
     let published = merged(pages, first)?;
-    let variant = "merged page, shared: copied";
-    bench.per_page(name(WRITE, variant), pages, repeats, || {
+    bench.per_page(name(WRITE, MERGED_SHARED), pages, repeats, || {
         let map = filled(pages, first)?;
         counting(Wanted::merge(pages), || map.merge())?;
         write_and_look(&map, true)
     })?;
     drop(published);
-    let variant = "merged page, only user: in place";
-    bench.per_page(name(WRITE, variant), pages, repeats, || {
+    bench.per_page(name(WRITE, MERGED_ALONE), pages, repeats, || {
         let map = filled(pages, fresh(pages))?;
         counting(Wanted::publish(pages), || map.merge())?;
         let before = SKSM.number("pages_withdrawn")?;

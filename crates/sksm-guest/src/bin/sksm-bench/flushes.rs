@@ -26,15 +26,14 @@ pub fn trace() -> Result<Option<Trace>> {
 }
 
 /// What the calling thread orders during the work.
-pub fn during(trace: &Trace, work: impl FnOnce() -> Result<()>) -> Result<Flushes> {
+pub fn during<T>(trace: &Trace, work: impl FnOnce() -> Result<T>) -> Result<(T, Flushes)> {
     // SAFETY: has no preconditions.
     let thread = unsafe { libc::gettid() };
     trace.set(EVENT, true)?;
     let result = work();
     trace.set(EVENT, false)?;
     let events = trace.take()?;
-    result?;
-    Ok(count(&events, thread))
+    Ok((result?, count(&events, thread)))
 }
 
 /// Their texts are like `pages:511 reason:local mm shootdown (3)`.

@@ -1,16 +1,13 @@
 //! Whether a page costs more when many pages have been published.
 
 use anyhow::{Result, ensure};
+use sksm_guest::bench::names::{MERGE, PUBLISH, PUBLISHED};
 use sksm_guest::memory::{Map, TABLE};
 
-use crate::calls::{MERGE, PUBLISH};
 use crate::measure::{
     Bench, TABLE_PAGES, Wanted, affordable_pages, counting, filled, fresh, name, timed_merge,
 };
 use crate::pages::publish;
-
-/// The rows that make up the curves.
-pub const PUBLISHED: &str = "pages published";
 
 pub fn run(bench: &mut Bench) -> Result<()> {
     let pages = TABLE_PAGES;

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use sksm_guest::bench::names::{self, ONE_USER, ORDINARY, SHARED};
 use sksm_guest::bench::{BesideKsm, Family, Row, Unit, Yardstick};
 use sksm_guest::memory::{Map, PAGE, TABLE};
 use sksm_guest::process::Child;
@@ -12,9 +13,6 @@ use sksm_guest::statistics::Summary;
 use sksm_guest::sysfs::SKSM;
 use sksm_guest::system;
 use twox_hash::XxHash64;
-
-/// What pages are that no engine has touched; kernels without SKSM have only those.
-pub const ORDINARY: &str = "ordinary pages";
 
 /// Pages that one page table maps.
 pub const TABLE_PAGES: usize = TABLE / PAGE;
@@ -112,7 +110,26 @@ impl Bench {
         }
     }
 
-    /// A row from repeated samples, each of which takes that long for that many pages.
+    /// A row from repeated samples.
+    pub fn repeated(
+        &mut self,
+        name: Name,
+        unit: Unit,
+        repeats: usize,
+        mut sample: impl FnMut() -> Result<f64>,
+    ) -> Result<()> {
+        self.tell(name.what);
+        let mut values = Vec::new();
+        for warm in self.rounds(repeats) {
+            let value = sample().with_context(|| format!("{}, {}", name.what, name.variant))?;
+            if warm {
+                values.push(value);
+            }
+        }
+        self.row(name, unit, values)
+    }
+
+    /// The same, of what takes that long for that many pages.
     pub fn per_page(
         &mut self,
         name: Name,
@@ -120,20 +137,30 @@ impl Bench {
         repeats: usize,
         mut sample: impl FnMut() -> Result<Duration>,
     ) -> Result<()> {
-        self.tell(name.what);
-        let mut values = Vec::new();
-        for warm in self.rounds(repeats) {
-            let taken = sample().with_context(|| format!("{}, {}", name.what, name.variant))?;
-            if warm {
-                values.push(taken.as_nanos() as f64 / pages as f64);
-            }
-        }
-        self.row(name, Unit::NsPerPage, values)
+        self.repeated(name, Unit::NsPerPage, repeats, || {
+            Ok(sample()?.as_nanos() as f64 / pages as f64)
+        })
+    }
+
+    /// The same, of what is not done by the page.
+    pub fn each(
+        &mut self,
+        name: Name,
+        repeats: usize,
+        mut sample: impl FnMut() -> Result<Duration>,
+    ) -> Result<()> {
+        self.repeated(name, Unit::Ns, repeats, || Ok(sample()?.as_nanos() as f64))
     }
 
     /// A row from values that are there already.
     pub fn row(&mut self, name: Name, unit: Unit, values: Vec<f64>) -> Result<()> {
         self.tell(name.what);
+        ensure!(
+            names::known(&self.family.name, name.what, name.variant),
+            "the row {:?} of {:?} is not in the list of names",
+            name.what,
+            name.variant
+        );
         let value = Summary::of(values).with_context(|| format!("no value of {:?}", name.what))?;
         self.family.rows.push(Row {
             what: name.what.to_owned(),
@@ -255,7 +282,7 @@ pub fn each_kind(pages: usize, mut each: impl FnMut(&str, Make) -> Result<()>) -
     if !merges() {
         return Ok(());
     }
-    each("merged pages, one user", &|| merged(pages, fresh(pages)))?;
+    each(ONE_USER, &|| merged(pages, fresh(pages)))?;
     let first = fresh(pages);
     // In a process of its own: this one's children are not to have them twice.
     let keeper = Child::spawn(|parent| {
@@ -263,7 +290,7 @@ pub fn each_kind(pages: usize, mut each: impl FnMut(&str, Make) -> Result<()>) -
         parent.meet()
     })?;
     keeper.pause()?;
-    each("merged pages, shared", &|| {
+    each(SHARED, &|| {
         let before = SKSM.number("pages_merged")?;
         let map = merged(pages, first)?;
         let count = SKSM.number("pages_merged")? - before;

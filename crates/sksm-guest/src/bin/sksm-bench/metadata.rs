@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use sksm_guest::bench::Unit;
+use sksm_guest::bench::names::{KSM_SLABS, MAPPINGS, OWN_COUNT, SKSM_SLABS};
 use sksm_guest::ksmd;
 use sksm_guest::memory::Map;
 use sksm_guest::sysfs::SKSM;
@@ -9,24 +10,19 @@ use sksm_guest::sysfs::SKSM;
 use crate::ksm;
 use crate::measure::{Bench, TABLE_PAGES, Wanted, counting, filled, fresh, name, settle};
 
-pub const OWN_COUNT: &str = "SKSM, bytes_metadata";
-pub const SKSM_SLABS: &str = "SKSM, slabs";
-pub const KSM_SLABS: &str = "KSM, slabs";
-
 pub fn run(bench: &mut Bench) -> Result<()> {
     bench.note("slabs: the growth of all objects in /proc/slabinfo, since caches of one size are merged; SKSM's hash table is not in them");
-    let pages = bench.size(4, 32) * TABLE_PAGES;
-    for mappings in [1, 2, 3, 9] {
-        let what = match mappings {
-            1 => "a page with 1 mapping".to_owned(),
-            _ => format!("a page with {mappings} mappings"),
-        };
-        bench.tell(&what);
+    let tables = bench.size(4, 32);
+    for mappings in [1, 2, 3, 4, 9, 32, 128] {
+        // Few pages of many mappings take as much memory as many of few.
+        let pages = (tables / mappings).max(1) * TABLE_PAGES;
+        bench.tell(MAPPINGS);
+        let name = |variant| name(MAPPINGS, variant).at(mappings);
         let (own, slabs) = sksm(pages, mappings)?;
-        bench.row(name(&what, OWN_COUNT), Unit::Bytes, vec![own])?;
-        bench.row(name(&what, SKSM_SLABS), Unit::Bytes, vec![slabs])?;
+        bench.row(name(OWN_COUNT), Unit::Bytes, vec![own])?;
+        bench.row(name(SKSM_SLABS), Unit::Bytes, vec![slabs])?;
         let slabs = by_ksm(pages, mappings)?;
-        bench.row(name(&what, KSM_SLABS), Unit::Bytes, vec![slabs])?;
+        bench.row(name(KSM_SLABS), Unit::Bytes, vec![slabs])?;
     }
     Ok(())
 }

@@ -3,102 +3,133 @@
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use sksm_guest::bench::names::{
+    DUPLICATE, HUGE, MERGED_ALREADY, NOT_PRESENT, PUBLISH, SMALL, ZEROS,
+};
 use sksm_guest::memory::{Map, TABLE};
 use sksm_guest::pagemap::Flags;
 
+use crate::inside;
 use crate::measure::{
-    Bench, TABLE_PAGES, Wanted, counting, filled, fresh, merged, name, settle, timed_merge,
+    Bench, TABLE_PAGES, Wanted, counting, fresh, merged, name, settle, timed_merge,
 };
 
-pub fn run(bench: &mut Bench) -> Result<()> {
-    let pages = bench.size(1, 4) * TABLE_PAGES;
-    small(bench, pages)?;
-    match Map::huge(TABLE_PAGES, |_| 0)? {
-        Some(map) => {
-            drop(map);
-            huge(bench, pages)
-        }
-        None => {
-            bench.note("huge pages: not in this kernel");
-            Ok(())
-        }
-    }
+/// What the pages are in before the call.
+#[derive(Clone, Copy)]
+enum Backing {
+    Small,
+    Huge,
 }
 
-fn small(bench: &mut Bench, pages: usize) -> Result<()> {
-    const VARIANT: &str = "4 KiB pages";
-    let repeats = bench.size(3, 15);
-    bench.per_page(
-        name("publish unique content", VARIANT),
-        pages,
-        repeats,
-        || publish(filled(pages, fresh(pages))?),
-    )?;
+pub fn run(bench: &mut Bench) -> Result<()> {
+    let backings: &[Backing] = if Map::huge(TABLE_PAGES, |_| 0)?.is_some() {
+        &[Backing::Small, Backing::Huge]
+    } else {
+        bench.note("huge pages: not in this kernel");
+        &[Backing::Small]
+    };
+    for measure in [unique, duplicates, zeros, again, absent] {
+        for backing in backings {
+            measure(bench, *backing)?;
+        }
+    }
+    inside::run(bench)
+}
 
-    let first = fresh(pages);
-    let published = merged(pages, first)?;
-    bench.per_page(name("merge a duplicate", VARIANT), pages, repeats, || {
-        let map = filled(pages, first)?;
-        let taken = counting(Wanted::merge(pages), || timed_merge(&map, 0..pages))?;
-        ensure!(map.pfns()? == published.pfns()?, "equal pages apart");
-        Ok(taken)
-    })?;
-
-    bench.per_page(name("a page of zeros", VARIANT), pages, repeats, || {
-        let map = Map::aligned(pages, TABLE, 0)?;
-        map.fill_all(|_| 0);
-        counting(Wanted::merge(pages), || timed_merge(&map, 0..pages))
-    })?;
-
-    let map = merged(pages, first)?;
-    bench.per_page(name("merged already", VARIANT), pages, repeats, || {
-        counting(Wanted::default(), || timed_merge(&map, 0..pages))
-    })?;
-
-    // The page tables stay.
-    let map = filled(pages, first)?;
-    map.advise(libc::MADV_DONTNEED)?;
-    bench.per_page(name("not present", VARIANT), pages, repeats, || {
-        counting(Wanted::default(), || timed_merge(&map, 0..pages))
+fn unique(bench: &mut Bench, backing: Backing) -> Result<()> {
+    backing.row(bench, PUBLISH, |pages| {
+        publish(backing.filled(pages, fresh(pages))?)
     })
 }
 
-/// Publishes all of a map, and sees it go.
-pub fn publish(map: Map) -> Result<Duration> {
-    let pages = map.pages();
-    let taken = counting(Wanted::publish(pages), || timed_merge(&map, 0..pages))?;
-    drop(map);
-    settle()?;
-    Ok(taken)
+fn duplicates(bench: &mut Bench, backing: Backing) -> Result<()> {
+    let pages = pages(bench);
+    let first = fresh(pages);
+    let published = merged(pages, first)?;
+    backing.row(bench, DUPLICATE, |pages| {
+        let map = backing.filled(pages, first)?;
+        let taken = merge(&map, Wanted::merge(pages))?;
+        ensure!(map.pfns()? == published.pfns()?, "equal pages apart");
+        Ok(taken)
+    })
 }
 
-fn huge(bench: &mut Bench, pages: usize) -> Result<()> {
-    const VARIANT: &str = "huge pages";
-    let repeats = bench.size(3, 9);
-    let filled =
-        |id: &dyn Fn(usize) -> u64| Map::huge(pages, id)?.context("no huge pages any more");
-    bench.per_page(
-        name("publish unique content", VARIANT),
-        pages,
-        repeats,
-        || {
-            let first = fresh(pages);
-            publish(filled(&|page| first + page as u64)?)
-        },
-    )?;
-    let first = fresh(pages);
-    let _published = merged(pages, first)?;
-    bench.per_page(name("merge a duplicate", VARIANT), pages, repeats, || {
-        let map = filled(&|page| first + page as u64)?;
-        counting(Wanted::merge(pages), || timed_merge(&map, 0..pages))
-    })?;
-    // Splitting does it: mm maps the zero page where it finds zeros, and leaves the engine nothing to look at.
-    bench.per_page(name("a page of zeros", VARIANT), pages, repeats, || {
-        let map = filled(&|_| 0)?;
-        let taken = counting(Wanted::default(), || timed_merge(&map, 0..pages))?;
+fn zeros(bench: &mut Bench, backing: Backing) -> Result<()> {
+    backing.row(bench, ZEROS, |pages| {
+        let map = backing.map(pages, &|_| 0)?;
+        // Splitting a huge page maps the zero page where it finds zeros, and leaves the engine nothing to look at.
+        let wanted = match backing {
+            Backing::Small => Wanted::merge(pages),
+            Backing::Huge => Wanted::default(),
+        };
+        let taken = merge(&map, wanted)?;
         for pfn in map.pfns()? {
             ensure!(Flags::of(pfn)?.zero_page(), "a page of zeros is left");
         }
         Ok(taken)
     })
+}
+
+fn again(bench: &mut Bench, backing: Backing) -> Result<()> {
+    let pages = pages(bench);
+    let first = fresh(pages);
+    let _published = merged(pages, first)?;
+    let map = backing.filled(pages, first)?;
+    merge(&map, Wanted::merge(pages))?;
+    backing.row(bench, MERGED_ALREADY, |_| merge(&map, Wanted::default()))
+}
+
+/// Small pages leave their page tables behind, huge ones have none.
+fn absent(bench: &mut Bench, backing: Backing) -> Result<()> {
+    let pages = pages(bench);
+    let map = backing.filled(pages, fresh(pages))?;
+    map.advise(libc::MADV_DONTNEED)?;
+    backing.row(bench, NOT_PRESENT, |_| merge(&map, Wanted::default()))
+}
+
+fn pages(bench: &Bench) -> usize {
+    bench.size(1, 4) * TABLE_PAGES
+}
+
+fn merge(map: &Map, wanted: Wanted) -> Result<Duration> {
+    counting(wanted, || timed_merge(map, 0..map.pages()))
+}
+
+impl Backing {
+    fn row(
+        self,
+        bench: &mut Bench,
+        what: &str,
+        mut sample: impl FnMut(usize) -> Result<Duration>,
+    ) -> Result<()> {
+        let pages = pages(bench);
+        let (variant, repeats) = match self {
+            Self::Small => (SMALL, bench.size(3, 15)),
+            Self::Huge => (HUGE, bench.size(3, 9)),
+        };
+        bench.per_page(name(what, variant), pages, repeats, || sample(pages))
+    }
+
+    fn filled(self, pages: usize, first: u64) -> Result<Map> {
+        self.map(pages, &|page| first + page as u64)
+    }
+
+    fn map(self, pages: usize, id: &dyn Fn(usize) -> u64) -> Result<Map> {
+        match self {
+            Self::Small => {
+                let map = Map::aligned(pages, TABLE, 0)?;
+                map.fill_all(id);
+                Ok(map)
+            }
+            Self::Huge => Map::huge(pages, id)?.context("no huge pages any more"),
+        }
+    }
+}
+
+/// Publishes all of a map, and sees it go.
+pub fn publish(map: Map) -> Result<Duration> {
+    let taken = merge(&map, Wanted::publish(map.pages()))?;
+    drop(map);
+    settle()?;
+    Ok(taken)
 }

@@ -8,25 +8,22 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use sksm_guest::bench::Unit;
+use sksm_guest::bench::names::{EXEC, EXIT, EXIT_MANY, FORK, FORK_MANY, FORK_ONLY};
 use sksm_guest::memory::memfd;
 use sksm_guest::process::{Child, Ended, Gate, Link, exit_now, fork, pipe, wait};
 
-use crate::measure::{Bench, Make, Name, TABLE_PAGES, each_kind, name, settle, timed};
+use crate::measure::{Bench, Make, TABLE_PAGES, each_kind, name, settle, timed};
 
 pub fn run(bench: &mut Bench) -> Result<()> {
     let repeats = bench.size(10, 101);
-    let row = |bench: &mut Bench, what, once: &dyn Fn() -> Result<()>| -> Result<()> {
-        nanoseconds(bench, name(what, ""), repeats, &|| timed(once))
-    };
-    row(bench, "fork, exit, wait", &|| {
-        Child::spawn(|_| Ok(()))?.join()
+    bench.each(name(FORK_ONLY, ""), repeats, || {
+        timed(|| Child::spawn(|_| Ok(()))?.join())
     })?;
     let program = tiny_program()?;
-    row(bench, "fork, exec, exit, wait", &|| exec(&program))?;
+    bench.each(name(EXEC, ""), repeats, || timed(|| exec(&program)))?;
 
     let pages = bench.size(1, 4) * TABLE_PAGES;
     let repeats = bench.size(5, 25);
-    let what = format!("fork with {pages} pages, exit, wait");
     each_kind(pages, |kind, make| {
         let values = in_child(repeats, |parent| {
             let _map = make()?;
@@ -36,31 +33,12 @@ pub fn run(bench: &mut Bench) -> Result<()> {
             }
             Ok(())
         })?;
-        bench.row(name(&what, kind), Unit::Ns, values)
+        bench.row(name(FORK, kind).at(pages), Unit::Ns, values)
     })?;
-    let what = format!("exit with {pages} pages, wait");
     each_kind(pages, |kind, make| {
-        nanoseconds(bench, name(&what, kind), repeats, &|| exit(make))
+        bench.each(name(EXIT, kind).at(pages), repeats, || exit(make))
     })?;
     family(bench)
-}
-
-/// A row of what is not done by the page.
-fn nanoseconds(
-    bench: &mut Bench,
-    name: Name,
-    repeats: usize,
-    once: &dyn Fn() -> Result<Duration>,
-) -> Result<()> {
-    bench.tell(name.what);
-    let mut values = Vec::new();
-    for warm in bench.rounds(repeats) {
-        let taken = once()?;
-        if warm {
-            values.push(taken.as_nanos() as f64);
-        }
-    }
-    bench.row(name, Unit::Ns, values)
 }
 
 /// A program that only exits: an ELF header, one segment, three instructions. A file in memory, so that no disk is waited for.
@@ -140,13 +118,10 @@ fn exit(make: Make) -> Result<Duration> {
 
 /// A process that has many children at the same time, each of which maps its pages.
 fn family(bench: &mut Bench) -> Result<()> {
-    let pages = TABLE_PAGES;
     let children = bench.size(300, 1000);
-    let [forking, exiting] = ["fork", "exit"]
-        .map(|what| format!("{what} with {pages} pages, each of {children} children"));
     let repeats = bench.size(1, 3);
-    each_kind(pages, |kind, make| {
-        bench.tell(&forking);
+    each_kind(TABLE_PAGES, |kind, make| {
+        bench.tell(FORK_MANY);
         let child = Child::spawn(|parent| {
             let _map = make()?;
             for _ in 0..=repeats {
@@ -168,8 +143,8 @@ fn family(bench: &mut Bench) -> Result<()> {
         }
         child.join()?;
         settle()?;
-        for (what, times) in [&forking, &exiting].into_iter().zip(times) {
-            bench.row(name(what, kind), Unit::Ns, times)?;
+        for (what, times) in [FORK_MANY, EXIT_MANY].into_iter().zip(times) {
+            bench.row(name(what, kind).at(children), Unit::Ns, times)?;
         }
         Ok(())
     })

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use sksm_guest::bench::Unit;
+use sksm_guest::bench::names::{BACK, KSM_TWICE, MERGED_TWICE, ORDINARY, OUT};
 use sksm_guest::cgroup::Cgroup;
 use sksm_guest::memory::{Map, PAGE};
 use sksm_guest::process::Child;
@@ -12,9 +13,6 @@ use sksm_guest::swap::Swap;
 
 use crate::ksm;
 use crate::measure::{Bench, TABLE_PAGES, filled, fresh, name, settle, timed};
-
-pub const OUT: &str = "reclaim a physical page";
-pub const BACK: &str = "read a mapping back";
 
 type Make = fn(usize) -> Result<Vec<Map>>;
 
@@ -26,17 +24,15 @@ pub fn run(bench: &mut Bench) -> Result<()> {
     let pages = bench.size(4, 16) * TABLE_PAGES;
     let repeats = bench.size(2, 5);
     let kinds: [(&str, Make); 3] = [
-        ("ordinary pages", |pages| {
-            Ok(vec![filled(pages, fresh(pages))?])
-        }),
-        ("merged, mapped twice", |pages| {
+        (ORDINARY, |pages| Ok(vec![filled(pages, fresh(pages))?])),
+        (MERGED_TWICE, |pages| {
             let first = fresh(pages);
             let maps = vec![filled(pages, first)?, filled(pages, first)?];
             maps.iter().try_for_each(Map::merge)?;
             ensure!(maps[0].pfns()? == maps[1].pfns()?, "equal pages apart");
             Ok(maps)
         }),
-        ("KSM, mapped twice", |pages| {
+        (KSM_TWICE, |pages| {
             let (map, twin) = ksm::twins(pages)?;
             Ok(vec![map, twin])
         }),

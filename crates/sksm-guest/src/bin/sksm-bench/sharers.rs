@@ -2,15 +2,11 @@
 
 use anyhow::{Context, Result, ensure};
 use sksm_guest::bench::Unit;
+use sksm_guest::bench::names::{BYTES, MERGE, PUBLISH, SHARERS};
 use sksm_guest::process::Child;
 use sksm_guest::sysfs::SKSM;
 
 use crate::measure::{Bench, TABLE_PAGES, filled, fresh, name, timed_merge};
-
-/// The rows that make up the curves.
-pub const SHARERS: &str = "processes that share each page";
-pub const TIME: &str = "merge duplicates";
-pub const BYTES: &str = "bytes a mapping beyond the first";
 
 pub fn run(bench: &mut Bench) -> Result<()> {
     let most = SKSM.number("max_page_sharing")? as usize;
@@ -60,11 +56,7 @@ pub fn run(bench: &mut Bench) -> Result<()> {
         );
     }
     for (bin, times) in times.into_iter().enumerate() {
-        let what = if bin == 0 {
-            "publish unique content"
-        } else {
-            TIME
-        };
+        let what = if bin == 0 { PUBLISH } else { MERGE };
         bench.row(
             name(SHARERS, what).at((1 << bin).min(most)),
             Unit::NsPerPage,

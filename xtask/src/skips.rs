@@ -1,0 +1,90 @@
+//! Which tests cannot run where. A skip that is not expected here fails the run: a setting that gets lost, or a device that is
+//! not there any more, would take its tests away without a word. One that is expected may run all the same.
+
+/// What the names of tests begin with, and why they cannot run.
+type Reasons = &'static [(&'static str, &'static str)];
+
+/// By the first part of the test's name: the kernel, or the host.
+const EXPECTED: &[(&[&str], Reasons)] = &[
+    (&["host"], HOST),
+    (&["um"], UM),
+    (&["x86_64", "debug", "kcsan"], X86_64),
+    (&["um", "x86_64", "kcsan"], NO_FAULTS),
+];
+
+const HOST: Reasons = &[
+    ("clippy-example", "needs Rust 1.87"),
+    ("test/", "a part of another test, marked as ignored"),
+];
+
+const UM: Reasons = &[
+    (
+        "sksm-abi/children/all-found-when-page-moves",
+        MEMORY_FAILURE,
+    ),
+    ("sksm-abi/debugger/hardware-breakpoint", "has none"),
+    ("sksm-abi/debugger/watchpoint", "has none"),
+    ("sksm-abi/huge/", "has no huge pages"),
+    ("sksm-abi/kvm/", "has no virtual machines"),
+    ("sksm-abi/numa/", "has one node"),
+    ("sksm-abi/offline/", "cannot take memory away"),
+    ("sksm-abi/pkeys/", "has no protection keys"),
+    ("sksm-abi/poison/", MEMORY_FAILURE),
+    ("sksm-abi/rmap/all-mappings-migrate", MEMORY_FAILURE),
+    ("sksm-abi/seen/numa_maps", "has one node"),
+    ("sksm-abi/soft-dirty/", "has no such bits"),
+    ("sksm-abi/trace/", "is built without tracing"),
+    ("sksm-abi/uffd/handler", "has no bits for write protection"),
+    ("sksm-abi/uffd/write", "has no bits for write protection"),
+    ("sksm-abi/uprobe/", "has no probes"),
+    ("sksm-abi/vma/hugetlb", "has no huge pages"),
+    (
+        "sksm-abi/vma/memfd-secret",
+        "cannot unmap pages from the kernel",
+    ),
+    ("sksm-abi/vma/physical-memory", "has no memory of devices"),
+    ("sksm-library/static-keys", "needs Rust 1.87"),
+];
+const MEMORY_FAILURE: &str = "has no handling of memory failure";
+
+const X86_64: Reasons = &[
+    // Those two are the host's processor where QEMU runs on KVM.
+    (
+        "sksm-abi/kvm/",
+        "the processor need not have virtualisation",
+    ),
+    (
+        "sksm-abi/pkeys/",
+        "the processor need not have protection keys",
+    ),
+    ("sksm-library/static-keys", "needs Rust 1.87"),
+    (
+        "selftests/",
+        "compared with what the unpatched kernel skips",
+    ),
+];
+
+const NO_FAULTS: Reasons = &[("sksm-abi/faults/", "the debug kernel injects them")];
+
+/// Whether a test may be skipped.
+pub fn expected(name: &str) -> bool {
+    let (place, test) = name.split_once('/').unwrap_or((name, ""));
+    EXPECTED
+        .iter()
+        .filter(|(places, _)| places.contains(&place))
+        .flat_map(|(_, reasons)| *reasons)
+        .any(|(begin, _)| test.starts_with(begin))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_listed_may_be_skipped() {
+        assert!(expected("um/sksm-abi/faults/one-by-one"));
+        assert!(!expected("debug/sksm-abi/faults/one-by-one"));
+        assert!(!expected("um/sksm-abi/sharing/limit"));
+        assert!(!expected("um"));
+    }
+}
