@@ -1,7 +1,7 @@
 //! Builds what runs inside the guest.
 
 use std::{
-    env,
+    env, fs,
     io::{BufRead, BufReader},
     path::PathBuf,
     process::{Command, Stdio},
@@ -10,23 +10,33 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::{
+    cache,
     project::{self, Project},
     step,
 };
 
-/// Builds the guest's programs, the command and the preload object; returns their directory.
+/// Builds the guest's programs, and what is packaged, which is tested there; returns their directory.
 pub fn guest_programs(project: &Project) -> Result<PathBuf> {
     project.check_target()?;
     release(
         project::cargo()
-            .args(["build", "--release"])
-            .args(["--package", "sksm-guest", "--package", "sksm-preload"])
-            .args(["--package", "sksm-cli"])
+            .args(["build", "--release", "--package", "sksm-guest"])
             .current_dir(&project.root),
     )
     .context("the guest's programs do not build")?;
+    release(
+        project::cargo()
+            .args(["build", "--release", "--package", "sksm", "--examples"])
+            .current_dir(&project.root),
+    )
+    .context("the library's example does not build")?;
     example(project)?;
-    Ok(project.target.join("release"))
+    let dir = project.target.join("release");
+    let packaged = packaged_programs(project)?;
+    // Where the command looks for it, instead of what a build of the whole workspace leaves there.
+    let object = fs::read(packaged.preload)?;
+    cache::update(&dir.join("libsksm_preload.so"), &object)?;
+    Ok(dir)
 }
 
 /// The preload object is loaded into every process of the user's choice, so it is built small: see its crate.

@@ -1,13 +1,14 @@
 //! The library, the preload object and the command on a kernel that merges: what they promise beyond the call itself.
 
+mod c;
+mod preload;
+
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode, Stdio};
+use std::process::{ChildStdout, Command, ExitCode, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::Parser;
@@ -38,13 +39,56 @@ const TESTS: &[Test] = &[
     test("patched-text-is-shared", patched_text_is_shared),
     test("all-text", all_text),
     test("static-keys", static_keys),
-    test("preload/programs-as-without-it", programs_as_without_it),
-    test("preload/merges", preload_merges),
-    test("preload/set-uid", set_uid),
+    test("example", example),
+    test("c/functions", c::functions),
+    test("c/example", c::example),
+    test("preload/bash", || {
+        preload::as_without_it("bash", &["-c", "echo $((6 * 7)); bash -c 'exit 3'"])
+    }),
+    test("preload/perl", || {
+        let script = "print join ',', map { $_ ** 2 } 1 .. 9; exit 3";
+        preload::as_without_it("perl", &["-e", script])
+    }),
+    test("preload/python3", || {
+        let script = "import json; print(json.dumps(list(range(9))))";
+        preload::as_without_it("python3", &["-c", script])
+    }),
+    test("preload/git", || {
+        preload::as_without_it("git", &["--version"])
+    }),
+    test("preload/sqlite3", || {
+        let script = "create table t(a); insert into t values (42); select * from t";
+        preload::as_without_it("sqlite3", &[":memory:", script])
+    }),
+    test("preload/openssl", || {
+        preload::as_without_it("openssl", &["dgst", "-sha256", "/etc/hostname"])
+    }),
+    test("preload/node", || {
+        let script = "console.log([1, 2].map(x => x * 2))";
+        preload::as_without_it("node", &["-e", script])
+    }),
+    test("preload/as-packaged", preload::as_packaged),
+    test("preload/merges", preload::merges),
+    test("preload/forked-workers", preload::forked_workers),
+    test("preload/min-pages", preload::min_pages),
+    test("preload/after", preload::after),
+    test("preload/after-setuid", preload::after_setuid),
+    test("preload/after-thread-locals", preload::after_thread_locals),
+    test("preload/after-no-thread", preload::after_no_thread),
+    test("preload/set-uid", preload::set_uid),
     test("estimate-agrees-with-merge", estimate_agrees_with_merge),
 ];
 
 fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some(PATCHED) {
+        return match patched_worker() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => {
+                eprintln!("{error:#}");
+                ExitCode::FAILURE
+            }
+        };
+    }
     report::run(TESTS, &Arguments::parse().options)
 }
 
@@ -374,39 +418,91 @@ fn patched_text_is_shared() -> Result<()> {
 
 /// Text that was patched without this library's knowledge is merged as one thing: by its process, or from outside.
 fn all_text() -> Result<()> {
-    let children = (0..4)
-        .map(|number| {
-            Child::spawn(move |parent| {
-                patch_spare()?.finish()?;
-                parent.meet()?;
-                if number % 2 == 0 {
-                    let done = Process::own().merge_text()?;
-                    ensure!(done.refused.is_empty(), "refused: {:?}", done.refused);
-                }
-                parent.meet()?;
-                ensure!(sksm_spare() == 7, "the new code is lost");
-                Ok(())
-            })
-        })
-        .collect::<Result<Vec<_>>>()?;
-    let pfns = || {
-        let pfns = children.iter().map(|child| child.pagemap()?.pfn(spare()));
+    // Programs of their own: what a fork has in common with this process would stay merged here.
+    let mut workers = Vec::new();
+    for _ in 0..4 {
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg(PATCHED);
+        workers.push(Worker::start(command)?);
+    }
+    let pfns = |workers: &[Worker]| {
+        let pfns = workers.iter().map(|worker| {
+            let code = usize::from_str_radix(&worker.first, 16)?;
+            Pagemap::of(worker.child.id() as i32)?.pfn(code)
+        });
         pfns.collect::<Result<Vec<_>>>()
     };
-    children.iter().try_for_each(|child| child.pause())?;
-    ensure!(copies(&pfns()?) == 4, "merged by nobody");
-    children.iter().try_for_each(|child| child.go())?;
-    children.iter().try_for_each(|child| child.pause())?;
-    for child in children.iter().skip(1).step_by(2) {
-        let done = Process::open(child.pid() as u32)?.merge_text()?;
+    ensure!(copies(&pfns(&workers)?) == 4, "merged by nobody");
+    for (number, worker) in workers.iter_mut().enumerate() {
+        if number % 2 == 0 {
+            worker.ask()?;
+        } else {
+            let done = Process::open(worker.child.id())?.merge_text()?;
+            ensure!(done.refused.is_empty(), "refused: {:?}", done.refused);
+        }
+    }
+    let copies = copies(&pfns(&workers)?);
+    ensure!(copies == 1, "{copies} copies");
+    workers.into_iter().try_for_each(Worker::end)
+}
+
+/// The argument of such a program.
+const PATCHED: &str = "--patched-worker";
+
+fn patched_worker() -> Result<()> {
+    patch_spare()?.finish()?;
+    println!("{:x}", spare());
+    if std::io::stdin().read_line(&mut String::new())? > 0 {
+        let done = Process::own().merge_text()?;
         ensure!(done.refused.is_empty(), "refused: {:?}", done.refused);
+        println!("merged");
+        std::io::stdin().read_line(&mut String::new())?;
     }
-    ensure!(copies(&pfns()?) == 1, "{} copies", copies(&pfns()?));
-    for child in children {
-        child.go()?;
-        child.join()?;
-    }
+    ensure!(sksm_spare() == 7, "the new code is lost");
     Ok(())
+}
+
+/// A program that waits for its input to end.
+struct Worker {
+    child: std::process::Child,
+    output: BufReader<ChildStdout>,
+    /// Its first line of output.
+    first: String,
+}
+
+impl Worker {
+    fn start(mut command: Command) -> Result<Self> {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn()?;
+        let output = BufReader::new(child.stdout.take().context("no output")?);
+        let mut worker = Worker {
+            child,
+            output,
+            first: String::new(),
+        };
+        worker.first = worker.line()?;
+        Ok(worker)
+    }
+
+    fn line(&mut self) -> Result<String> {
+        let mut line = String::new();
+        ensure!(self.output.read_line(&mut line)? > 0, "it has ended early");
+        Ok(line.trim().to_owned())
+    }
+
+    /// Lets it go on, and waits for what it says next.
+    fn ask(&mut self) -> Result<String> {
+        let input = self.child.stdin.as_mut().context("no input")?;
+        input.write_all(b"\n")?;
+        self.line()
+    }
+
+    fn end(mut self) -> Result<()> {
+        drop(self.child.stdin.take());
+        let status = self.child.wait()?;
+        ensure!(status.success(), "{status}");
+        Ok(())
+    }
 }
 
 /// The example, which fails if the patched page is not shared.
@@ -425,6 +521,62 @@ fn static_keys() -> Result<()> {
     Ok(())
 }
 
+/// The example of the library: workers that merge a table each.
+fn example() -> Result<()> {
+    let output = Command::new(beside("examples/table")?).output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mib = (text.lines().last())
+        .and_then(|line| line.strip_suffix(" MiB of 8 processes are merged"))
+        .and_then(|mib| mib.parse::<u64>().ok());
+    // 8 MiB each, but for the pages at its ends.
+    ensure!(
+        output.status.success() && mib.is_some_and(|mib| (60..=64).contains(&mib)),
+        "{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    ensure!(text.matches(" KiB merged in ").count() == 8, "{text}");
+    Ok(())
+}
+
+/// A directory that is removed when dropped.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Result<Self> {
+        let name = format!("sksm-library-{name}-{}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
+        std::fs::create_dir(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
+        Ok(Self(dir))
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// Builds a C program here.
+    fn compile(&self, name: &str, source: &str, arguments: &[&str]) -> Result<PathBuf> {
+        let (file, program) = (self.file(&format!("{name}.c")), self.file(name));
+        std::fs::write(&file, source)?;
+        let output = Command::new("cc")
+            .arg(&file)
+            .arg("-o")
+            .arg(&program)
+            .args(arguments)
+            .current_dir(&self.0)
+            .output()
+            .context("cc")?;
+        ensure!(output.status.success(), "cc: {output:?}");
+        Ok(program)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // In memory, and gone with the guest at the latest.
+        std::fs::remove_dir_all(&self.0).ok();
+    }
+}
+
 /// A file built with this program.
 fn beside(name: &str) -> Result<PathBuf> {
     let path = std::env::current_exe()?.with_file_name(name);
@@ -432,90 +584,21 @@ fn beside(name: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-fn preload() -> Result<PathBuf> {
-    beside("libsksm_preload.so")
-}
-
-/// Programs of the machine, those that it has.
-fn programs() -> Vec<(&'static str, &'static [&'static str])> {
-    let programs: [(_, &[_]); 7] = [
-        ("bash", &["-c", "echo $((6 * 7)); bash -c 'exit 3'"]),
-        (
-            "perl",
-            &["-e", "print join ',', map { $_ ** 2 } 1 .. 9; exit 3"],
-        ),
-        (
-            "python3",
-            &["-c", "import json; print(json.dumps(list(range(9))))"],
-        ),
-        ("git", &["--version"]),
-        (
-            "sqlite3",
-            &[
-                ":memory:",
-                "create table t(a); insert into t values (42); select * from t",
-            ],
-        ),
-        ("openssl", &["dgst", "-sha256", "/etc/hostname"]),
-        ("node", &["-e", "console.log([1, 2].map(x => x * 2))"]),
-    ];
-    let there = |program: &str| {
-        let path = std::env::var_os("PATH").unwrap_or_default();
-        std::env::split_paths(&path).any(|dir| dir.join(program).is_file())
-    };
-    programs
-        .into_iter()
-        .filter(|(program, _)| there(program))
-        .collect()
-}
-
-fn programs_as_without_it() -> Result<()> {
-    let programs = programs();
-    ensure!(programs.len() >= 2, "hardly a program to try");
-    for (program, arguments) in programs {
-        let plain = Command::new(program).args(arguments).output()?;
-        let merged = Command::new(program)
-            .args(arguments)
-            .env("LD_PRELOAD", preload()?)
-            .env("SKSM", "text,data,heap,stack")
-            .output()?;
-        ensure!(plain == merged, "{program}: {plain:?} became {merged:?}");
-        let said = Command::new(program)
-            .args(arguments)
-            .env("LD_PRELOAD", preload()?)
-            .env("SKSM", "data,heap")
-            .env("SKSM_VERBOSE", "1")
-            .output()?;
-        let said = String::from_utf8_lossy(&said.stderr).into_owned();
-        ensure!(
-            said.contains("at start: merged ") && !said.contains("refused"),
-            "{program}: {said}"
-        );
-    }
-    Ok(())
-}
-
-/// Programs that run until they are dropped, each after its first line of output.
-struct Crew(Vec<std::process::Child>);
+/// Programs that run until they are dropped, each after it has said that it is ready.
+struct Crew(Vec<Worker>);
 
 impl Crew {
     fn start(commands: impl IntoIterator<Item = Command>) -> Result<Self> {
-        let mut crew = Self(Vec::new());
-        for mut command in commands {
-            command.stdin(Stdio::piped()).stdout(Stdio::piped());
-            crew.0.push(command.spawn()?);
-        }
-        for child in &mut crew.0 {
-            let output = child.stdout.as_mut().context("no output")?;
-            let mut line = String::new();
-            BufReader::new(output).read_line(&mut line)?;
-            ensure!(line == "ready\n", "said {line:?}");
+        let workers = commands.into_iter().map(Worker::start);
+        let crew = Self(workers.collect::<Result<_>>()?);
+        for worker in &crew.0 {
+            ensure!(worker.first == "ready", "said {:?}", worker.first);
         }
         Ok(crew)
     }
 
     fn pids(&self) -> impl Iterator<Item = u32> + '_ {
-        self.0.iter().map(std::process::Child::id)
+        self.0.iter().map(|worker| worker.child.id())
     }
 
     /// The physical pages of anonymous memory of the kinds that `sksm merge` takes.
@@ -543,74 +626,11 @@ impl Crew {
     }
 }
 
-impl Drop for Crew {
+impl Drop for Worker {
     fn drop(&mut self) {
-        for child in &mut self.0 {
-            child.kill().ok();
-            child.wait().ok();
-        }
+        self.child.kill().ok();
+        self.child.wait().ok();
     }
-}
-
-/// What is built before main is merged at start, and what comes later when it is asked for.
-fn preload_merges() -> Result<()> {
-    let script = "my @a = map { 'x' . $_ x 50 } 1 .. 20000; $| = 1; print \"ready\\n\"; <STDIN>";
-    let mut command = Command::new("perl");
-    command
-        .args(["-e", script])
-        .env("LD_PRELOAD", preload()?)
-        .env("SKSM", "heap")
-        .env("SKSM_SIGNAL", "USR2");
-    let mut second = Command::new("perl");
-    second.args(["-e", script]).envs(
-        command
-            .get_envs()
-            .filter_map(|(name, value)| Some((name.to_owned(), value?.to_owned()))),
-    );
-    let crew = Crew::start([command, second])?;
-    let merged = |pid| Ok::<_, Error>(ProcessStatistics::of(pid)?.ksm);
-    let before: u64 = crew.pids().map(merged).sum::<Result<u64, _>>()?;
-    for pid in crew.pids() {
-        // SAFETY: takes numbers only; our own child, not waited for yet.
-        ensure!(unsafe { libc::kill(pid as i32, libc::SIGUSR2) } == 0);
-    }
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
-    loop {
-        let after: u64 = crew.pids().map(merged).sum::<Result<u64, _>>()?;
-        // Each holds more than 1 MiB of those strings, between pointers that differ.
-        if after > before + (1 << 20) {
-            return Ok(());
-        }
-        ensure!(
-            std::time::Instant::now() < deadline,
-            "{before} bytes merged before the signal, {after} after it"
-        );
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
-}
-
-/// A program that runs with another user's rights says and does nothing of it.
-fn set_uid() -> Result<()> {
-    let program = std::env::temp_dir().join(format!("sksm-set-uid-{}", std::process::id()));
-    std::fs::copy("/usr/bin/id", &program)?;
-    std::os::unix::fs::chown(&program, Some(1002), Some(1002))?;
-    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o6755))?;
-    let output = Command::new(&program)
-        .args(["-u"])
-        .uid(1001)
-        .gid(1001)
-        .env("LD_PRELOAD", preload()?)
-        .env("SKSM_VERBOSE", "1")
-        .output();
-    std::fs::remove_file(&program)?;
-    let output = output?;
-    ensure!(
-        output.status.success() && output.stdout == b"1002\n",
-        "the program did not run as user 1002: {output:?}"
-    );
-    let said = String::from_utf8_lossy(&output.stderr);
-    ensure!(!said.contains("sksm: process"), "{said}");
-    Ok(())
 }
 
 /// The prediction for interpreters that nobody has prepared for it, and what a merge then saves.
@@ -621,17 +641,14 @@ fn estimate_agrees_with_merge() -> Result<()> {
                   table = {i: str(i) * 20 for i in range(30000)}\n\
                   noise, zeros = os.urandom(2000000), bytearray(3000000)\n\
                   print('ready', flush=True)\nsys.stdin.read()";
-    let interpreters = programs();
-    let has = |name| interpreters.iter().any(|(program, _)| *program == name);
     let mut commands = Vec::new();
     for (program, flag, script) in [("perl", "-e", perl), ("python3", "-c", python)] {
-        for _ in 0..if has(program) { 4 } else { 0 } {
+        for _ in 0..4 {
             let mut command = Command::new(program);
             command.args([flag, script]);
             commands.push(command);
         }
     }
-    ensure!(!commands.is_empty(), "neither perl nor python3 is there");
     let crew = Crew::start(commands)?;
     let sksm = |verb: &str| -> Result<serde_json::Value> {
         let output = Command::new(beside("sksm")?)
