@@ -1,5 +1,6 @@
 //! The command as a user runs it, on whatever kernel this machine has.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
@@ -806,6 +807,72 @@ fn a_wrong_command_line_is_refused() {
     ] {
         let output = sksm(wrong);
         assert_eq!(output.status.code(), Some(2), "{wrong:?}: {output:?}");
+    }
+}
+
+/// Names of fields, as docs/json.md writes them.
+fn fields(value: &Value, at: &str, found: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(fields_of) => {
+            for (name, value) in fields_of {
+                // Where the data gives the keys.
+                let name = match at {
+                    "sksm" | "ksm" | "kinds" => "NAME",
+                    _ => name,
+                };
+                let dot = if at.is_empty() { "" } else { "." };
+                fields(value, &format!("{at}{dot}{name}"), found);
+            }
+        }
+        Value::Array(values) => {
+            for value in values {
+                fields(value, &format!("{at}[]"), found);
+            }
+        }
+        _ => _ = found.insert(at.into()),
+    }
+}
+
+/// The page about JSON has every field, and no other.
+#[test]
+fn json_is_as_documented() {
+    let page = include_str!("../../../docs/json.md");
+    let pid = std::process::id().to_string();
+    let examples: [(&str, &[&str]); 6] = [
+        ("doctor", &["doctor"]),
+        ("stat", &["stat"]),
+        ("stat --pid", &["stat", "--pid", &pid]),
+        ("merge", &["merge", "--dry-run", "--pid", &pid]),
+        ("estimate", &["estimate", "--settle", "0", "--pid", &pid]),
+        ("top", &["top"]),
+    ];
+    for (verb, arguments) in examples {
+        // Without KSM and SKSM.
+        if support() == Support::None && matches!(verb, "stat" | "top") {
+            continue;
+        }
+        let section = page
+            .split("\n## ")
+            .find(|part| part.starts_with(&format!("{verb}\n")));
+        let rows = section.unwrap().lines().filter_map(|line| {
+            let (name, what) = line.strip_prefix("| `")?.split_once('`')?;
+            Some((name, what.contains("may be absent")))
+        });
+        let rows: Vec<(&str, bool)> = rows.collect();
+        let mut printed = BTreeSet::new();
+        let report = json(&[arguments, &["--json"]].concat());
+        fields(&report, "", &mut printed);
+        for field in &printed {
+            // What is null as a whole, or empty.
+            let known =
+                |(name, _): &(&str, bool)| *name == field || name.starts_with(&format!("{field}."));
+            assert!(rows.iter().any(known), "{verb}: {field} is not documented");
+        }
+        for (name, may_be_absent) in rows {
+            let whole = name.split('.').next().unwrap();
+            let there = printed.contains(name) || report[whole].is_null() || name.ends_with("[]");
+            assert!(there || may_be_absent, "{verb}: there is no {name}");
+        }
     }
 }
 
