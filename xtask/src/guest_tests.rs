@@ -24,6 +24,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("sksm-selftest", "sksm-selftest"),
     ("sksm-abi", "sksm-abi"),
     ("sksm-library", "sksm-library"),
+    ("sksm-command", "sksm-command"),
     ("sksm-random", "sksm-random"),
     ("stress", "sksm-random"),
 ];
@@ -53,7 +54,9 @@ pub fn plan(args: &Args, arch: Arch, programs: &Path) -> Result<Vec<Item>> {
     }
     for &(name, program) in PROGRAMS {
         // What runs in user space is the same there, and real programs take long where each access is checked.
-        if name == "sksm-library" && matches!(arch, Arch::Debug | Arch::Kcsan) {
+        if matches!(name, "sksm-library" | "sksm-command")
+            && matches!(arch, Arch::Debug | Arch::Kcsan)
+        {
             continue;
         }
         let program = programs.join(program);

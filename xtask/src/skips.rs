@@ -43,6 +43,7 @@ const UM: Reasons = &[
         "cannot unmap pages from the kernel",
     ),
     ("sksm-abi/vma/physical-memory", "has no memory of devices"),
+    ("sksm-command/estimate/huge-pages", "has no huge pages"),
     ("sksm-library/static-keys", "needs Rust 1.87"),
 ];
 const MEMORY_FAILURE: &str = "has no handling of memory failure";

@@ -101,6 +101,7 @@ pub fn run(args: Args, json: bool) -> Result<ExitCode> {
     let pids = args.targets.pids()?;
     let plot = args.plot.as_deref().map(Plot::open).transpose()?;
     raise_file_limit();
+    keep_large_blocks_apart();
     let mut report = look(&args, &pids)?;
     report.unread.sort_by_key(|unread| unread.pid);
     if json {
@@ -259,6 +260,15 @@ fn raise_file_limit() {
             limit.rlim_cur = limit.rlim_max;
             libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
         }
+    }
+}
+
+/// So that they grow without being copied, and leave no holes. Else glibc keeps ever larger ones with the small.
+fn keep_large_blocks_apart() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: takes numbers only.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 256 << 10);
     }
 }
 

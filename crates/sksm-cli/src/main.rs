@@ -25,7 +25,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 #[derive(Parser)]
 #[command(name = "sksm", version, after_help = exit::HELP)]
 struct Cli {
-    /// Print JSON
+    /// Print JSON; docs/json.md, /usr/share/doc/sksm/json.md once installed, lists its fields and their units
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]

@@ -77,6 +77,12 @@ fn command(root: &Path) -> Result<()> {
     ensure!(doctor.is_object(), "sksm doctor --json: {doctor}");
     output(sksm().args(["run", "--", "true"]))?;
     let maps = output(sksm().args(["run", "--", "cat", "/proc/self/maps"]))?;
+    let help = output(sksm().arg("--help"))?;
+    let page = "usr/share/doc/sksm/json.md";
+    ensure!(
+        help.contains(page) && root.join(page).is_file(),
+        "{page} is not there, or sksm --help does not name it"
+    );
     let object = root
         .join("usr/lib/sksm/libsksm_preload.so")
         .canonicalize()?;

@@ -40,6 +40,7 @@ pub fn build(project: &Project, out: &Path) -> Result<Vec<PathBuf>> {
     cache::write(&debian.join("changelog"), changelog(project, &sender)?)?;
     let capi = project.root.join("crates/sksm-capi");
     fs::copy(capi.join("examples/table.c"), root.join("table.c"))?;
+    fs::copy(project.root.join("docs/json.md"), root.join("json.md"))?;
     install(&capi, &built, &root.join("built/usr"))?;
 
     let log = project.log("deb")?;

@@ -156,8 +156,16 @@ impl<'a> Counter<'a> {
     /// Adds equal pages, given as parts in order. They are walked twice and not copied: there may be very many.
     fn add(&mut self, hash: u64, group: &[&[Page]]) {
         let zero = hash == self.rules.zero;
+        if let [[page]] = group {
+            return self.add_single(*page, zero);
+        }
+        // Of one frame nothing is saved, whoever has it, unless it is of zeros. Most that a fork left in common is so.
+        let ask = zero || !one_frame(group);
         let mut touched = Vec::new();
-        each_frame(group, |pages| self.tally(pages, &mut touched));
+        each_frame(group, |pages| {
+            let kept = ask && self.kept(pages);
+            self.tally(pages, kept, &mut touched);
+        });
         self.counted.across.add(Saving {
             mapped_pages: self.all.mappings,
             pages: (self.all.frames + self.all.kept) as f64,
@@ -170,9 +178,20 @@ impl<'a> Counter<'a> {
         self.all = Tally::default();
     }
 
-    fn tally(&mut self, pages: &[Page], touched: &mut Vec<usize>) {
+    /// As most pages are.
+    fn add_single(&mut self, page: Page, zero: bool) {
+        let saved = zero && !self.kept(&[page]);
+        let saving = Saving {
+            mapped_pages: 1,
+            pages: 1.0,
+            saved_pages: f64::from(u8::from(saved)),
+        };
+        self.counted.across.add(saving);
+        self.add_to_all(page, saving, zero);
+    }
+
+    fn tally(&mut self, pages: &[Page], kept: bool, touched: &mut Vec<usize>) {
         let all = pages.len() as u64;
-        let kept = self.kept(pages);
         for share in self.shares(pages) {
             let tally = &mut self.tallies[share.domain];
             if tally.mappings == 0 {
@@ -203,16 +222,20 @@ impl<'a> Counter<'a> {
             };
             let own = |page: &&Page| self.rules.domains[page.process()] == share.domain;
             for page in pages.iter().filter(own) {
-                self.counted.within.add(part);
-                if zero {
-                    self.counted.zero.add(part);
-                }
-                self.counted.kinds[page.kind()].add(part);
-                self.counted.processes[page.process()].add(part);
-                self.counted.maybe_shared +=
-                    u64::from(page.frame() != 0 && !self.rules.tells_frames);
+                self.add_to_all(*page, part, zero);
             }
         }
+    }
+
+    /// All sums but that across users.
+    fn add_to_all(&mut self, page: Page, saving: Saving, zero: bool) {
+        self.counted.within.add(saving);
+        if zero {
+            self.counted.zero.add(saving);
+        }
+        self.counted.kinds[page.kind()].add(saving);
+        self.counted.processes[page.process()].add(saving);
+        self.counted.maybe_shared += u64::from(page.frame() != 0 && !self.rules.tells_frames);
     }
 
     fn shares(&self, pages: &[Page]) -> Vec<Share> {
@@ -239,6 +262,12 @@ impl<'a> Counter<'a> {
             && self.rules.tells_frames
             && mappings().is_some_and(|all| all > pages.len() as u64)
     }
+}
+
+fn one_frame(group: &[&[Page]]) -> bool {
+    let mut ends = (group.iter()).flat_map(|part| part.first().into_iter().chain(part.last()));
+    let first = ends.next().map_or(0, |page| page.frame());
+    first != 0 && ends.all(|page| page.frame() == first)
 }
 
 /// Shows the pages of each frame together, in the order of their processes.

@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
@@ -139,15 +140,29 @@ pub struct Look {
     pub bytes: u64,
 }
 
-/// What pieces of memory held, by process and start: of each page its place in the piece, and as much of its hash as fits.
-pub type Before = HashMap<(u32, u64), Box<[u64]>>;
+/// What pieces of memory held: of each page its place in the piece, and as much of its hash as fits.
+#[derive(Default)]
+pub struct Before {
+    /// One part of each thread, which grows without being copied.
+    parts: Vec<Vec<u64>>,
+    /// Where in them a piece is, by its process and start.
+    pieces: HashMap<(u32, u64), (usize, Range<usize>)>,
+}
+
+impl Before {
+    fn of(&self, piece: &Piece) -> &[u64] {
+        let found = self.pieces.get(&piece.key());
+        let held = found.and_then(|(part, range)| self.parts.get(*part)?.get(range.clone()));
+        held.unwrap_or_default()
+    }
+}
 
 /// So much of a mapping is one piece of work.
 const PIECE: usize = 64 << 20;
 /// And so much of one in which few pages are present.
 const SPARSE_PIECE: usize = 4 << 30;
 /// So many pages are read at once: they stay in a processor's cache until they are hashed.
-const AT_ONCE: usize = 64;
+const AT_ONCE: usize = 128;
 
 /// Looks at all private pages of these processes.
 pub fn look(pids: &[u32], how: How, bar: &ProgressBar) -> Look {
@@ -253,6 +268,10 @@ struct Piece {
 }
 
 impl Piece {
+    fn key(&self) -> (u32, u64) {
+        (self.process as u32, self.start)
+    }
+
     fn mapping(&self) -> &Mapping {
         &self.subject.mappings[self.mapping]
     }
@@ -388,16 +407,20 @@ fn work(
                             Work::Read(piece) => worker.read(&piece),
                         }
                     }
-                    (worker.pages, worker.look)
+                    worker
                 })
             })
             .collect();
         let mut all = Look::default();
-        for (pages, look) in workers.into_iter().filter_map(|worker| worker.join().ok()) {
-            all.pages.push(pages);
-            all.before.extend(look.before);
-            all.vanished += look.vanished;
-            all.bytes += look.bytes;
+        for worker in workers.into_iter().filter_map(|worker| worker.join().ok()) {
+            let part = all.pages.len();
+            let pieces = worker.pieces.into_iter();
+            let pieces = pieces.map(|(key, range)| (key, (part, range)));
+            all.before.pieces.extend(pieces);
+            all.before.parts.push(worker.held);
+            all.pages.push(worker.pages);
+            all.vanished += worker.vanished;
+            all.bytes += worker.bytes;
         }
         all
     })
@@ -405,7 +428,11 @@ fn work(
 
 struct Worker<'a> {
     pages: Vec<Page>,
-    look: Look,
+    /// What the pieces held, for a second look, and where that is.
+    held: Vec<u64>,
+    pieces: Vec<((u32, u64), Range<usize>)>,
+    vanished: u64,
+    bytes: u64,
     buffer: Vec<u8>,
     how: How,
     hashes: &'a Hashes,
@@ -423,15 +450,16 @@ struct Current<'a> {
     merged: bool,
     /// What it held at the first look.
     before: Option<&'a [u64]>,
-    /// What it holds, for the second.
-    held: Vec<u64>,
 }
 
 impl<'a> Worker<'a> {
     fn new(how: How, hashes: &'a Hashes, before: Option<&'a Before>, bar: &'a ProgressBar) -> Self {
         Worker {
             pages: Vec::new(),
-            look: Look::default(),
+            held: Vec::new(),
+            pieces: Vec::new(),
+            vanished: 0,
+            bytes: 0,
             buffer: vec![0; AT_ONCE * sksm::page_size()],
             how,
             hashes,
@@ -446,13 +474,12 @@ impl<'a> Worker<'a> {
         if subject.failed.load(Ordering::Relaxed) != 0 {
             return;
         }
-        let key = (piece.process as u32, piece.start);
-        let mut current = Current {
+        let start = self.held.len();
+        let current = Current {
             piece,
             kind: kind(mapping),
             merged: mapping.statistics.ksm > 0,
-            before: (self.before).map(|before| before.get(&key).map_or(&[][..], |held| held)),
-            held: Vec::new(),
+            before: self.before.map(|before| before.of(piece)),
         };
         let mut places = Vec::with_capacity(AT_ONCE);
         let range = piece.start..piece.end;
@@ -464,22 +491,22 @@ impl<'a> Worker<'a> {
             |addr, entry| {
                 places.push((addr, entry));
                 if places.len() == AT_ONCE {
-                    self.hash(&mut current, &mut places);
+                    self.hash(&current, &mut places);
                 }
             },
         );
-        self.hash(&mut current, &mut places);
+        self.hash(&current, &mut places);
         if let Err(error) = done {
             let errno = error.raw_os_error().unwrap_or(libc::EIO);
             subject.failed.store(errno, Ordering::Relaxed);
         }
-        if self.how.again && !current.held.is_empty() {
-            self.look.before.insert(key, current.held.into());
+        if self.how.again {
+            self.pieces.push((piece.key(), start..self.held.len()));
         }
     }
 
     /// Hashes these pages, and empties the list.
-    fn hash(&mut self, current: &mut Current<'_>, places: &mut Vec<Place>) {
+    fn hash(&mut self, current: &Current<'_>, places: &mut Vec<Place>) {
         self.bar.inc((places.len() * sksm::page_size()) as u64);
         let zeros_left_out = places.iter().all(own) || leave_out_zero_page(current.piece, places);
         // Of frames that were read for another process the hash is known.
@@ -506,7 +533,7 @@ impl<'a> Worker<'a> {
         }
         for (place, hash) in places.drain(..).zip(hashes) {
             match hash {
-                None => self.look.vanished += 1,
+                None => self.vanished += 1,
                 // Without the call that tells them apart, most likely the zero page.
                 Some(hash) if !zeros_left_out && !own(&place) && hash == self.zero => {}
                 Some(hash) => self.keep(current, place, hash),
@@ -529,14 +556,14 @@ impl<'a> Worker<'a> {
             }
             let found = XxHash3_64::oneshot(bytes);
             *hash = Some(found);
-            self.look.bytes += page as u64;
+            self.bytes += page as u64;
             if !own(place) && place.1.pfn() != 0 {
                 self.hashes.insert(place.1.pfn(), found);
             }
         }
     }
 
-    fn keep(&mut self, current: &mut Current<'_>, (addr, entry): Place, hash: u64) {
+    fn keep(&mut self, current: &Current<'_>, (addr, entry): Place, hash: u64) {
         let page = sksm::page_size() as u64;
         let number = (addr - current.piece.start) / page;
         let held = number << 40 | hash >> 24;
@@ -547,7 +574,7 @@ impl<'a> Worker<'a> {
             return;
         }
         if self.how.again {
-            current.held.push(held);
+            self.held.push(held);
         }
         let frame = match entry.pfn() {
             _ if entry.exclusive() => 0,
