@@ -265,12 +265,7 @@ impl<'a> Search<'a> {
     }
 
     /// As `find`, under one key.
-    fn find_by(
-        &self,
-        key: &Key,
-        locking: Locking,
-        entry: impl Fn() -> Entry,
-    ) -> Result<Found> {
+    fn find_by(&self, key: &Key, locking: Locking, entry: impl Fn() -> Entry) -> Result<Found> {
         // A page that changed between lookup and lock was withdrawn, migrated or filled up, and the
         // index said so before the lock was free: every turn sees a newer state.
         loop {
@@ -281,9 +276,8 @@ impl<'a> Search<'a> {
             let Some(folio) = folio.lock_by(locking) else {
                 return Ok(Found::Contended);
             };
-            if Node::of(&folio).is_some_and(|node| node.suits(key, &folio) && has_room(node, &folio))
-                && !folio.state().is_hwpoison()
-            {
+            let fits = |node: &Node| node.suits(key, &folio) && has_room(node, &folio);
+            if Node::of(&folio).is_some_and(fits) && !folio.state().is_hwpoison() {
                 return Node::add_place(folio, entry()).map(Found::Page);
             }
             drop(folio);

@@ -13,13 +13,13 @@ use kernel::prelude::*;
 use super::batch::{Batch, Candidate, Fate, Leftover};
 use super::domain::Domain;
 use super::folio::{Folio, LockedFolio, Locking};
+use super::gfp;
 use super::index::{self, Found, Search};
 use super::node::{Key, Node};
 use super::pte::{PteRange, SlotSet, MAX_SLOTS};
 use super::rmap::Entry;
 use super::stats::Tally;
 use super::sysfs::MERGE_ACROSS_NODES;
-use super::gfp;
 
 /// After so many pages, about 20 microseconds of work, others get their turn.
 const RESCHED: usize = 16;
@@ -111,7 +111,8 @@ impl Call {
         }
     }
 
-    /// Merges `start..end` of `vma`; returns where it stopped, as others wait for mmap_lock, or `end`.
+    /// Merges `start..end` of `vma`; returns `end`, or where it stopped as others wait for
+    /// mmap_lock.
     ///
     /// # Safety
     ///
