@@ -25,6 +25,7 @@ const PROGRAMS: &[(&str, &str)] = &[
     ("sksm-abi", "sksm-abi"),
     ("sksm-library", "sksm-library"),
     ("sksm-command", "sksm-command"),
+    ("sksm-smoke", "sksm-smoke"),
     ("sksm-random", "sksm-random"),
     ("stress", "sksm-random"),
 ];
@@ -57,6 +58,10 @@ pub fn plan(args: &Args, arch: Arch, programs: &Path) -> Result<Vec<Item>> {
         if matches!(name, "sksm-library" | "sksm-command")
             && matches!(arch, Arch::Debug | Arch::Kcsan)
         {
+            continue;
+        }
+        // That the programs that measure run at all shows in any kernel, and here soonest.
+        if name == "sksm-smoke" && arch != Arch::Um {
             continue;
         }
         let program = programs.join(program);
