@@ -49,6 +49,7 @@ const UM: Reasons = &[
 const MEMORY_FAILURE: &str = "has no handling of memory failure";
 
 const X86_64: Reasons = &[
+    ("sksm-abi/vma/physical-memory", "has no memory of devices"),
     // Those two are the host's processor where QEMU runs on KVM.
     (
         "sksm-abi/kvm/",
