@@ -34,7 +34,7 @@
 //! Everything runs in process context and may sleep, except [`sksm_folio_free`] (any context, hard
 //! interrupts too) and [`sksm_withdraw`] (page-table lock held).
 
-use kernel::alloc::flags::{__GFP_NORETRY, __GFP_NOWARN};
+use kernel::alloc::flags::{__GFP_NOWARN, __GFP_RETRY_MAYFAIL};
 use kernel::alloc::Flags;
 use kernel::bindings;
 use kernel::prelude::*;
@@ -59,12 +59,12 @@ const __LOG_PREFIX: &[u8] = b"sksm\0";
 
 /// How the engine allocates for a call: an advice is not worth having a process killed for.
 fn gfp() -> Flags {
-    GFP_KERNEL | __GFP_NORETRY | __GFP_NOWARN
+    GFP_KERNEL | __GFP_RETRY_MAYFAIL | __GFP_NOWARN
 }
 
 /// The same for what stays, which is charged to the caller's memory cgroup.
 fn gfp_account() -> Flags {
-    GFP_KERNEL_ACCOUNT | __GFP_NORETRY | __GFP_NOWARN
+    GFP_KERNEL_ACCOUNT | __GFP_RETRY_MAYFAIL | __GFP_NOWARN
 }
 
 /// Boot-time set-up.
