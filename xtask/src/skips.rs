@@ -25,6 +25,10 @@ const UM: Reasons = &[
     ("sksm-abi/debugger/hardware-breakpoint", "has none"),
     ("sksm-abi/debugger/watchpoint", "has none"),
     ("sksm-abi/huge/", "has no huge pages"),
+    (
+        "sksm-abi/idle/accesses",
+        "does not see accesses to pages that are present",
+    ),
     ("sksm-abi/kvm/", "has no virtual machines"),
     ("sksm-abi/numa/", "has one node"),
     ("sksm-abi/offline/", "cannot take memory away"),

@@ -69,6 +69,12 @@ impl Pagemap {
         Ok(self.entries(addr, 1)?[0])
     }
 
+    /// How many of `pages` pages from `addr` are in swap space.
+    pub fn swapped(&self, addr: usize, pages: usize) -> Result<usize> {
+        let entries = self.entries(addr, pages)?;
+        Ok(entries.iter().filter(|entry| entry.swapped()).count())
+    }
+
     /// The page frame number behind `addr`; an error if no page is present there.
     pub fn pfn(&self, addr: usize) -> Result<u64> {
         Ok(self.pfns(addr, 1)?[0])
@@ -118,6 +124,10 @@ impl Flags {
     }
     pub fn huge(self) -> bool {
         self.0 >> 22 & 1 != 0
+    }
+    /// It is in the swap cache.
+    pub fn swap_cache(self) -> bool {
+        self.0 >> 13 & 1 != 0
     }
     pub fn zero_page(self) -> bool {
         self.0 >> 24 & 1 != 0

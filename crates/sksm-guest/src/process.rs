@@ -58,6 +58,23 @@ pub fn stay_on(cpu: usize) -> Result<()> {
         .map(drop)
 }
 
+/// Lets this thread run before all ordinary ones of its CPU, the kernel's too. For a fraction of a second: after that the
+/// kernel gives the others their turn.
+pub fn before_others(on: bool) -> Result<()> {
+    let policy = if on {
+        libc::SCHED_FIFO
+    } else {
+        libc::SCHED_OTHER
+    };
+    let parameters = libc::sched_param {
+        sched_priority: i32::from(on),
+    };
+    // SAFETY: valid parameters.
+    check(unsafe { libc::sched_setscheduler(0, policy, &parameters) })
+        .context("sched_setscheduler")
+        .map(drop)
+}
+
 /// How a process ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {

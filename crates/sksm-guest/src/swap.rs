@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -17,11 +17,10 @@ use crate::report::skip;
 const DEVICE: &str = "/dev/zram0";
 const SIZE: usize = 512 << 20;
 
-/// Small, so that it is full at times and pages go to the device too.
-const FILE_SIZE: usize = 16 << 20;
+/// Of a swap file that is full at times, so that pages go to the device too.
+const SMALL: usize = 16 << 20;
 /// SWAP_FLAG_PREFER with priority 1: used before the device.
 const PREFERRED: i32 = 0x8001;
-const FILE_SYSTEM_SIZE: usize = 24 << 20;
 const HOT_ADD: &str = "/sys/class/zram-control/hot_add";
 const HOT_REMOVE: &str = "/sys/class/zram-control/hot_remove";
 
@@ -61,8 +60,13 @@ pub struct SwapFile {
 }
 
 impl SwapFile {
-    /// Turns it on, with priority over other swap space. Skips the test where there is no zram or no ext2.
+    /// Turns a small one on, with priority over other swap space. Skips the test where there is no zram or no ext2.
     pub fn on() -> Result<Self> {
+        Self::with_size(SMALL)
+    }
+
+    /// The same, with room for so many bytes.
+    pub fn with_size(size: usize) -> Result<Self> {
         let types = fs::read_to_string("/proc/filesystems")?;
         if !types.contains("\text2\n") || !Path::new(HOT_ADD).exists() {
             return skip(
@@ -77,7 +81,9 @@ impl SwapFile {
         };
         let device = format!("/dev/zram{}", swap.number);
         let disksize = format!("/sys/block/zram{}/disksize", swap.number);
-        fs::write(disksize, FILE_SYSTEM_SIZE.to_string()).context("cannot size zram")?;
+        // Room for what the file system writes about it, and what it keeps for root.
+        let room = size + size / 8 + (8 << 20);
+        fs::write(disksize, room.to_string()).context("cannot size zram")?;
         // Busybox has to be there, as the test kernels start with it.
         let made = Command::new("busybox")
             // The blocks of a zram device are no smaller.
@@ -109,8 +115,11 @@ impl SwapFile {
             .mode(0o600)
             .open(swap.file())?;
         // Without holes, which the kernel refuses.
-        file.write_all(&header(FILE_SIZE))?;
-        file.write_all(&vec![0; FILE_SIZE - PAGE])?;
+        file.write_all(&header(size))?;
+        std::io::copy(
+            &mut std::io::repeat(0).take((size - PAGE) as u64),
+            &mut file,
+        )?;
         file.sync_all()?;
         drop(file);
         swap.again()?;

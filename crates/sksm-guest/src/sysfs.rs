@@ -45,6 +45,14 @@ impl Dir {
     }
 }
 
+/// Mappings of the zero page that KSM counts for this process, whoever of KSM and SKSM has placed them.
+pub fn zero_pages_here() -> Result<i64> {
+    let stat = fs::read_to_string("/proc/self/ksm_stat").context("ksm_stat")?;
+    let mut lines = stat.lines();
+    let pages = lines.find_map(|line| line.strip_prefix("ksm_zero_pages "));
+    Ok(pages.context("no ksm_zero_pages")?.parse()?)
+}
+
 /// All counters of SKSM at one moment; the difference of two tells what happened between.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Counters {

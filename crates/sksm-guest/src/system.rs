@@ -26,11 +26,16 @@ pub fn processor() -> Result<String> {
 pub fn nr_anon_pages() -> Result<u64> {
     // Each CPU counts for itself; this makes them add it up. A kernel with one CPU has no need, and no such file.
     std::fs::write("/proc/sys/vm/stat_refresh", "1").ok();
+    vmstat("nr_anon_pages")
+}
+
+/// A counter of the whole system.
+pub fn vmstat(name: &str) -> Result<u64> {
     let counters = procfs::vmstat().context("cannot read /proc/vmstat")?;
-    let pages = counters
-        .get("nr_anon_pages")
-        .context("/proc/vmstat has no nr_anon_pages")?;
-    Ok(u64::try_from(*pages)?)
+    let value = counters
+        .get(name)
+        .with_context(|| format!("/proc/vmstat has no {name}"))?;
+    Ok(u64::try_from(*value)?)
 }
 
 pub fn memory_mib() -> Result<u64> {

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use sksm_guest::memory::{Map, PAGE, TABLE, WORDS};
 use sksm_guest::report::{Test, test};
-use sksm_guest::sysfs::{Counters, KSM, SKSM};
+use sksm_guest::sysfs::{Counters, KSM, SKSM, zero_pages_here};
 
 use crate::expect::{apart, copies, merged, one_page, zero_pages};
 
@@ -62,20 +62,16 @@ fn zero() -> Result<()> {
 
 /// To the rest of the system they are zero pages that KSM placed.
 fn zero_counts_as_ksm() -> Result<()> {
-    let of_process = || -> Result<i64> {
-        let stat = std::fs::read_to_string("/proc/self/ksm_stat")?;
-        let line = stat
-            .lines()
-            .find_map(|line| line.strip_prefix("ksm_zero_pages "));
-        Ok(line.unwrap_or_default().parse()?)
-    };
-    let (all, own) = (KSM.number("ksm_zero_pages")?, of_process()?);
+    let (all, own) = (KSM.number("ksm_zero_pages")?, zero_pages_here()?);
     let map = Map::filled(&[0; 5])?;
     map.merge()?;
     ensure!(KSM.number("ksm_zero_pages")? - all == 5, "system-wide");
-    ensure!(of_process()? - own == 5, "of this process");
+    ensure!(zero_pages_here()? - own == 5, "of this process");
     map.fill(0, 1);
-    ensure!(of_process()? - own == 4, "of this process, after a write");
+    ensure!(
+        zero_pages_here()? - own == 4,
+        "of this process, after a write"
+    );
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use sksm_guest::report::{self, Options};
 
 mod advice;
 mod batches;
+mod bystanders;
 mod charge;
 mod children;
 mod content;
@@ -19,6 +20,7 @@ mod faults;
 mod file;
 mod fork;
 mod huge;
+mod idle;
 mod ksm;
 mod kvm;
 mod life;
@@ -30,6 +32,7 @@ mod pins;
 mod pkeys;
 mod poison;
 mod pressure;
+mod reclaim;
 mod remote;
 mod rmap;
 mod seen;
@@ -66,6 +69,7 @@ fn main() -> ExitCode {
         coredump::TESTS,
         fork::TESTS,
         writers::TESTS,
+        bystanders::TESTS,
         pins::TESTS,
         remote::TESTS,
         domain::TESTS,
@@ -78,6 +82,7 @@ fn main() -> ExitCode {
         softdirty::TESTS,
         pkeys::TESTS,
         huge::TESTS,
+        idle::TESTS,
         swapping::TESTS,
         pressure::TESTS,
         moving::TESTS,

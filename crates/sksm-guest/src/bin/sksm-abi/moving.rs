@@ -1,9 +1,12 @@
 //! Migration of merged pages by compaction.
 
 use std::fs;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use anyhow::{Context, Result, ensure};
 use sksm_guest::memory::{Map, PAGE};
+use sksm_guest::pagemap::Pagemap;
 use sksm_guest::process::Child;
 use sksm_guest::report::{Test, skip, test};
 
@@ -19,58 +22,129 @@ pub fn compact() -> Result<()> {
     fs::write("/proc/sys/vm/compact_memory", "1").context("cannot compact memory")
 }
 
-/// Merged pages among many holes, so that compaction has reason to move them.
-fn fragmented(pages: usize) -> Result<Map> {
-    if !fs::exists("/proc/sys/vm/compact_memory")? {
-        return skip("no compaction in this kernel (CONFIG_COMPACTION)");
+/// Merged pages in low frames, with holes between them and room above, so that compaction has to move them. It packs what can be
+/// moved together at the end of a zone.
+struct Scattered {
+    map: Map,
+    /// The pages that are there; the others are holes.
+    kept: Vec<usize>,
+}
+
+/// Pages of the same content.
+const ALIKE: usize = 4;
+/// Frames that are taken for each page that is kept.
+const FRAMES: usize = 4;
+
+impl Scattered {
+    fn new(pages: usize) -> Result<Self> {
+        if !fs::exists("/proc/sys/vm/compact_memory")? {
+            return skip("no compaction in this kernel (CONFIG_COMPACTION)");
+        }
+        let map = Map::anon(FRAMES * pages)?;
+        map.no_huge();
+        let mut this = Self {
+            map,
+            kept: Vec::new(),
+        };
+        this.scatter()?;
+        Ok(this)
     }
-    let map = Map::anon(pages)?;
-    map.no_huge();
-    map.fill_all(|page| 1 + page as u64 / 4);
-    map.merge()?;
-    ensure!(copies(&map.pfns()?) == pages / 4, "not merged");
-    Ok(map)
+
+    /// Gives up all pages and takes new ones.
+    fn scatter(&mut self) -> Result<()> {
+        let all = self.map.pages();
+        self.map.advise(libc::MADV_DONTNEED)?;
+        (0..all).for_each(|page| self.map.put(page, 0, 1));
+        let pfns = self.map.pfns()?;
+        let mut pages: Vec<usize> = (0..all).collect();
+        pages.sort_unstable_by_key(|page| pfns[*page]);
+        // Every other one of the lower half.
+        let keep = |rank: usize| rank < all / 2 && rank % 2 == 0;
+        self.kept.clear();
+        for (rank, page) in pages.into_iter().enumerate() {
+            if keep(rank) {
+                self.kept.push(page);
+            } else {
+                self.map.advise_pages(page..page + 1, libc::MADV_DONTNEED)?;
+            }
+        }
+        self.fill();
+        self.map.merge()?;
+        let found = copies(&self.pfns()?);
+        ensure!(found == self.kept.len() / ALIKE, "{found} copies");
+        Ok(())
+    }
+
+    /// The content of the nth of the pages.
+    fn id(rank: usize) -> u64 {
+        1 + (rank / ALIKE) as u64
+    }
+
+    fn fill(&self) {
+        for (rank, page) in self.kept.iter().enumerate() {
+            self.map.fill(*page, Self::id(rank));
+        }
+    }
+
+    fn expect(&self, id: impl Fn(usize) -> u64) -> Result<()> {
+        let mut pages = self.kept.iter().enumerate();
+        pages.try_for_each(|(rank, page)| self.map.expect(*page, id(rank)))
+    }
+
+    /// The frames of the pages that are there.
+    fn pfns(&self) -> Result<Vec<u64>> {
+        let entries = Pagemap::own()?.entries(self.map.addr(), self.map.pages())?;
+        let pfn = |page: &usize| entries[*page].pfn().context("a page has gone");
+        self.kept.iter().map(pfn).collect()
+    }
+
+    /// Compacts, and tells how many mappings lead to another frame then.
+    fn compacted(&self) -> Result<usize> {
+        let before = self.pfns()?;
+        compact()?;
+        let after = self.pfns()?;
+        ensure!(
+            copies(&after) == copies(&before),
+            "moving parted merged pages"
+        );
+        let pairs = before.iter().zip(&after);
+        Ok(pairs.filter(|(was, is)| was != is).count())
+    }
 }
 
 fn compaction() -> Result<()> {
-    let id = |page: usize| 1 + page as u64 / 4;
-    let map = fragmented((32 << 20) / PAGE)?;
-    let before = map.pfns()?;
+    const PAGES: usize = (16 << 20) / PAGE;
+    let pages = Scattered::new(PAGES)?;
+    let id = Scattered::id;
     let child = Child::spawn(|parent| {
         parent.meet()?;
-        map.expect_all(id)?;
-        map.merge()?;
-        (0..map.pages())
-            .step_by(5)
-            .for_each(|page| map.fill(page, 1));
+        pages.expect(id)?;
+        pages.map.merge()?;
+        (pages.kept.iter().step_by(5)).for_each(|page| pages.map.fill(*page, 1));
         parent.meet()?;
-        map.expect_all(|page| if page % 5 == 0 { 1 } else { id(page) })
+        pages.expect(|rank| if rank % 5 == 0 { 1 } else { id(rank) })
     })?;
     child.pause()?;
-    compact()?;
-    let after = map.pfns()?;
-    let moved = before
-        .iter()
-        .zip(&after)
-        .filter(|(was, is)| was != is)
-        .count();
-    eprintln!("{moved} of {} mappings moved", before.len());
+    let moved = pages.compacted()?;
+    eprintln!("{moved} of {PAGES} mappings moved");
     ensure!(
-        copies(&after) == copies(&before),
-        "moving parted merged pages"
+        moved > PAGES / 4,
+        "{moved} of {PAGES} mappings of merged pages moved"
     );
     child.go()?;
     child.pause()?;
     compact()?;
-    map.expect_all(id)?;
+    pages.expect(id)?;
     // A page that moved is still found by content.
-    let twin = Map::anon(map.pages())?;
+    let twin = Map::anon(PAGES)?;
     twin.no_huge();
     twin.fill_all(id);
     twin.merge()?;
+    let all = [pages.pfns()?, twin.pfns()?].concat();
     ensure!(
-        copies(&[map.pfns()?, twin.pfns()?].concat()) == copies(&after),
-        "moved pages are not found"
+        copies(&all) == PAGES / ALIKE,
+        "moved pages are not found: {} copies",
+        copies(&all)
     );
     child.go()?;
     child.join()
@@ -78,9 +152,22 @@ fn compaction() -> Result<()> {
 
 fn compaction_with_writes() -> Result<()> {
     const PAGES: usize = 64;
-    let _others = fragmented((16 << 20) / PAGE)?;
+    const OTHERS: usize = 1024;
+    let others = Mutex::new(Scattered::new(OTHERS)?);
+    let moved = AtomicUsize::new(0);
+    let compact = || {
+        let mut others = others.lock().expect("no compaction has panicked");
+        moved.fetch_add(others.compacted()?, Relaxed);
+        others.expect(Scattered::id)?;
+        // Compaction has left them where it leaves them.
+        others.scatter()
+    };
     let map = Map::filled(&[0; PAGES])?;
     let write = |round| count(&map, 0..PAGES, round);
     let compacting = |_: &_| beside(1, compact, |_| for_a_while(write));
-    merging(|| beside(1, || map.merge(), compacting))
+    merging(|| beside(1, || map.merge(), compacting))?;
+    let moved = moved.into_inner();
+    eprintln!("{moved} mappings moved");
+    ensure!(moved > OTHERS / 4, "{moved} mappings moved meanwhile");
+    Ok(())
 }

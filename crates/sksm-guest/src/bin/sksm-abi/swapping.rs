@@ -11,6 +11,7 @@ use sksm_guest::report::{Test, test};
 use sksm_guest::swap::{self, Swap};
 
 use crate::expect::{apart, copies, merged, merging, one_page};
+use crate::reclaim::{account, all_out, all_out_here, swapped_here, swapped_there, written};
 use crate::writers::{beside, count, for_a_while};
 
 pub const TESTS: &[Test] = &[
@@ -25,21 +26,25 @@ pub const TESTS: &[Test] = &[
     test("swap/writes-and-reclaim-meanwhile", writes_and_reclaim),
 ];
 
-/// How many pages of the mapping are in swap space.
-fn swapped(map: &Map) -> Result<usize> {
-    let entries = Pagemap::own()?.entries(map.addr(), map.pages())?;
-    Ok(entries.iter().filter(|entry| entry.swapped()).count())
+/// Memory without huge pages, with these contents, in this process's group.
+fn filled(pages: usize, id: impl Fn(usize) -> u64) -> Result<Map> {
+    let map = Map::anon(pages)?;
+    map.no_huge();
+    map.fill_all(id);
+    Ok(map)
 }
 
-fn page_out(map: &Map) -> Result<()> {
-    map.advise(libc::MADV_PAGEOUT).context("MADV_PAGEOUT")
+fn expect_copies(map: &Map, wanted: usize) -> Result<()> {
+    let found = copies(&map.pfns()?);
+    ensure!(found == wanted, "{found} copies, not {wanted}");
+    Ok(())
 }
 
 fn swapped_out_stay_out() -> Result<()> {
     let _swap = Swap::on()?;
     let map = Map::filled(&[5; 16])?;
-    page_out(&map)?;
-    let out = swapped(&map)?;
+    map.advise(libc::MADV_PAGEOUT).context("MADV_PAGEOUT")?;
+    let out = swapped_here(&map)?;
     ensure!(out > 8, "only {out} of 16 pages were paged out");
     let before = Pagemap::own()?.entries(map.addr(), 16)?;
     map.merge()?;
@@ -55,17 +60,16 @@ fn swapped_out_stay_out() -> Result<()> {
 /// Pages that came back and still have their place in swap space.
 fn read_back_and_merged() -> Result<()> {
     let _swap = Swap::on()?;
-    let map = Map::filled(&[5; 64])?;
+    let group = Cgroup::new("back")?;
+    group.enter()?;
+    let map = filled(64, |_| 5)?;
     for round in 0..10 {
-        page_out(&map)?;
+        all_out_here(&group, &map)?;
         map.expect_all(|_| 5)?;
         map.merge()?;
-        ensure!(
-            copies(&map.pfns()?) == 1,
-            "round {round}: {} copies",
-            copies(&map.pfns()?)
-        );
-        page_out(&map)?;
+        expect_copies(&map, 1).with_context(|| format!("round {round}"))?;
+        // Now merged pages.
+        all_out_here(&group, &map)?;
         map.fill(round, 5);
     }
     map.expect_all(|_| 5)
@@ -73,63 +77,77 @@ fn read_back_and_merged() -> Result<()> {
 
 fn published_pages() -> Result<()> {
     let _swap = Swap::on()?;
-    let map = Map::anon(64)?;
-    map.no_huge();
-    map.fill_all(|page| page as u64 + 1);
+    let id = |page: usize| page as u64 + 1;
+    let map = filled(64, id)?;
     map.merge()?;
-    page_out(&map)?;
-    eprintln!("{} of 64 published pages were paged out", swapped(&map)?);
-    let twin = Map::anon(64)?;
-    twin.no_huge();
-    twin.fill_all(|page| page as u64 + 1);
+    map.advise(libc::MADV_PAGEOUT).context("MADV_PAGEOUT")?;
+    let out = swapped_here(&map)?;
+    ensure!(out > 56, "{out} of 64 published pages were paged out");
+    let twin = filled(64, id)?;
     twin.merge()?;
-    map.expect_all(|page| page as u64 + 1)?;
+    map.expect_all(id)?;
     map.merge()?;
     ensure!(
         map.pfns()? == twin.pfns()?,
         "merging again did not restore sharing"
     );
     twin.fill_all(|page| page as u64 + 100);
-    map.expect_all(|page| page as u64 + 1)
+    map.expect_all(id)
 }
 
+/// Pages that many share go out for all of them, and sharing comes back, again and again.
 fn merged_pages() -> Result<()> {
     let _swap = Swap::on()?;
-    let map = Map::anon(64)?;
-    map.no_huge();
-    map.fill_all(|page| 1 + page as u64 % 4);
+    let group = Cgroup::new("merged")?;
+    group.enter()?;
+    let id = |page: usize| 1 + page as u64 % 4;
+    let map = filled(64, id)?;
     map.merge()?;
-    ensure!(copies(&map.pfns()?) == 4, "not merged");
+    expect_copies(&map, 4)?;
+    let before = written()?;
     for round in 0..5 {
-        page_out(&map)?;
-        map.expect_all(|page| 1 + page as u64 % 4)?;
-        map.merge()?;
+        all_out_here(&group, &map)?;
+        ensure!(written()? - before >= 4, "nothing was written");
+        let account = account()?;
         ensure!(
-            copies(&map.pfns()?) == 4,
-            "round {round}: merging again did not restore sharing"
+            account >= 64,
+            "by its own account this process has {account} of 64 pages in swap space"
         );
+        map.expect_all(id)?;
+        map.merge()?;
+        expect_copies(&map, 4).with_context(|| format!("round {round}"))?;
     }
     map.fill_all(|page| page as u64);
     apart(&map.pfns()?[1..])?;
     map.expect_all(|page| page as u64)
 }
 
+/// Taking swap space away brings shared pages back for all who share them.
 fn swapoff() -> Result<()> {
     let swap = Swap::on()?;
-    let map = Map::anon(256)?;
-    map.no_huge();
-    map.fill_all(|page| 1 + page as u64 % 200);
+    let group = Cgroup::new("swapoff")?;
+    group.enter()?;
+    let id = |page: usize| 1 + page as u64 % 200;
+    let map = filled(256, id)?;
     map.merge()?;
-    page_out(&map)?;
+    expect_copies(&map, 200)?;
+    let child = Child::spawn(|parent| {
+        parent.meet()?;
+        map.expect_all(id)
+    })?;
+    child.pause()?;
+    let maps = [(&Pagemap::own()?, &map), (&child.pagemap()?, &map)];
+    all_out(&group, &maps)?;
+    // Beside those that are out.
     let more = merged(2, 1)?;
     swap::off_all()?;
-    map.expect_all(|page| 1 + page as u64 % 200)?;
+    let left = swapped_here(&map)? + swapped_there(&child, &map)?;
+    ensure!(left == 0, "{left} pages are in swap space that is off");
+    child.go()?;
+    child.join()?;
+    map.expect_all(id)?;
     map.merge()?;
-    ensure!(
-        copies(&map.pfns()?) == 200,
-        "{} copies",
-        copies(&map.pfns()?)
-    );
+    expect_copies(&map, 200)?;
     more.expect_all(|_| 1)?;
     drop(swap);
     Ok(())
@@ -137,10 +155,12 @@ fn swapoff() -> Result<()> {
 
 /// Three processes share pages, and the group that they are in has to give up memory.
 fn reclaim_by_group() -> Result<()> {
+    const PAGES: usize = 1024;
+    const CONTENTS: usize = 300;
+    const ATTEMPTS: usize = 10;
     let _swap = Swap::on()?;
     let group = Cgroup::new("reclaim")?;
-    const PAGES: usize = 1024;
-    let id = |page: usize| page as u64 % 300;
+    let id = |page: usize| 1 + (page % CONTENTS) as u64;
     let map = Map::anon(PAGES)?;
     map.no_huge();
     let body = |parent: &sksm_guest::process::Link| {
@@ -165,16 +185,24 @@ fn reclaim_by_group() -> Result<()> {
         all(|child| child.pause())?;
         all(|child| child.go())?;
         all(|child| child.pause())?;
-        let whole = group.reclaim(4 << 20)?;
-        let out = |child: &Child| -> Result<usize> {
-            let entries = child.pagemap()?.entries(map.addr(), PAGES)?;
-            Ok(entries.iter().filter(|entry| entry.swapped()).count())
-        };
-        eprintln!(
-            "round {round}: reclaim {}, {} pages of the first process swapped out",
-            if whole { "complete" } else { "in part" },
-            out(&children[0])?
+        let start = written()?;
+        let mut out = Vec::new();
+        for _ in 0..ATTEMPTS {
+            group.reclaim(4 << 20)?;
+            out = (children.iter().map(|child| swapped_there(child, &map)))
+                .collect::<Result<Vec<_>>>()?;
+            if out.iter().all(|out| *out >= PAGES / 2) {
+                break;
+            }
+        }
+        let pages = written()? - start;
+        eprintln!("round {round}: {out:?} of {PAGES} pages out, {pages} pages written");
+        ensure!(
+            out.iter().all(|out| *out >= PAGES / 2),
+            "round {round}: {out:?} of {PAGES} pages were swapped out"
         );
+        // Once for all three.
+        ensure!(pages > 0, "round {round}: nothing was written");
         all(|child| child.go())?;
     }
     children.into_iter().try_for_each(Child::join)
@@ -223,27 +251,40 @@ fn every_mapping_is_found() -> Result<()> {
     })
 }
 
-/// A process with more memory than its group may have, half of it equal.
+/// A process with more memory than its group may have: zeros, one page very often, and pairs, of which some have to be out.
 fn limit_of_group() -> Result<()> {
+    const PAGES: usize = (32 << 20) / PAGE;
+    const LIMIT: usize = 6 << 20;
+    const CHUNK: usize = 512;
     let _swap = Swap::on()?;
     let group = Cgroup::new("limit")?;
-    const PAGES: usize = (32 << 20) / PAGE;
-    group.write("memory.max", &(16 << 20).to_string())?;
+    group.write("memory.max", &LIMIT.to_string())?;
+    let is_pair = |page: usize| page % 4 >= 2;
     let id = |page: usize| match page % 4 {
         0 => 0,
         1 => 1,
-        _ => page as u64,
+        // Once in the first half of a chunk, and once in the second.
+        _ => 2 + (page / CHUNK * CHUNK + page % (CHUNK / 2)) as u64,
     };
     Child::spawn(|_| {
         group.enter()?;
         let map = Map::anon(PAGES)?;
         map.no_huge();
-        for page in 0..PAGES {
-            map.fill(page, id(page));
-            if page % 512 == 511 {
-                map.merge_pages(page - 511..page + 1)?;
-            }
+        for start in (0..PAGES).step_by(CHUNK) {
+            let chunk = start..start + CHUNK;
+            chunk.clone().for_each(|page| map.fill(page, id(page)));
+            map.merge_pages(chunk)?;
         }
+        // What two pages share, the limit takes away from both.
+        let entries = Pagemap::own()?.entries(map.addr(), PAGES)?;
+        let out = |page: usize| is_pair(page) && entries[page].swapped();
+        let pairs = (0..PAGES).filter(|page| out(*page) && out(page ^ (CHUNK / 2)));
+        let pairs = pairs.count() / 2;
+        eprintln!("{pairs} of {} merged pages are out", PAGES / 4);
+        ensure!(
+            pairs * PAGE > LIMIT / 8,
+            "{pairs} merged pages were swapped out"
+        );
         for _ in 0..2 {
             map.expect_all(id)?;
             map.merge()?;
@@ -255,19 +296,43 @@ fn limit_of_group() -> Result<()> {
     .join()
 }
 
-/// Writes, merges and page-out of the same pages, all at the same time.
+/// Writes, merges and reclaim of the same pages, and of merged ones beside them, all at the same time.
 fn writes_and_reclaim() -> Result<()> {
+    const WRITTEN: usize = 64;
+    const PAGES: usize = 2 * WRITTEN;
     let _swap = Swap::on()?;
-    const PAGES: usize = 128;
-    let map = Map::filled(&[0; PAGES])?;
-    let outs = AtomicUsize::new(0);
-    let merge_and_page_out = || {
+    let group = Cgroup::new("meanwhile")?;
+    group.enter()?;
+    let map = filled(
+        PAGES,
+        |page| if page < WRITTEN { 0 } else { page as u64 / 2 },
+    )?;
+    let pairs = map.part(WRITTEN..PAGES);
+    let calls = AtomicUsize::new(0);
+    let (written_out, merged_out) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let merge_and_reclaim = || {
         map.merge()?;
-        if outs.fetch_add(1, Relaxed) % 3 == 0 {
-            page_out(&map)?;
+        if calls.fetch_add(1, Relaxed) % 3 == 0 {
+            group.reclaim(1 << 20)?;
+            written_out.fetch_add(swapped_here(&map.part(0..WRITTEN))?, Relaxed);
+            merged_out.fetch_add(swapped_here(&pairs)?, Relaxed);
         }
         Ok(())
     };
-    let write = |round| count(&map, 0..PAGES, round);
-    merging(|| beside(2, merge_and_page_out, |_| for_a_while(write)))
+    let write = |round: u64| {
+        count(&map, 0..WRITTEN, round)?;
+        // Seldom enough that they get old.
+        match round % 16 {
+            0 => pairs.expect_all(|page| (WRITTEN + page) as u64 / 2),
+            _ => Ok(()),
+        }
+    };
+    merging(|| beside(2, merge_and_reclaim, |_| for_a_while(write)))?;
+    let out = [written_out.into_inner(), merged_out.into_inner()];
+    eprintln!("out, of written and of merged pages: {out:?}");
+    ensure!(
+        out.iter().all(|out| *out > 0),
+        "hardly anything was swapped out: {out:?}"
+    );
+    Ok(())
 }

@@ -1,4 +1,5 @@
-//! Write tracking by userfaultfd: merging a page is no write, and a write to a merged page is one.
+//! userfaultfd: merging a page is no write, a write to a merged page is one, and pages that are moved take what they are with
+//! them, or stay.
 
 use std::fs::File;
 use std::io::Read;
@@ -10,6 +11,7 @@ use sksm_guest::memory::{Map, PAGE};
 use sksm_guest::pagemap::Pagemap;
 use sksm_guest::process::check;
 use sksm_guest::report::{Test, skip, test};
+use sksm_guest::sysfs::{Counters, zero_pages_here};
 
 use crate::expect::{one_page, zero_pages};
 
@@ -17,26 +19,36 @@ pub const TESTS: &[Test] = &[
     test("uffd/write-protection-is-kept", write_protection_is_kept),
     test("uffd/writes-are-reported-once", writes_are_reported_once),
     test("uffd/handler-hears-of-writes-only", handler_hears_of_writes),
+    test("uffd/moved-zero-pages", moved_zero_pages),
+    test("uffd/merged-pages-do-not-move", merged_do_not_move),
 ];
 
 // From linux/userfaultfd.h.
 const API: u64 = 0xaa;
 const FEATURES_WP: u64 = 1;
 const FEATURES_WP_ASYNC: u64 = 1 << 15 | 1 << 13;
+const FEATURES_MOVE: u64 = 1 << 16;
 const IOCTL_API: u64 = 0xc018_aa3f;
 const IOCTL_REGISTER: u64 = 0xc020_aa00;
 const IOCTL_WRITE_PROTECT: u64 = 0xc018_aa06;
+const IOCTL_MOVE: u64 = 0xc028_aa05;
+const REGISTER_MISSING: u64 = 1;
 const REGISTER_WP: u64 = 2;
 const PROTECT: u64 = 1;
 
-fn ioctl(uffd: &File, request: u64, words: &mut [u64; 4]) -> std::io::Result<()> {
-    // SAFETY: none of the structures that these requests take is longer than four words.
+fn ioctl<const WORDS: usize>(
+    uffd: &File,
+    request: u64,
+    words: &mut [u64; WORDS],
+) -> std::io::Result<()> {
+    // The size is a part of the request.
+    assert!(request as usize >> 16 & 0x3fff <= WORDS * 8);
+    // SAFETY: there are as many words as the request takes.
     check(unsafe { libc::ioctl(uffd.as_raw_fd(), request as _, words.as_mut_ptr()) }).map(drop)
 }
 
-/// Write-protects the mapping. What a write to it does, the features say: it waits for a handler, or, with asynchronous
-/// protection, the kernel takes the bit in the page table entry away, and that is all.
-fn track(map: &Map, features: u64) -> Result<File> {
+/// Opens one with these features. Skips the test if the kernel has them not.
+fn open(features: u64, what: &str) -> Result<File> {
     // SAFETY: takes numbers only.
     let fd = match check(unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) }) {
         Ok(fd) => fd as i32,
@@ -47,12 +59,24 @@ fn track(map: &Map, features: u64) -> Result<File> {
     };
     // SAFETY: a new descriptor that nothing else owns.
     let uffd = unsafe { File::from_raw_fd(fd) };
-    if ioctl(&uffd, IOCTL_API, &mut [API, features, 0, 0]).is_err() {
-        return skip("no write protection by userfaultfd on this architecture");
+    if ioctl(&uffd, IOCTL_API, &mut [API, features, 0]).is_err() {
+        return skip(format!("no {what} by userfaultfd on this architecture"));
     }
+    Ok(uffd)
+}
+
+fn register(uffd: &File, map: &Map, mode: u64) -> Result<()> {
     let (addr, len) = (map.addr() as u64, map.len() as u64);
-    ioctl(&uffd, IOCTL_REGISTER, &mut [addr, len, REGISTER_WP, 0]).context("register")?;
-    ioctl(&uffd, IOCTL_WRITE_PROTECT, &mut [addr, len, PROTECT, 0]).context("protect")?;
+    ioctl(uffd, IOCTL_REGISTER, &mut [addr, len, mode, 0]).context("register")
+}
+
+/// Write-protects the mapping. What a write to it does, the features say: it waits for a handler, or, with asynchronous
+/// protection, the kernel takes the bit in the page table entry away, and that is all.
+fn track(map: &Map, features: u64) -> Result<File> {
+    let uffd = open(features, "write protection")?;
+    register(&uffd, map, REGISTER_WP)?;
+    let (addr, len) = (map.addr() as u64, map.len() as u64);
+    ioctl(&uffd, IOCTL_WRITE_PROTECT, &mut [addr, len, PROTECT]).context("protect")?;
     Ok(uffd)
 }
 
@@ -149,7 +173,7 @@ fn writes_are_reported_once() -> Result<()> {
 /// Lets writes through, also those that wait.
 fn unprotect(uffd: &File, map: &Map) -> Result<()> {
     let (addr, len) = (map.addr() as u64, map.len() as u64);
-    ioctl(uffd, IOCTL_WRITE_PROTECT, &mut [addr, len, 0, 0]).context("unprotect")
+    ioctl(uffd, IOCTL_WRITE_PROTECT, &mut [addr, len, 0]).context("unprotect")
 }
 
 /// Where the next write waits; None if no write does.
@@ -241,4 +265,77 @@ fn handler_hears_of_writes() -> Result<()> {
         map.expect_after(page, 2, id)?;
     }
     Ok(())
+}
+
+/// Moves a page to the same place of another mapping; the error number.
+fn move_page(uffd: &File, from: &Map, to: &Map, page: usize) -> i32 {
+    let (from, to) = (from.page(page) as u64, to.page(page) as u64);
+    // From where, to where, how much, how; and what was moved.
+    let mut words = [to, from, PAGE as u64, 0, 0];
+    match ioctl(uffd, IOCTL_MOVE, &mut words) {
+        Ok(()) => 0,
+        Err(error) => error.raw_os_error().unwrap_or(-1),
+    }
+}
+
+/// Source and target of moves, the source merged, beside a page that shares its others.
+fn movable(contents: &[u64]) -> Result<(File, Map, Map)> {
+    let uffd = open(FEATURES_MOVE, "moving")?;
+    let (from, to) = (Map::filled(contents)?, Map::anon(contents.len())?);
+    to.no_huge();
+    register(&uffd, &to, REGISTER_MISSING)?;
+    from.merge()?;
+    Ok((uffd, from, to))
+}
+
+/// A zero page that SKSM placed becomes an ordinary one when it is moved, and nobody counts it any longer.
+fn moved_zero_pages() -> Result<()> {
+    let (start, own) = (Counters::now()?, zero_pages_here()?);
+    let counted = |wanted: i64, when: &str| -> Result<()> {
+        let found = [start.change()?.pages_zero, zero_pages_here()? - own];
+        ensure!(
+            found == [wanted; 2],
+            "{when}: of all and of this process {found:?} zero pages, not {wanted}"
+        );
+        Ok(())
+    };
+    let (uffd, from, to) = movable(&[0; 4])?;
+    counted(4, "merged")?;
+    for page in [0, 2] {
+        let moved = move_page(&uffd, &from, &to, page);
+        ensure!(moved == 0, "moving: error {moved}");
+        to.expect(page, 0)?;
+    }
+    counted(2, "moved")?;
+    to.fill(2, 6);
+    to.expect(2, 6)?;
+    // What was moved away is missing there, and reads as zeros again.
+    from.expect_all(|_| 0)?;
+    counted(2, "written")?;
+    drop((from, to));
+    counted(0, "unmapped")
+}
+
+/// A merged page belongs to others too, so the kernel does not move it, nor one that was published: they stay as they are.
+fn merged_do_not_move() -> Result<()> {
+    let (uffd, from, to) = movable(&[5, 5, 6])?;
+    let before = from.pfns()?;
+    for page in 0..3 {
+        let moved = move_page(&uffd, &from, &to, page);
+        ensure!(moved == libc::EBUSY, "moving page {page}: error {moved}");
+    }
+    ensure!(from.pfns()? == before, "refused, and changed");
+    from.expect_all(|page| [5, 5, 6][page])?;
+    // Written, they are ordinary pages.
+    from.fill(0, 7);
+    from.fill(2, 8);
+    for (page, id) in [(0, 7), (2, 8)] {
+        let moved = move_page(&uffd, &from, &to, page);
+        ensure!(moved == 0, "moving page {page}: error {moved}");
+        to.expect(page, id)?;
+    }
+    from.expect(1, 5)?;
+    to.merge()?;
+    to.expect(0, 7)?;
+    to.expect(2, 8)
 }
