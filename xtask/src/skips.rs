@@ -29,6 +29,7 @@ const UM: Reasons = &[
         "sksm-abi/idle/accesses",
         "does not see accesses to pages that are present",
     ),
+    ("sksm-abi/bystanders/", "has one CPU"),
     ("sksm-abi/kvm/", "has no virtual machines"),
     ("sksm-abi/numa/", "has one node"),
     ("sksm-abi/offline/", "cannot take memory away"),

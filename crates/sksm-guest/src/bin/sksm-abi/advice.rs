@@ -156,7 +156,8 @@ fn absent_pages_stay_absent() -> Result<()> {
 
 /// A merge of many pages must not outlive SIGKILL.
 fn fatal_signal() -> Result<()> {
-    const PAGES: usize = 48 * 1024;
+    // Many times what is done until somebody notices that it has begun.
+    const PAGES: usize = 160 * 1024;
     let start = Counters::now()?;
     let child = Child::spawn(|parent| {
         let map = Map::anon(PAGES)?;

@@ -92,7 +92,9 @@ fn needs_accessed_bits(bitmap: &Bitmap) -> Result<()> {
     compact()?;
     let pfn = map.pfn(0)?;
     bitmap.mark(pfn)?;
-    ensure!(bitmap.is_idle(pfn)?, "an ordinary page cannot be marked");
+    if !bitmap.is_idle(pfn)? {
+        return skip("an ordinary page cannot be marked either");
+    }
     forget_translations()?;
     map.expect(0, 5)?;
     if bitmap.is_idle(pfn)? {
