@@ -11,12 +11,10 @@ use sksm_guest::pagemap::{Pagemap, map_count};
 use sksm_guest::process::{Child, Ended, Gate, exit_now, fork, wait};
 use sksm_guest::report::{Test, test};
 use sksm_guest::swap::Swap;
-use sksm_guest::sysfs::{Counters, KSM, SKSM};
+use sksm_guest::sysfs::{Counters, SKSM};
 
 use crate::expect::{copies, merged, one_page};
-use crate::ksm::{scans, unthrottled};
 use crate::poison;
-use crate::reclaim::all_out_here;
 
 pub const TESTS: &[Test] = &[
     test("children/fork-exec-exit", fork_exec_exit),
@@ -28,12 +26,8 @@ pub const TESTS: &[Test] = &[
         let _swap = Swap::on()?;
         let group = Cgroup::new("children")?;
         group.enter()?;
-        // As many as reclaim takes: see too_many().
+        // Reclaim takes pages with 1024 references for pinned, whoever shares them.
         all_found(200, |map, children| swaps_for_all(map, children, &group))
-    }),
-    test("children/too-many-for-reclaim", || too_many(Engine::Sksm)),
-    test("children/too-many-for-reclaim-as-for-ksm", || {
-        too_many(Engine::Ksm)
     }),
     test("children/cost-of-fork", cost_of_fork),
     test("children/limit-changes-while-mapped", limit_changes),
@@ -184,56 +178,6 @@ fn swaps_for_all(map: &Map, children: &[i32], group: &Cgroup) -> Result<()> {
             "{out} entries swapped out, mappings left: {left:?}"
         );
     }
-}
-
-enum Engine {
-    Sksm,
-    Ksm,
-}
-
-/// A page with as many references as a thousand mappings may be pinned, for all that mm knows, so reclaim leaves it alone,
-/// whoever shares it. When enough of those who map it have gone, the others' mappings are reclaimed.
-fn too_many(engine: Engine) -> Result<()> {
-    const FEW: usize = 100;
-    const ATTEMPTS: usize = 5;
-    let _swap = Swap::on()?;
-    let group = Cgroup::new("many")?;
-    group.enter()?;
-    let map = match engine {
-        Engine::Sksm => parents_pages()?,
-        Engine::Ksm => {
-            let map = Map::anon(PAGES)?;
-            map.no_huge();
-            map.fill_all(id);
-            map.advise(libc::MADV_MERGEABLE)?;
-            unthrottled()?;
-            scans(4)?;
-            KSM.write("run", 0)?;
-            ensure!(copies(&map.pfns()?) == PAGES / 2, "not merged");
-            map
-        }
-    };
-    let before = map.pfns()?;
-    let (gate, last_gate) = (Gate::closed()?, Gate::closed()?);
-    let many = brood(CHILDREN - FEW, &gate, |_| map.expect_all(id))?;
-    let few = brood(FEW, &last_gate, |_| map.expect_all(id))?;
-    let mappings = 2 * (CHILDREN + 1) as u64;
-    for _ in 0..ATTEMPTS {
-        // That reclaim goes on is seen by other pages.
-        let others = Map::filled(&[77; 64])?;
-        all_out_here(&group, &others)?;
-        for pfn in &before {
-            let found = map_count(*pfn)?;
-            ensure!(found == mappings, "{found} of {mappings} mappings are left");
-        }
-    }
-    ensure!(map.pfns()? == before, "pages were exchanged");
-    gate.open()?;
-    all_well(many)?;
-    swaps_for_all(&map, &few, &group)?;
-    last_gate.open()?;
-    all_well(few)?;
-    map.expect_all(id)
 }
 
 /// Shows, and does not judge, what merged pages cost a fork: its time beside that with ordinary pages.
