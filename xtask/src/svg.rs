@@ -109,10 +109,22 @@ impl Svg {
     pub fn group(&mut self, title: &str, bars: &[Bar]) {
         self.text(MARGIN, 16, INK, "bold", title);
         self.y += 18.0;
-        let longest = bars
-            .iter()
-            .map(|bar| bar.value)
-            .fold(f64::MIN_POSITIVE, f64::max);
+        self.bars(bars, longest(bars));
+    }
+
+    /// Several groups on one scale, under one title.
+    pub fn groups(&mut self, title: &str, groups: &[Vec<Bar>]) {
+        self.text(MARGIN, 16, INK, "bold", title);
+        self.y += 18.0;
+        let longest = longest(groups.iter().flatten());
+        for bars in groups {
+            self.bars(bars, longest);
+            self.y += self.gap;
+        }
+        self.y -= self.gap;
+    }
+
+    fn bars(&mut self, bars: &[Bar], longest: f64) {
         for bar in bars {
             // Thin, but never invisible.
             let width = (bar.value / longest * BARS_WIDTH).max(2.0);
@@ -305,6 +317,11 @@ impl Svg {
     }
 }
 
+fn longest<'a>(bars: impl IntoIterator<Item = &'a Bar>) -> f64 {
+    let values = bars.into_iter().map(|bar| bar.value);
+    values.fold(f64::MIN_POSITIVE, f64::max)
+}
+
 /// A step of an axis that is easy to read: 1, 2 or 5 and zeroes, and at least `least`.
 fn round_step(least: f64) -> f64 {
     let power = 10f64.powf(least.log10().floor());
@@ -335,6 +352,24 @@ mod tests {
         ] {
             let found = round_step(least);
             assert!((found / step - 1.0).abs() < 1e-9, "{least}: {found}");
+        }
+    }
+
+    #[test]
+    fn groups_have_one_scale() {
+        let bar = |value| Bar {
+            label: "bar".into(),
+            value,
+            shown: String::new(),
+            remark: String::new(),
+            colour: GREEN,
+        };
+        let mut svg = Svg::dense();
+        svg.groups("title", &[vec![bar(1.0)], vec![bar(4.0)]]);
+        let text = svg.finish();
+        for width in [BARS_WIDTH / 4.0, BARS_WIDTH] {
+            let wanted = format!(r#"width="{width:.1}" height="{DENSE_HEIGHT}""#);
+            assert!(text.contains(&wanted), "{text}");
         }
     }
 

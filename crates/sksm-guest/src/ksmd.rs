@@ -70,11 +70,13 @@ pub enum KsmEnd {
     TimedOut,
 }
 
-/// Lets it merge until so many pages are saved, or it has no hope to.
+/// Lets it merge until so many pages are saved, or it has no hope to. Unless its host watches, nobody can tell what it took where
+/// the kernel cannot.
 pub fn run(
     tuning: Tuning,
     target: i64,
     timeout: Duration,
+    watched: bool,
     progress: &dyn Fn(String),
 ) -> Result<Ksm> {
     let kept = Kept::read()?;
@@ -94,7 +96,7 @@ pub fn run(
         full_scans: 0,
     };
     let cpu_before = cpu::of_ksmd()?;
-    if cpu_before.is_none() {
+    if cpu_before.is_none() && watched {
         progress(KSMD_WAITS.to_owned());
         std::thread::sleep(WATCH_IDLE);
     }

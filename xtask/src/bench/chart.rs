@@ -2,7 +2,7 @@
 
 use sksm_guest::{
     bench::{
-        Family, Report, Row, Unit,
+        BesideKsm, Family, Report, Row, Unit,
         names::{
             BACK, DIFFERENT, DISTURBED, DUPLICATE, EXIT, EXIT_MANY, FORK, FORK_MANY, HASHED, HUGE,
             IN_ONE_CALL, KERNEL_COMPARE, KERNEL_HASH, KSM_SLABS, MAPPINGS, MERGE, MERGED_ALREADY,
@@ -32,7 +32,7 @@ const PAGES: [&str; 5] = [PUBLISH, DUPLICATE, ZEROS, MERGED_ALREADY, NOT_PRESENT
 const INSIDE: [&str; 2] = [KERNEL_HASH, KERNEL_COMPARE];
 const AT_ONCE: [Called; 5] = [
     (DIFFERENT, "different content"),
-    (DISTURBED, "different, disturbed"),
+    (DISTURBED, "disturbed"),
     (SAME, "the same content"),
     (PUBLISH, "publish different"),
     (RACE, "publish the same"),
@@ -60,34 +60,34 @@ pub fn draw(published: &Published) -> String {
         "Time for a page of 4 KiB, in calls over whole page tables",
         pages(report),
     );
-    group(
-        &mut svg,
-        "CPU time for a page saved, KSM beside",
-        beside_ksm(report),
-    );
+    if let Some(beside) = &report.beside_ksm {
+        let saved = thousands(beside.saved as i64);
+        let title = format!("CPU time for a page saved, of {saved} that can be, KSM beside");
+        group(&mut svg, &title, beside_ksm(beside));
+    }
     plots(&mut svg, by_length_and_published(report));
     plots(&mut svg, by_sharers_and_mappings(report));
-    group(
+    groups(
         &mut svg,
         "Tasks that merge at the same time; disturbed: while 2 others fault and copy on write",
         bars(report, family::CONCURRENCY, &AT_ONCE),
     );
-    group(
+    groups(
         &mut svg,
-        "The same without the kernel, which is what more tasks can bring on this machine",
+        "Tasks that hash in user space: what more of them can bring on this machine",
         bars(report, family::CONCURRENCY, &HASHING),
     );
-    group(
+    groups(
         &mut svg,
         "A write fault, by what is written to",
         bars(report, family::FAULTS, &FAULTS),
     );
-    group(
+    groups(
         &mut svg,
         &forks_and_exits(report),
         bars(report, family::PROCESSES, &PROCESSES),
     );
-    group(
+    groups(
         &mut svg,
         "Reclaim of a physical page to swap space, and reading a mapping back",
         bars(report, family::RECLAIM, &RECLAIM),
@@ -106,6 +106,13 @@ pub fn draw(published: &Published) -> String {
 fn group(svg: &mut Svg, title: &str, bars: Vec<Bar>) {
     if !bars.is_empty() {
         svg.group(title, &bars);
+        svg.space();
+    }
+}
+
+fn groups(svg: &mut Svg, title: &str, groups: Vec<Vec<Bar>>) {
+    if !groups.is_empty() {
+        svg.groups(title, &groups);
         svg.space();
     }
 }
@@ -232,18 +239,14 @@ fn pages(report: &Report) -> Vec<Bar> {
     bars
 }
 
-fn beside_ksm(report: &Report) -> Vec<Bar> {
-    let Some(beside) = &report.beside_ksm else {
-        return Vec::new();
-    };
+fn beside_ksm(beside: &BesideKsm) -> Vec<Bar> {
     let saved = beside.saved as f64;
     let bar = |label: &str, cpu: &Summary, after: &Summary, colour| Bar {
         label: label.to_owned(),
         value: cpu.median / saved,
         shown: seconds(cpu.median / saved),
         remark: format!(
-            "{} pages saved after {}; {}",
-            thousands(beside.saved as i64),
+            "all saved after {}, {}",
             seconds(after.median),
             match after.count {
                 1 => "1 run".to_owned(),
@@ -269,8 +272,8 @@ fn beside_ksm(report: &Report) -> Vec<Bar> {
     bars
 }
 
-/// A bar for each variant of these rows; the first of a row says what it is called.
-fn bars(report: &Report, family: &str, rows: &[Called]) -> Vec<Bar> {
+/// A bar for each variant of each of these rows; the first of a row says what it is called.
+fn bars(report: &Report, family: &str, rows: &[Called]) -> Vec<Vec<Bar>> {
     let Some(family) = report.family(family) else {
         return Vec::new();
     };
@@ -280,20 +283,21 @@ fn bars(report: &Report, family: &str, rows: &[Called]) -> Vec<Bar> {
         variant if variant.contains("merged") || row.unit == Unit::PagesPerSecond => GREEN,
         _ => GREY,
     };
-    let mut bars = Vec::new();
-    for &(what, called) in rows {
+    let of_row = |&(what, called): &Called| {
         let variants = family.rows.iter().filter(|row| row.what == what);
-        for (index, row) in variants.enumerate() {
+        let bars = variants.enumerate().map(|(index, row)| {
             let variant = row.variant.as_str();
             let (variant, detail) = variant.split_once(": ").unwrap_or((variant, ""));
             let label = match index {
                 0 if !called.is_empty() => format!("{called}: {variant}"),
                 _ => variant.to_owned(),
             };
-            bars.push(bar(&label, detail, family, row, colour(row)));
-        }
-    }
-    bars
+            bar(&label, detail, family, row, colour(row))
+        });
+        bars.collect::<Vec<_>>()
+    };
+    let all = rows.iter().map(of_row);
+    all.filter(|bars| !bars.is_empty()).collect()
 }
 
 fn bar(label: &str, detail: &str, family: &Family, row: &Row, colour: &'static str) -> Bar {
@@ -365,7 +369,7 @@ mod tests {
         assert_eq!(svg.matches("<polyline").count(), 1);
         for text in [
             "3.00 × memcmp",
-            "700 pages saved after 12.0 s; median of 2 runs",
+            "all saved after 12.0 s, median of 2 runs",
             "190,000 pages/s",
             "emulated by QEMU",
             "+0.10 %",

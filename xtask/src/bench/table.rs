@@ -95,7 +95,7 @@ fn rows(family: &Family, instructions: bool) -> String {
     ]);
     table.rule();
     let mut before = "";
-    for row in &family.rows {
+    for row in in_order(&family.rows) {
         let what = if row.what == before { "" } else { &row.what };
         before = &row.what;
         table.row([
@@ -117,6 +117,20 @@ fn rows(family: &Family, instructions: bool) -> String {
         ]);
     }
     table.render()
+}
+
+/// Rows of one name together, and of those the ones of one variant, in the order in which names first come.
+fn in_order(rows: &[Row]) -> Vec<&Row> {
+    let first = |row: &Row| {
+        let what = rows.iter().position(|other| other.what == row.what);
+        let variant = rows
+            .iter()
+            .position(|other| (&other.what, &other.variant) == (&row.what, &row.variant));
+        (what, variant)
+    };
+    let mut ordered: Vec<&Row> = rows.iter().collect();
+    ordered.sort_by_key(|row| first(row));
+    ordered
 }
 
 /// A figure with its unit.
@@ -148,6 +162,7 @@ pub fn relative(family: &Family, row: &Row) -> String {
         if row.what == DISTURBED {
             others.push((DIFFERENT, &row.variant, "undisturbed"));
         }
+        others.retain(|(what, variant, _)| (*what, *variant) != (&row.what, &row.variant));
         let ratios = others.into_iter().filter_map(|(what, variant, called)| {
             let other = family.rows(what, variant).next()?;
             let ratio = row.value.median / other.value.median;
@@ -424,6 +439,30 @@ pub mod tests {
             unused_left_out: None,
             seconds: 400.0,
         }
+    }
+
+    #[test]
+    fn rows_of_one_name_stand_together() {
+        let row = |what, variant, at| row(what, variant, Some(at), Unit::Count, 1.0);
+        let rows = [
+            row("out", "a", 1),
+            row("back", "a", 1),
+            row("out", "b", 1),
+            row("out", "a", 2),
+        ];
+        let found: Vec<_> = in_order(&rows)
+            .into_iter()
+            .map(|row| (row.what.as_str(), row.variant.as_str(), row.at))
+            .collect();
+        assert_eq!(
+            found,
+            [
+                ("out", "a", Some(1)),
+                ("out", "a", Some(2)),
+                ("out", "b", Some(1)),
+                ("back", "a", Some(1)),
+            ]
+        );
     }
 
     #[test]

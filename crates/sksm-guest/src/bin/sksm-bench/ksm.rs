@@ -56,7 +56,7 @@ pub fn run(bench: &mut Bench) -> Result<()> {
         for map in &maps {
             map.advise(libc::MADV_MERGEABLE)?;
         }
-        let result = ksmd::run(tuning, saved as i64, PATIENCE, &|text| {
+        let result = ksmd::run(tuning, saved as i64, PATIENCE, !bench.once, &|text| {
             eprintln!("ksm: {text}")
         })?;
         ensure!(

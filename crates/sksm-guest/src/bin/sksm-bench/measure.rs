@@ -20,6 +20,8 @@ pub const TABLE_PAGES: usize = TABLE / PAGE;
 /// One family of measurements in progress.
 pub struct Bench {
     pub quick: bool,
+    /// No repeats.
+    pub once: bool,
     /// Instead of time.
     pub instructions: bool,
     family: Family,
@@ -55,11 +57,12 @@ impl Name<'_> {
 }
 
 impl Bench {
-    pub fn new(name: &str, title: &str, quick: bool, instructions: bool) -> Self {
+    pub fn new(name: &str, title: &str) -> Self {
         eprintln!("{name}");
         Self {
-            quick,
-            instructions,
+            quick: false,
+            once: false,
+            instructions: false,
             family: Family {
                 name: name.to_owned(),
                 title: title.to_owned(),
@@ -104,7 +107,7 @@ impl Bench {
     /// Rounds of a measurement.
     pub fn rounds(&self, wanted: usize) -> Rounds {
         Rounds {
-            wanted,
+            wanted: if self.once { 1 } else { wanted },
             done: 0,
             end: Instant::now() + Duration::from_secs(self.size(2, 5) as u64),
         }

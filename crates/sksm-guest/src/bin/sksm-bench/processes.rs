@@ -118,7 +118,11 @@ fn exit(make: Make) -> Result<Duration> {
 
 /// A process that has many children at the same time, each of which maps its pages.
 fn family(bench: &mut Bench) -> Result<()> {
-    let children = bench.size(300, 1000);
+    let children = if bench.once {
+        20
+    } else {
+        bench.size(300, 1000)
+    };
     let repeats = bench.size(1, 3);
     each_kind(TABLE_PAGES, |kind, make| {
         bench.tell(FORK_MANY);

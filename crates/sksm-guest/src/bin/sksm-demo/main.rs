@@ -51,6 +51,9 @@ struct Args {
     /// How long to wait for ksmd in each of its phases
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     ksm_timeout: u64,
+    /// Take no time for figures: for tests
+    #[arg(long, hide = true)]
+    smoke: bool,
     /// Run only these phases
     #[arg(long, value_name = "PHASE", value_delimiter = ',')]
     phases: Vec<Kind>,
@@ -105,6 +108,7 @@ struct Experiment {
     processes: usize,
     preload: PathBuf,
     ksm_timeout: Duration,
+    watched: bool,
     text: Text,
 }
 
@@ -124,6 +128,7 @@ impl Experiment {
             processes: args.processes as usize,
             preload,
             ksm_timeout: Duration::from_secs(args.ksm_timeout),
+            watched: !args.smoke,
             text: Text::of_libc()?,
         })
     }
@@ -236,6 +241,12 @@ impl Experiment {
             .phase(Kind::Merged)
             .map_or(self.text.contents(), |phase| phase.copies);
         let target = self.processes * self.text.pages() - copies;
-        ksmd::run(tuning, target as i64, self.ksm_timeout, progress)
+        ksmd::run(
+            tuning,
+            target as i64,
+            self.ksm_timeout,
+            self.watched,
+            progress,
+        )
     }
 }
