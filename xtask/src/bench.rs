@@ -80,7 +80,7 @@ pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<Ex
         without = Some(kernel::build(project, Arch::Without, linux_src)?);
     } else if compare {
         unused_left_out =
-            Some("instructions are counted, in two kernels: add --arch x86_64".to_owned());
+            Some("it takes counts of instructions in two kernels, so add --arch x86_64".to_owned());
     }
     let programs = build::guest_programs(project)?;
 

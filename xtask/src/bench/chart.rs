@@ -246,11 +246,11 @@ fn beside_ksm(beside: &BesideKsm) -> Vec<Bar> {
         value: cpu.median / saved,
         shown: seconds(cpu.median / saved),
         remark: format!(
-            "all saved after {}, {}",
+            "after {}, {}",
             seconds(after.median),
             match after.count {
                 1 => "1 run".to_owned(),
-                runs => format!("median of {runs} runs"),
+                runs => format!("{runs} runs"),
             }
         ),
         colour,
@@ -369,7 +369,7 @@ mod tests {
         assert_eq!(svg.matches("<polyline").count(), 1);
         for text in [
             "3.00 × memcmp",
-            "all saved after 12.0 s, median of 2 runs",
+            "after 12.0 s, 2 runs",
             "190,000 pages/s",
             "emulated by QEMU",
             "+0.10 %",

@@ -51,7 +51,7 @@ pub fn render(published: &Published) -> String {
         text += &format!("\n{UNUSED}, in instructions\n{}", without(unused));
     }
     if let Some(why) = &published.unused_left_out {
-        text += &format!("\n{UNUSED}: left out, {why}\n");
+        text += &format!("\n{UNUSED}: left out: {why}\n");
     }
     text += &format!("\n{}\n", durations(published));
     for Failure { family, error } in &report.failed {

@@ -1,5 +1,5 @@
-//! What the kernel itself needs to hash one page and to compare two: by how often its functions are met when something that
-//! calls them is looked at many times.
+//! What the kernel itself needs to hash one page and to compare two: the time of ksmd, which does little else, by how often it is
+//! met in the functions that do it.
 
 use std::thread::sleep;
 use std::time::Duration;
@@ -9,43 +9,56 @@ use sksm_guest::bench::Unit;
 use sksm_guest::bench::names::{KERNEL_COMPARE, KERNEL_HASH, SMALL};
 use sksm_guest::cpu;
 use sksm_guest::ksmd;
+use sksm_guest::memory::{Map, TABLE, WORDS};
 use sksm_guest::profile::{Sampler, Symbols};
+use sksm_guest::statistics::Summary;
 use sksm_guest::sysfs::KSM;
 
-use crate::measure::{
-    Bench, TABLE_PAGES, Wanted, counting, filled, fresh, merged, name, settle, timed_merge,
-};
+use crate::measure::{Bench, TABLE_PAGES, filled, fresh, name};
 
 const EVERY: Duration = Duration::from_micros(20);
 
 const HASH: &str = "xxh64";
-/// In SKSM, which compares whole pages with nothing else.
-const COMPARE: &str = "same_bytes";
+const COMPARE: &str = "memcmp";
 
 pub fn run(bench: &mut Bench) -> Result<()> {
-    let Some(own) = Sampler::new(0, EVERY)? else {
+    if Sampler::new(0, EVERY)?.is_none() {
         bench.note(
             "xxh64 and comparing in the kernel: cannot be told apart without perf events (CONFIG_PERF_EVENTS)",
         );
         return Ok(());
+    }
+    let pages = bench.size(4, 16) * TABLE_PAGES;
+    let all_differ = filled(pages, fresh(pages))?;
+    let [hash, early] = scanned(bench, &all_differ)?;
+    drop(all_differ);
+    // Two and two differ in their last words only. In a sorted tree the second of them meets the first.
+    let pairs = Map::aligned(pages, TABLE, 0)?;
+    let first = fresh(pages);
+    pairs.fill_all(|page| first + page as u64 / 2);
+    (0..pages).for_each(|page| pairs.put(page, WORDS - 1, page as u64));
+    let [_, late] = scanned(bench, &pairs)?;
+    let Some(early) = Summary::of(early).filter(|_| !late.is_empty()) else {
+        bench.note("xxh64 and comparing in the kernel: no samples of ksmd came");
+        return Ok(());
     };
-    let symbols = Symbols::read()?;
+    let early = early.median;
+    let compare = late.into_iter().map(|late| 2.0 * (late - early)).collect();
+    bench.row(name(KERNEL_HASH, SMALL), Unit::NsPerPage, hash)?;
+    bench.row(name(KERNEL_COMPARE, SMALL), Unit::NsPerPage, compare)?;
     bench.note(format!(
         "{KERNEL_HASH}: ksmd's time for a page that equals none, of which it takes one checksum, by the share of samples in {HASH}"
     ));
-    hash(bench, &symbols)?;
     bench.note(format!(
-        "{KERNEL_COMPARE}: the time for a duplicate by the share of samples in {COMPARE}"
+        "{KERNEL_COMPARE}: the same by the share in {COMPARE}, for two pages that differ at their end, beyond that for pages that differ at their start"
     ));
-    compare(bench, &symbols, &own)
+    Ok(())
 }
 
-/// ksmd scans pages that change nothing for it.
-fn hash(bench: &mut Bench, symbols: &Symbols) -> Result<()> {
-    let pages = bench.size(4, 16) * TABLE_PAGES;
-    let ksmd = cpu::ksmd()?.pid();
-    let sampler = Sampler::new(ksmd, EVERY)?.context("no samples of ksmd")?;
-    let map = filled(pages, fresh(pages))?;
+/// Lets ksmd scan pages that equal none: nanoseconds a page that it hashes, and that it compares.
+fn scanned(bench: &mut Bench, map: &Map) -> Result<[Vec<f64>; 2]> {
+    let sampler = Sampler::new(cpu::ksmd()?.pid(), EVERY)?.context("no samples of ksmd")?;
+    let symbols = Symbols::read()?;
     map.advise(libc::MADV_MERGEABLE)?;
     ksmd::forget()?;
     KSM.write("sleep_millisecs", 0)?;
@@ -53,10 +66,17 @@ fn hash(bench: &mut Bench, symbols: &Symbols) -> Result<()> {
     KSM.write("pages_to_scan", 500)?;
     // Each time around, whether or not a page was in vain before.
     KSM.write("smart_scan", 0)?;
+    let scans = KSM.number("full_scans")?;
     KSM.write("run", 1)?;
     let window = Duration::from_millis(bench.size(100, 400) as u64);
-    sleep(window);
-    let mut values = Vec::new();
+    // At first it remembers only.
+    for _ in 0..100 {
+        sleep(window);
+        if KSM.number("full_scans")? - scans >= 2 {
+            break;
+        }
+    }
+    let mut values = [Vec::new(), Vec::new()];
     for _ in 0..bench.size(3, 9) {
         bench.tell(KERNEL_HASH);
         let before = (KSM.number("pages_scanned")?, cpu_seconds()?);
@@ -64,55 +84,23 @@ fn hash(bench: &mut Bench, symbols: &Symbols) -> Result<()> {
             sleep(window);
             Ok(())
         })?;
-        let (scanned, taken) = (
-            KSM.number("pages_scanned")? - before.0,
-            cpu_seconds()? - before.1,
-        );
-        ensure!(
-            scanned > 0 && samples.len() > 100,
-            "ksmd scanned {scanned} pages in {window:?}, with {} samples",
-            samples.len()
-        );
-        values.push(taken * 1e9 / scanned as f64 * symbols.share(&samples, HASH));
+        let pages = KSM.number("pages_scanned")? - before.0;
+        let taken = cpu_seconds()? - before.1;
+        // On a machine that is busy with something else, samples may fail to come.
+        if pages == 0 || samples.len() < 100 {
+            continue;
+        }
+        let each = taken * 1e9 / pages as f64;
+        for (values, function) in values.iter_mut().zip([HASH, COMPARE]) {
+            values.push(each * symbols.share(&samples, function));
+        }
     }
     let merged = KSM.number("pages_sharing")?;
     ensure!(merged == 0, "{merged} pages equal others");
     ksmd::forget()?;
-    bench.row(name(KERNEL_HASH, SMALL), Unit::NsPerPage, values)
+    Ok(values)
 }
 
 fn cpu_seconds() -> Result<f64> {
     cpu::of_ksmd()?.context("ksmd's CPU time is not known")
-}
-
-/// Duplicates, merged once with samples and once without, as taking them takes time.
-fn compare(bench: &mut Bench, symbols: &Symbols, sampler: &Sampler) -> Result<()> {
-    let pages = 4 * TABLE_PAGES;
-    let first = fresh(pages);
-    let published = merged(pages, first)?;
-    let merge = || -> Result<Duration> {
-        let map = filled(pages, first)?;
-        counting(Wanted::merge(pages), || timed_merge(&map, 0..pages))
-    };
-    let mut values = Vec::new();
-    for warm in bench.rounds(bench.size(3, 15)) {
-        let taken = merge()?.as_nanos() as f64 / pages as f64;
-        let map = filled(pages, first)?;
-        let (_, samples) = counting(Wanted::merge(pages), || {
-            sampler.during(|| timed_merge(&map, 0..pages))
-        })?;
-        ensure!(samples.len() > 100, "{} samples", samples.len());
-        if warm {
-            values.push(taken * symbols.share(&samples, COMPARE));
-        }
-    }
-    drop(published);
-    settle()?;
-    if values.iter().all(|value| *value == 0.0) {
-        bench.note(format!(
-            "{KERNEL_COMPARE}: no function of its own in this kernel"
-        ));
-        return Ok(());
-    }
-    bench.row(name(KERNEL_COMPARE, SMALL), Unit::NsPerPage, values)
 }
