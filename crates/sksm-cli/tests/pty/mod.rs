@@ -133,6 +133,17 @@ impl Pty {
         }
     }
 
+    /// Waits until the terminal's modes are such.
+    pub fn wait_for_modes(&self, wanted: impl Fn([libc::tcflag_t; 4]) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while !wanted(self.modes()) {
+            assert!(Instant::now() < deadline, "the modes stay as they are");
+            // What it writes must not fill the terminal up.
+            self.output();
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// Fails unless the terminal is as it was, and shows the first screen and the cursor.
     pub fn expect_restored(&self, modes: [libc::tcflag_t; 4]) {
         assert_eq!(self.modes(), modes, "the terminal's modes are others");
