@@ -244,12 +244,16 @@ fn prctl_on() -> Result<()> {
     one_page(&pfns[..3])?;
     one_page(&pfns[3..])?;
     apart(&[page, pages, pfns[0], pfns[3]])?;
-    // Equal to pages of both: it merges with ours, and not with KSM's.
+    // Equal to pages of both: it merges with ours, and not with KSM's, which would take it first while it scans.
+    KSM.write("run", 0)?;
     let more = Map::filled(&[5, 7])?;
     more.merge()?;
     ensure!(more.pfns()? == [page, pages], "merged with others");
     ours(&start, 2, 12, "merged more")?;
     set_memory_merge(false)?;
+    // KSM counts what was broken until ksmd comes by.
+    KSM.write("run", 1)?;
+    scans(4)?;
     for map in [&before, &after, &theirs] {
         apart(&map.pfns()?)?;
     }
