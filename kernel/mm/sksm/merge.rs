@@ -207,6 +207,8 @@ impl Call {
         left: &mut Leftover,
     ) -> Result {
         let mut batch = Batch::new(range, candidates);
+        // Those of earlier passes had their second try.
+        let earlier = take(&mut left.batched);
         batch.collect(slots, locking, left)?;
         if !left.batched.is_empty() {
             // Pages that were written just now are in this CPU's batch.
@@ -214,6 +216,7 @@ impl Call {
             unsafe { bindings::lru_add_drain() };
             batch.collect(take(&mut left.batched), locking, left)?;
         }
+        left.batched.union(&earlier);
         batch.protect(left);
         let result = self.decide_all(range, &mut batch, left);
         // Also after an error: what was found is merged.
