@@ -31,9 +31,11 @@ pub const TESTS: &[Test] = &[
         // As many as reclaim takes: see too_many().
         all_found(200, |map, children| swaps_for_all(map, children, &group))
     }),
-    test("children/too-many-for-reclaim", || too_many(Engine::Sksm)),
+    test("children/too-many-for-reclaim", || {
+        too_many(Engine::Sksm, CHILDREN)
+    }),
     test("children/too-many-for-reclaim-as-for-ksm", || {
-        too_many(Engine::Ksm)
+        too_many(Engine::Ksm, CHILDREN / 3)
     }),
     test("children/cost-of-fork", cost_of_fork),
     test("children/limit-changes-while-mapped", limit_changes),
@@ -193,9 +195,9 @@ enum Engine {
 
 /// A page with as many references as a thousand mappings may be pinned, for all that mm knows, so reclaim leaves it alone,
 /// whoever shares it. When enough of those who map it have gone, the others' mappings are reclaimed.
-fn too_many(engine: Engine) -> Result<()> {
+fn too_many(engine: Engine, count: usize) -> Result<()> {
     const FEW: usize = 100;
-    const ATTEMPTS: usize = 5;
+    const ATTEMPTS: usize = 3;
     let _swap = Swap::on()?;
     let group = Cgroup::new("many")?;
     group.enter()?;
@@ -215,9 +217,10 @@ fn too_many(engine: Engine) -> Result<()> {
     };
     let before = map.pfns()?;
     let (gate, last_gate) = (Gate::closed()?, Gate::closed()?);
-    let many = brood(CHILDREN - FEW, &gate, |_| map.expect_all(id))?;
+    let many = brood(count - FEW, &gate, |_| map.expect_all(id))?;
     let few = brood(FEW, &last_gate, |_| map.expect_all(id))?;
-    let mappings = 2 * (CHILDREN + 1) as u64;
+    // In each process two.
+    let mappings = 2 * (count + 1) as u64;
     for _ in 0..ATTEMPTS {
         // That reclaim goes on is seen by other pages.
         let others = Map::filled(&[77; 64])?;
