@@ -22,6 +22,7 @@ const UM: Reasons = &[
         "sksm-abi/children/all-found-when-page-moves",
         MEMORY_FAILURE,
     ),
+    ("sksm-abi/damon/", "is built without DAMON"),
     ("sksm-abi/debugger/hardware-breakpoint", "has none"),
     ("sksm-abi/debugger/watchpoint", "has none"),
     ("sksm-abi/huge/", "has no huge pages"),
@@ -54,7 +55,6 @@ const UM: Reasons = &[
 const MEMORY_FAILURE: &str = "has no handling of memory failure";
 
 const X86_64: Reasons = &[
-    ("sksm-abi/vma/physical-memory", "has no memory of devices"),
     // Those two are the host's processor where QEMU runs on KVM.
     (
         "sksm-abi/kvm/",

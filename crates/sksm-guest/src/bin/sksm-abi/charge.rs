@@ -4,15 +4,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use sksm_guest::cgroup::Cgroup;
-use sksm_guest::memory::{Map, PAGE};
+use sksm_guest::memory::{Map, PAGE, WRITE};
 use sksm_guest::process::Child;
 use sksm_guest::report::{Test, test};
+use sksm_guest::sysfs::Counters;
 
 pub const TESTS: &[Test] = &[
     test("charge/loser-is-uncharged", loser_is_uncharged),
     test("charge/first-owner-exits", first_owner_exits),
     test("charge/writes-are-charged", writes_are_charged),
     test("charge/zero-pages", zero_pages),
+    test("charge/no-room-for-bookkeeping", no_room),
 ];
 
 /// 16 MiB: far more than what charges and statistics may be off by.
@@ -175,4 +177,67 @@ fn zero_pages() -> Result<()> {
     payer.pays(PAGES, "zero pages written")?;
     drop(child);
     payer.pays(0, "gone")
+}
+
+/// A group with hardly more memory than it may have, of which nothing can be taken away: merging needs more than is left, to
+/// remember what it merged. Then it says so, and nobody is killed for it.
+fn no_room() -> Result<()> {
+    const UNIQUE: usize = 24_576;
+    /// For what the process needs itself: a quarter of what a merge of all takes.
+    const LEFT: usize = UNIQUE * 96 / 4;
+    let group = Cgroup::new("full")?;
+    let id = |page: usize| 1 + page as u64;
+    // How the merge ended, plus one. A message would take memory, of which there is none then.
+    let told = Map::new(1, WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS, None)?;
+    told.put(0, 0, 0);
+    let child = Child::spawn(|parent| {
+        group.enter()?;
+        let map = Map::anon(UNIQUE)?;
+        map.no_huge();
+        map.fill_all(id);
+        let advise = |advice| match map.advise(advice) {
+            Ok(()) => 0,
+            Err(error) => error.raw_os_error().unwrap_or(-1) as u64,
+        };
+        // Every page that a refused call writes to is its own from here on.
+        told.put(0, 1, advise(-1));
+        parent.meet()?;
+        told.put(0, 0, 1 + advise(sksm::MADV_MERGE));
+        parent.pause()?;
+        map.expect_all(id)?;
+        map.merge()?;
+        map.expect_all(id)?;
+        parent.meet()
+    })?;
+    child.pause()?;
+    let start = Counters::now()?;
+    let limit = group.number("memory.current")? + LEFT;
+    group.write("memory.max", &limit.to_string())?;
+    child.go()?;
+    let pidfd = child.pidfd()?;
+    while told.get(0, 0) == 0 && !pidfd.ends_within(Duration::from_millis(10))? {}
+    let events = group.read("memory.events")?;
+    let count = |name: &str| -> Result<u64> {
+        let line = events.lines().find_map(|line| line.strip_prefix(name));
+        Ok(line.context("memory.events")?.trim().parse()?)
+    };
+    ensure!(count("oom_kill ")? == 0, "killed: {events}");
+    let error = told.get(0, 0) as i32 - 1;
+    let published = start.change()?.pages_published;
+    eprintln!("error {error} after {published} of {UNIQUE} pages");
+    ensure!(count("max ")? > 0, "the limit was not met: {events}");
+    ensure!(
+        error == 0 || error == libc::EAGAIN,
+        "merging: error {error}"
+    );
+    group.write("memory.max", "max")?;
+    child.go()?;
+    child.pause()?;
+    let published = start.change()?.pages_published;
+    ensure!(
+        published == UNIQUE as i64,
+        "{published} of {UNIQUE} pages in the end"
+    );
+    child.go()?;
+    child.join()
 }

@@ -13,6 +13,7 @@ mod children;
 mod content;
 mod coredump;
 mod crowd;
+mod damon;
 mod debugger;
 mod domain;
 mod expect;
@@ -83,6 +84,7 @@ fn main() -> ExitCode {
         pkeys::TESTS,
         huge::TESTS,
         idle::TESTS,
+        damon::TESTS,
         swapping::TESTS,
         pressure::TESTS,
         moving::TESTS,

@@ -7,14 +7,18 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use libc::MADV_MERGEABLE;
+use sksm_guest::cgroup::Cgroup;
 use sksm_guest::memory::Map;
-use sksm_guest::pagemap::map_count;
-use sksm_guest::process::{Child, Ended, Link, check, exit_now};
+use sksm_guest::pagemap::{Flags, map_count};
+use sksm_guest::process::{Child, Ended, Link, check, exit_now, pipe};
 use sksm_guest::report::{Test, skip, test};
+use sksm_guest::swap::Swap;
 use sksm_guest::sysfs::{Counters, KSM};
 
 use crate::expect::{merged, one_page};
 use crate::ksm::{scans, unthrottled};
+use crate::pins::splice;
+use crate::reclaim::all_out;
 
 pub const TESTS: &[Test] = &[
     test("poison/soft-offline", soft_offline),
@@ -27,6 +31,16 @@ pub const TESTS: &[Test] = &[
     }),
     test("poison/only-mappers-are-told", only_mappers),
     test("poison/index-forgets", index_forgets),
+    test("poison/published-page-by-madvise", || {
+        published(Cause::Madvise)
+    }),
+    test("poison/published-page-by-hardware", || {
+        published(Cause::Hardware)
+    }),
+    test("poison/page-in-swap-cache", || in_swap_cache(false)),
+    test("poison/page-in-swap-cache-and-mapped", || {
+        in_swap_cache(true)
+    }),
 ];
 
 /// An advice on no pages tells whether the kernel knows it.
@@ -129,6 +143,19 @@ fn memory_failure() -> Result<()> {
 }
 
 const INJECT: &str = "/sys/kernel/debug/hwpoison/corrupt-pfn";
+
+/// Lets the hardware report that a frame failed.
+fn inject(pfn: u64) -> Result<()> {
+    fs::write(INJECT, format!("{pfn:#x}")).context("cannot inject a failure")
+}
+
+fn needs_injection() -> Result<()> {
+    needs_memory_failure(&Map::anon(1)?)?;
+    if !fs::exists(INJECT)? {
+        return skip("no hardware poison to inject in this kernel (CONFIG_HWPOISON_INJECT)");
+    }
+    Ok(())
+}
 
 /// What makes a page fail: an advice of a process that maps it, or the frame by itself.
 #[derive(Clone, Copy, PartialEq)]
@@ -264,9 +291,7 @@ fn ends(engine: Engine, cause: Cause) -> Result<Vec<Ended>> {
                 "the process that made the page fail lives"
             );
         }
-        Cause::Hardware => {
-            fs::write(INJECT, format!("{pfn:#x}")).context("cannot inject a failure")?
-        }
+        Cause::Hardware => inject(pfn)?,
     }
     for (child, role) in first.iter().zip(ROLES) {
         let at_once = role == Role::Early;
@@ -289,10 +314,7 @@ fn ends(engine: Engine, cause: Cause) -> Result<Vec<Ended>> {
 
 /// Every process that maps a failed page gets the signal that it gets for a page that KSM merged, with the same code.
 fn signals_as_for_ksm(cause: Cause) -> Result<()> {
-    needs_memory_failure(&Map::anon(1)?)?;
-    if cause == Cause::Hardware && !fs::exists(INJECT)? {
-        return skip("no hardware poison to inject in this kernel (CONFIG_HWPOISON_INJECT)");
-    }
+    needs_injection()?;
     let (ours, theirs) = (ends(Engine::Sksm, cause)?, ends(Engine::Ksm, cause)?);
     let wanted = [ON_ACCESS, AT_ONCE, ON_ACCESS, 0, ON_ACCESS].map(Ended::Exit);
     ensure!(
@@ -375,4 +397,126 @@ fn index_forgets() -> Result<()> {
     map.fill_all(|_| 5);
     map.merge()?;
     one_page(&[map.pfns()?, again.pfns()?].concat())
+}
+
+/// A page that was published and found no twin: its only mapper is told, and an equal page is published anew.
+fn published(cause: Cause) -> Result<()> {
+    needs_injection()?;
+    let start = Counters::now()?;
+    let unshared = |wanted: i64, when: &str| -> Result<()> {
+        let change = start.change()?;
+        let found = (change.pages_unshared, change.pages_shared);
+        ensure!(found == (wanted, 0), "{when}: {change:?}");
+        Ok(())
+    };
+    let child = Child::spawn(|parent| {
+        tell(false)?;
+        // Not its parent's too.
+        let map = Map::filled(&[5, 6])?;
+        map.merge()?;
+        parent.send(map.pfn(0)?)?;
+        parent.pause()?;
+        if cause == Cause::Madvise {
+            fail(&map, 0)?;
+        }
+        map.expect(1, 6)?;
+        map.expect(0, 5)
+    })?;
+    let failed = child.receive()?;
+    unshared(2, "published")?;
+    if cause == Cause::Hardware {
+        inject(failed)?;
+        ensure!(Flags::of(failed)?.poisoned(), "the page has not failed");
+        unshared(1, "failed")?;
+        // While whoever mapped it is still there.
+        let more = Map::filled(&[5])?;
+        more.merge()?;
+        unshared(2, "published anew")?;
+    }
+    child.go()?;
+    let ended = child.ended()?;
+    ensure!(
+        ended == Ended::Exit(ON_ACCESS),
+        "the process with the failed page: {ended}"
+    );
+    unshared(0, "all gone")?;
+    let more = merged(2, 5)?;
+    ensure!(more.pfn(0)? != failed, "the failed page was found");
+    more.expect_all(|_| 5)
+}
+
+/// A merged page that was to be swapped out and is not yet: processes have swap entries of it, and one, perhaps, has mapped it
+/// again. Its bytes are nowhere else, so whoever touches it is told, by either way.
+fn in_swap_cache(mapped: bool) -> Result<()> {
+    needs_injection()?;
+    let _swap = Swap::on()?;
+    let group = Cgroup::new("poison")?;
+    let start = Counters::now()?;
+    let map = Map::anon(1)?;
+    map.no_huge();
+    let sharer = |first: bool| {
+        let map = &map;
+        let group = &group;
+        let child = Child::spawn(move |parent| {
+            group.enter()?;
+            tell(false)?;
+            map.fill(0, 5);
+            map.merge()?;
+            // What a pipe holds is not written to swap space.
+            let (out, into) = pipe()?;
+            if first {
+                splice(map, 1, &into)?;
+            }
+            parent.meet()?;
+            if first && mapped {
+                map.expect(0, 5)?;
+                drop((out, into));
+            }
+            parent.meet()?;
+            map.expect(0, 5)
+        })?;
+        child.pause()?;
+        anyhow::Ok(child)
+    };
+    let children = [sharer(true)?, sharer(false)?];
+    let pagemaps = [children[0].pagemap()?, children[1].pagemap()?];
+    let page = pagemaps[0].pfn(map.addr())?;
+    one_page(&[page, pagemaps[1].pfn(map.addr())?])?;
+    all_out(&group, &[(&pagemaps[0], &map), (&pagemaps[1], &map)])?;
+    for child in &children {
+        child.go()?;
+        child.pause()?;
+    }
+    if mapped {
+        one_page(&[page, pagemaps[0].pfn(map.addr())?])?;
+    }
+    let flags = Flags::of(page)?;
+    ensure!(
+        flags.ksm() && flags.swap_cache(),
+        "no merged page in the swap cache: {flags:x?}"
+    );
+    match fs::write(INJECT, format!("{page:#x}")) {
+        // The pipe keeps it from being freed.
+        Err(error) if mapped || error.kind() != ErrorKind::ResourceBusy => {
+            return Err(error).context("cannot inject a failure");
+        }
+        _ => {}
+    }
+    ensure!(Flags::of(page)?.poisoned(), "the page has not failed");
+    let change = start.change()?;
+    ensure!(
+        (change.pages_shared, change.pages_unshared) == (0, 0),
+        "the failed page counts: {change:?}"
+    );
+    for child in children {
+        child.go()?;
+        let ended = child.ended()?;
+        ensure!(
+            ended == Ended::Exit(ON_ACCESS),
+            "a process that touches it: {ended}"
+        );
+    }
+    let more = merged(2, 5)?;
+    ensure!(more.pfn(0)? != page, "the failed page was found");
+    more.expect_all(|_| 5)
 }

@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use sksm_guest::cgroup::Cgroup;
@@ -12,8 +11,9 @@ use sksm_guest::process::{Child, Link, check, pipe};
 use sksm_guest::report::{Test, test};
 use sksm_guest::swap::{self, Swap, SwapFile};
 
-use crate::expect::{copies, merged, one_page};
+use crate::expect::{copies, errno, merged, one_page};
 use crate::pins::splice;
+use crate::reclaim::{all_out, swapped_here, swapped_there, written};
 
 pub const TESTS: &[Test] = &[
     test("pressure/zram-and-back", || {
@@ -36,7 +36,14 @@ pub const TESTS: &[Test] = &[
     test("pressure/pageout-leaves-shared-pages", pageout_of_shared),
     test("pressure/merged-before-others-return", merged_before_others),
     test("pressure/written-in-swap-cache", written_in_cache),
-    test("pressure/whole-machine", whole_machine),
+    test("pressure/whole-machine", || {
+        let _swap = Swap::on()?;
+        whole_machine()
+    }),
+    test("pressure/whole-machine-with-swap-file", || {
+        let _swap = SwapFile::with_size(256 << 20)?;
+        whole_machine()
+    }),
 ];
 
 #[derive(Clone, Copy)]
@@ -49,11 +56,6 @@ const PAGES: usize = 512;
 
 fn id(page: usize) -> u64 {
     1 + page as u64 / 4
-}
-
-fn swapped(pagemap: &Pagemap, map: &Map) -> Result<usize> {
-    let entries = pagemap.entries(map.addr(), map.pages())?;
-    Ok(entries.iter().filter(|entry| entry.swapped()).count())
 }
 
 /// Merged pages of two processes and a forked child all go out, come back equal, and merge again.
@@ -88,7 +90,7 @@ fn out_and_back(back: Back) -> Result<()> {
     for _ in 0..10 {
         group.reclaim(64 << 20)?;
         for (child, out) in children.iter().zip(&mut out) {
-            *out = swapped(&child.pagemap()?, &map)?;
+            *out = swapped_there(child, &map)?;
         }
         if out == [PAGES; 2] {
             break;
@@ -102,7 +104,7 @@ fn out_and_back(back: Back) -> Result<()> {
     if matches!(back, Back::BySwapoff) {
         swap::off_all()?;
         for child in &children {
-            let left = swapped(&child.pagemap()?, &map)?;
+            let left = swapped_there(child, &map)?;
             ensure!(left == 0, "{left} pages are in swap space that is off");
         }
     }
@@ -136,7 +138,7 @@ fn pageout_of_published() -> Result<()> {
     map.fill_all(unique);
     map.merge()?;
     map.advise(libc::MADV_PAGEOUT)?;
-    let out = swapped(&Pagemap::own()?, &map)?;
+    let out = swapped_here(&map)?;
     ensure!(
         out > PAGES * 9 / 10,
         "{out} of {PAGES} published pages were paged out"
@@ -161,25 +163,6 @@ fn pageout_of_shared() -> Result<()> {
         "pages that others map were paged out"
     );
     map.expect_all(id)
-}
-
-/// Reclaims until none of these pages is present: all of their mappings are found.
-fn all_out(group: &Cgroup, maps: &[(&Pagemap, &Map)]) -> Result<()> {
-    let deadline = Instant::now() + Duration::from_secs(30);
-    loop {
-        group.reclaim(16 << 20)?;
-        let mut present = 0;
-        for (pagemap, map) in maps {
-            present += map.pages() - swapped(pagemap, map)?;
-        }
-        if present == 0 {
-            return Ok(());
-        }
-        ensure!(
-            Instant::now() < deadline,
-            "{present} mappings cannot be reclaimed"
-        );
-    }
 }
 
 /// A page that is back from swap space while others still have swap entries for it: it is not published, as those would become
@@ -261,6 +244,8 @@ fn written_in_cache() -> Result<()> {
 
 /// Memory that nothing can take away, so that little is left for everybody else.
 fn hog(leave: usize) -> Result<Map> {
+    // Or a swap file that was written just now counts as available, and is.
+    fs::write("/proc/sys/vm/drop_caches", "1").context("cannot drop the page cache")?;
     let info = fs::read_to_string("/proc/meminfo")?;
     let available = info
         .lines()
@@ -279,15 +264,14 @@ fn hog(leave: usize) -> Result<Map> {
     Ok(map)
 }
 
-/// Two processes, each with three times the memory that is left, half of it in equal pages, some of them another process's too.
+/// Two processes, each with three times the memory that is left, half of it in pages that repeat, all of them the other's too.
 fn whole_machine() -> Result<()> {
     const LEFT: usize = 64 << 20;
     const PAGES: usize = 3 * LEFT / PAGE;
     const CHUNK: usize = 512;
-    let _swap = Swap::on()?;
     let held = hog(LEFT)?;
     eprintln!("{} MiB are locked", held.len() >> 20);
-    let start = vmstat("pswpout")?;
+    let start = written()?;
     // Little in each page, so that a compressed disk in this same memory helps.
     let id = |page: usize| {
         1 + if page % 2 == 0 {
@@ -323,33 +307,42 @@ fn whole_machine() -> Result<()> {
                     map.put(page, 0, first(round, page) + id(page));
                     map.put(page, WORDS - 1, id(page));
                 }
-                map.merge_pages(chunk)?;
+                // With no memory to remember what it merges a call may end early.
+                let error = errno(sksm::merge_exact(map.page(start), CHUNK * PAGE));
+                ensure!([0, libc::EAGAIN].contains(&error), "merging: error {error}");
             }
             expect(&map, round)?;
-            parent.send(swapped(&Pagemap::own()?, &map)? as u64)?;
+            let entries = Pagemap::own()?.entries(map.addr(), PAGES)?;
+            let out = |repeats: bool| {
+                let kind = |page: &usize| (page % 2 == 0) == repeats;
+                let pages = (0..PAGES).filter(kind);
+                pages.filter(|page| entries[*page].swapped()).count() as u64
+            };
+            parent.send(out(true))?;
+            parent.send(out(false))?;
         }
         Ok(())
     };
     let children = [Child::spawn(body)?, Child::spawn(body)?];
+    let (mut repeated, mut others) = (0, 0);
     for child in &children {
-        for _ in 0..2 {
-            eprintln!("{} of {PAGES} pages are in swap space", child.receive()?);
+        for _ in [0, 1] {
+            let out = [child.receive()?, child.receive()?];
+            eprintln!("{out:?} of {} pages are in swap space", PAGES / 2);
+            (repeated, others) = (repeated + out[0], others + out[1]);
         }
     }
+    ensure!(
+        repeated > 0 && others > 0,
+        "{repeated} pages that repeat and {others} others were out when somebody looked"
+    );
     children.into_iter().try_for_each(Child::join)?;
-    let out = vmstat("pswpout")? - start;
+    let out = written()? - start;
     eprintln!("{out} pages were swapped out");
     ensure!(
-        out > LEFT / PAGE / 2,
+        out as usize > LEFT / PAGE / 2,
         "hardly any page was swapped out: {out}"
     );
     drop(held);
     Ok(())
-}
-
-fn vmstat(name: &str) -> Result<usize> {
-    let text = fs::read_to_string("/proc/vmstat")?;
-    text.lines()
-        .find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
-        .with_context(|| format!("no {name} in /proc/vmstat"))
 }
