@@ -1,18 +1,31 @@
 //! Failing allocations: a merge says so at most, keeps what it has done, and leaks nothing.
 
+use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, bail, ensure};
 use libc::EAGAIN;
-use sksm_guest::memory::Map;
-use sksm_guest::process::Child;
+use sksm_guest::memory::{Map, PAGE, TABLE};
+use sksm_guest::process::{Child, before_others, stay_on_one_cpu};
 use sksm_guest::report::{Test, skip, test};
+use sksm_guest::sysfs::Counters;
 
 use crate::expect::{copies, errno};
 
 pub const TESTS: &[Test] = &[
-    test("faults/one-by-one", one_by_one),
+    test("faults/one-by-one", || {
+        sweep(|nth, faults| {
+            let (map, contents) = pages(nth)?;
+            merged_after(faults, nth, &map, contents, |page| id(nth, page))
+        })
+    }),
+    test("faults/one-by-one-of-a-huge-page", || sweep(of_huge_page)),
+    test("faults/one-by-one-of-another-process", || {
+        sweep(of_another_process)
+    }),
+    test("faults/index-cannot-grow", index_cannot_grow),
     test("faults/at-random", at_random),
     test("faults/at-random-in-three-processes", || {
         needed()?;
@@ -56,47 +69,56 @@ fn id(seed: u64, page: usize) -> u64 {
         }
 }
 
+fn contents(seed: u64) -> usize {
+    (0..PAGES)
+        .map(|page| id(seed, page))
+        .collect::<HashSet<_>>()
+        .len()
+}
+
 fn pages(seed: u64) -> Result<(Map, usize)> {
     let map = Map::anon(PAGES)?;
     map.no_huge();
     map.fill_all(|page| id(seed, page));
-    let mut contents: Vec<u64> = (0..PAGES).map(|page| id(seed, page)).collect();
-    contents.sort_unstable();
-    contents.dedup();
-    Ok((map, contents.len()))
+    Ok((map, contents(seed)))
 }
 
-/// Makes each allocation of a merge fail in turn: what was merged so far stays, and calling again does the rest.
-fn one_by_one() -> Result<()> {
+/// Lets one allocation of this thread fail.
+struct FailNth(File);
+
+impl FailNth {
+    /// Opened once: opening would allocate, and fail in the merge's place.
+    fn open() -> Result<Self> {
+        const FILE: &str = "/proc/thread-self/fail-nth";
+        let file = OpenOptions::new().read(true).write(true).open(FILE);
+        Ok(Self(file.context(FILE)?))
+    }
+
+    /// The error number of `work` whose nth allocation fails, and whether it came to that.
+    fn during(&self, nth: u64, work: impl FnOnce() -> i32) -> Result<(i32, bool)> {
+        let mut left = [0; 8];
+        self.0.write_all_at(nth.to_string().as_bytes(), 0)?;
+        let result = work();
+        // The file tells how many more allocations it takes until the failure; 0 after it.
+        let read = self.0.read_at(&mut left, 0)?;
+        self.0.write_all_at(b"0", 0)?;
+        Ok((result, left[..read].trim_ascii() == b"0"))
+    }
+}
+
+/// Makes each allocation of a merge fail in turn. `merge` tells how it ended, as [`FailNth::during`] does.
+fn sweep(merge: impl Fn(u64, &FailNth) -> Result<(i32, bool)>) -> Result<()> {
     needed()?;
-    // Opened once: opening would allocate, and fail in the merge's place.
-    let faults = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/proc/thread-self/fail-nth")?;
-    let arm = |nth: u64| faults.write_all_at(nth.to_string().as_bytes(), 0);
+    let faults = FailNth::open()?;
     let mut refused = 0;
     for nth in 1..5000 {
-        let (map, contents) = pages(nth)?;
-        let mut left = [0; 8];
-        arm(nth)?;
-        let result = errno(sksm::merge_exact(map.addr(), map.len()));
-        // The file tells how many more allocations it takes until the failure; 0 after it.
-        let read = faults.read_at(&mut left, 0)?;
-        arm(0)?;
-        let injected = left[..read].trim_ascii() == b"0";
+        let (result, injected) =
+            merge(nth, &faults).with_context(|| format!("allocation {nth} failed"))?;
         ensure!(
             result == 0 || result == EAGAIN && injected,
             "allocation {nth} failed: error {result}"
         );
         refused += u32::from(result == EAGAIN);
-        map.expect_all(|page| id(nth, page))?;
-        map.merge()?;
-        ensure!(
-            copies(&map.pfns()?) == contents,
-            "allocation {nth}: merging again does not finish"
-        );
-        map.expect_all(|page| id(nth, page))?;
         if !injected {
             eprintln!(
                 "{} allocations failed, {refused} merges were refused",
@@ -106,7 +128,130 @@ fn one_by_one() -> Result<()> {
             return Ok(());
         }
     }
-    bail!("the merge of {PAGES} pages allocates without end")
+    bail!("the merge allocates without end")
+}
+
+/// Merges with one failure, which changes no content; calling again does what is left.
+fn merged_after(
+    faults: &FailNth,
+    nth: u64,
+    map: &Map,
+    contents: usize,
+    id: impl Fn(usize) -> u64,
+) -> Result<(i32, bool)> {
+    let ended = faults.during(nth, || errno(sksm::merge_exact(map.addr(), map.len())))?;
+    map.expect_all(&id)?;
+    map.merge()?;
+    let found = copies(&map.pfns()?);
+    ensure!(found == contents, "merging again leaves {found} copies");
+    map.expect_all(&id)?;
+    Ok(ended)
+}
+
+/// It is split first.
+fn of_huge_page(nth: u64, faults: &FailNth) -> Result<(i32, bool)> {
+    const CONTENTS: usize = 8;
+    let id = |page: usize| nth * 1000 + (page % CONTENTS) as u64;
+    let map = Map::huge(TABLE / PAGE, id)?.context("no huge pages")?;
+    merged_after(faults, nth, &map, CONTENTS, id)
+}
+
+/// The caller's allocations fail, for another process's memory.
+fn of_another_process(nth: u64, faults: &FailNth) -> Result<(i32, bool)> {
+    let map = Map::anon(PAGES)?;
+    map.no_huge();
+    let child = Child::spawn(|parent| {
+        map.fill_all(|page| id(nth, page));
+        for _ in 0..2 {
+            parent.meet()?;
+            map.expect_all(|page| id(nth, page))?;
+        }
+        Ok(())
+    })?;
+    child.pause()?;
+    let pidfd = child.pidfd()?;
+    let fd = pidfd.as_fd().as_raw_fd();
+    let range = libc::iovec {
+        iov_base: map.addr() as *mut _,
+        iov_len: map.len(),
+    };
+    let merge = || {
+        // SAFETY: one valid range, of another process, in which merging changes nothing.
+        let done = unsafe {
+            libc::syscall(
+                libc::SYS_process_madvise,
+                fd,
+                &raw const range,
+                1,
+                sksm::MADV_MERGE,
+                0,
+            )
+        };
+        match done {
+            -1 => std::io::Error::last_os_error().raw_os_error().unwrap_or(-1),
+            done if done as usize == range.iov_len => 0,
+            _ => -1,
+        }
+    };
+    let ended = faults.during(nth, merge)?;
+    child.go()?;
+    child.pause()?;
+    ensure!(merge() == 0, "merging again fails");
+    let found = copies(&child.pagemap()?.pfns(map.addr(), PAGES)?);
+    let contents = contents(nth);
+    ensure!(found == contents, "merging again leaves {found} copies");
+    child.go()?;
+    child.join()?;
+    Ok(ended)
+}
+
+/// More pages than the index has room for, and no memory for a larger one. It would be had later, by a work item, so a thread
+/// that goes before all others publishes them.
+fn index_cannot_grow() -> Result<()> {
+    /// Buckets of the smallest table. A work item makes it grow when three quarters are taken, whoever publishes when all are.
+    const BUCKETS: usize = 4096;
+    const FREELY: usize = BUCKETS / 4 * 3 - 100;
+    const ALL: usize = BUCKETS + 500;
+    /// What a table consists of that is not allocated as a whole.
+    const PART: &str = "/sys/kernel/slab/kmalloc-4k/failslab";
+    needed()?;
+    stay_on_one_cpu()?;
+    let id = |page: usize| 1 + page as u64;
+    let map = Map::anon(ALL)?;
+    map.no_huge();
+    map.fill_all(id);
+    map.merge_pages(0..FREELY)?;
+    fs::write(PART, "1").with_context(|| format!("cannot write {PART}"))?;
+    set("failslab", "cache-filter", "Y")?;
+    set("fail_page_alloc", "min-order", "4")?;
+    for kind in KINDS {
+        set(kind, "task-filter", "Y")?;
+        set(kind, "times", "-1")?;
+        set(kind, "probability", "100")?;
+    }
+    let switch = OpenOptions::new()
+        .write(true)
+        .open("/proc/thread-self/make-it-fail")?;
+    let start = Counters::now()?;
+    let merge = || errno(sksm::merge_exact(map.page(FREELY), (ALL - FREELY) * PAGE));
+    before_others(true)?;
+    let result = failing(&switch, merge);
+    before_others(false)?;
+    let (result, published) = (result?, start.change()?.pages_published as usize);
+    eprintln!("error {result} after {published} pages");
+    ensure!(result == EAGAIN, "error {result}, not EAGAIN");
+    ensure!(
+        FREELY + published == BUCKETS + 1,
+        "refused after {published} pages more"
+    );
+    map.expect_all(id)?;
+    ensure!(merge() == 0, "merging again fails");
+    let twin = Map::anon(ALL)?;
+    twin.no_huge();
+    twin.fill_all(id);
+    twin.merge()?;
+    ensure!(twin.pfns()? == map.pfns()?, "pages are not found");
+    map.expect_all(id)
 }
 
 /// Makes allocations of this thread fail at random while `work` runs.

@@ -38,11 +38,11 @@ pub const TESTS: &[Test] = &[
     test("pressure/written-in-swap-cache", written_in_cache),
     test("pressure/whole-machine", || {
         let _swap = Swap::on()?;
-        whole_machine()
+        whole_machine(64 << 20)
     }),
     test("pressure/whole-machine-with-swap-file", || {
-        let _swap = SwapFile::with_size(256 << 20)?;
-        whole_machine()
+        let _swap = SwapFile::with_size(512 << 20)?;
+        whole_machine(16 << 20)
     }),
 ];
 
@@ -264,12 +264,12 @@ fn hog(leave: usize) -> Result<Map> {
     Ok(map)
 }
 
-/// Two processes, each with three times the memory that is left, half of it in pages that repeat, all of them the other's too.
-fn whole_machine() -> Result<()> {
-    const LEFT: usize = 64 << 20;
-    const PAGES: usize = 3 * LEFT / PAGE;
+/// Two processes, each with more memory than is left, half of it in pages that repeat, all of them the other's too. What is left
+/// is more than `left` bytes by what the kernel keeps in reserve.
+fn whole_machine(left: usize) -> Result<()> {
+    const PAGES: usize = (192 << 20) / PAGE;
     const CHUNK: usize = 512;
-    let held = hog(LEFT)?;
+    let held = hog(left)?;
     eprintln!("{} MiB are locked", held.len() >> 20);
     let start = written()?;
     // Little in each page, so that a compressed disk in this same memory helps.
@@ -340,7 +340,7 @@ fn whole_machine() -> Result<()> {
     let out = written()? - start;
     eprintln!("{out} pages were swapped out");
     ensure!(
-        out as usize > LEFT / PAGE / 2,
+        out as usize > PAGES / 6,
         "hardly any page was swapped out: {out}"
     );
     drop(held);

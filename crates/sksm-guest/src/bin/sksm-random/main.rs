@@ -4,7 +4,7 @@ use std::fs;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Parser;
 use sksm_guest::cgroup::Cgroup;
 use sksm_guest::process::{Child, check};
@@ -14,6 +14,7 @@ use sksm_guest::sysfs::Counters;
 
 mod arena;
 mod disturb;
+mod effects;
 mod faults;
 mod operation;
 mod pins;
@@ -24,6 +25,7 @@ mod system;
 mod worker;
 
 use disturb::{Scene, Target};
+use effects::Effects;
 use shared::Shared;
 use summary::Summary;
 use system::{HUGE_PAGES, System};
@@ -74,11 +76,14 @@ fn main() -> ExitCode {
 
 fn run(options: &Options, seed: u64, time: Duration) -> Result<String> {
     let start = Counters::now()?;
-    let _swap = or_without(Swap::on(), "swap");
+    // Every kernel that this is for has it, and without it reclaim does nothing to the pages that are compared.
+    let needed = |error: anyhow::Error| anyhow!("it takes swap space: {error:#}");
+    let _swap = Swap::on().map_err(needed)?;
     let swap_file = match options.stress {
-        true => or_without(SwapFile::on(), "a swap file"),
+        true => Some(SwapFile::on().map_err(needed)?),
         false => None,
     };
+    let effects = Effects::now()?;
     if fs::exists(HUGE_PAGES)? {
         fs::write(format!("{HUGE_PAGES}/enabled"), "madvise")?;
         if options.stress {
@@ -140,7 +145,9 @@ fn run(options: &Options, seed: u64, time: Duration) -> Result<String> {
     });
     eprintln!("the last comparison");
     let ends: Vec<Result<()>> = workers.into_iter().map(Child::join).collect();
-    let summary = Summary::of(&shared, &system, &disturbers, undisturbed);
+    let effects = effects.since()?;
+    let effects_text = effects.to_string();
+    let summary = Summary::of(&shared, &system, &disturbers, undisturbed, effects);
     if options.stress {
         summary.print();
     }
@@ -154,7 +161,8 @@ fn run(options: &Options, seed: u64, time: Duration) -> Result<String> {
         .expect_everything(time)
         .with_context(|| format!("seed {seed}"))?;
     Ok(format!(
-        "seed {seed}, {} operations, {} merge calls, {merged} pages merged, {} forks, {} pages compared, 0 differences",
+        "seed {seed}, {} operations, {} merge calls, {merged} pages merged, {} forks, {effects_text}, {} pages compared, 0 \
+         differences",
         shared.operations(),
         shared.merges(),
         shared.forks(),

@@ -10,6 +10,7 @@ use std::rc::Rc;
 use anyhow::{Context, Result, ensure};
 use io_uring::{IoUring, opcode, types};
 use sksm_guest::memory::{PAGE, WORDS, content};
+use sksm_guest::pagemap::{Flags, Pagemap};
 use sksm_guest::process::{check, pipe};
 
 use crate::arena::Arena;
@@ -21,8 +22,15 @@ pub const PATCH_VALUES: u64 = 3;
 /// Pages in a pipe.
 pub struct Splice {
     out: File,
-    /// What each page held, and whether it was written since.
-    pages: Vec<([u64; WORDS], Rc<Cell<bool>>)>,
+    pages: Vec<Spliced>,
+}
+
+struct Spliced {
+    before: [u64; WORDS],
+    /// Whether its owner has written since.
+    written: Rc<Cell<bool>>,
+    /// It was a merged page, which nobody writes as long as the pipe has it.
+    merged: bool,
 }
 
 impl Splice {
@@ -39,29 +47,50 @@ impl Splice {
             spliced as usize == len,
             "{spliced} bytes went into the pipe"
         );
-        let pages = pages.map(|page| arena.watch(page)).collect();
+        // The pipe keeps pages from becoming merged ones: what is one now was one then.
+        let entries = Pagemap::own()?.entries(addr, pages.len())?;
+        let pages = pages.zip(entries).map(|(page, entry)| {
+            let (before, written) = arena.watch(page);
+            let merged = match entry.pfn() {
+                Some(pfn) => Flags::of(pfn)?.ksm(),
+                None => false,
+            };
+            Ok(Spliced {
+                before,
+                written,
+                merged,
+            })
+        });
+        let pages = pages.collect::<Result<_>>()?;
         Ok(Self { out, pages })
+    }
+
+    /// How many of them were merged pages.
+    pub fn merged(&self) -> usize {
+        self.pages.iter().filter(|page| page.merged).count()
     }
 
     /// A device may have written to these pages by another way than the arena's.
     pub fn written_elsewhere(&self) {
-        self.pages.iter().for_each(|(_, written)| written.set(true));
+        self.pages.iter().for_each(|page| page.written.set(true));
     }
 
-    /// What the pipe gives: the pages as they were. While a page was not shared, writes of its owner show too.
+    /// What the pipe gives: the pages as they were. Of one that was not merged, writes of its owner may show too.
     pub fn check(mut self) -> Result<()> {
         let mut bytes = vec![0; self.pages.len() * PAGE];
         self.out.read_exact(&mut bytes)?;
         let pages = bytes.chunks_exact(PAGE).zip(&self.pages);
-        for (page, (bytes, (before, written))) in pages.enumerate() {
+        for (number, (bytes, page)) in pages.enumerate() {
+            let may_differ = !page.merged && page.written.get();
             for (word, bytes) in bytes.chunks_exact(8).enumerate() {
                 let found = u64::from_ne_bytes(bytes.try_into().expect("eight bytes"));
-                let right = found == before[word] || written.get() && possible(found, word);
+                let before = page.before[word];
                 ensure!(
-                    right,
-                    "page {page} in the pipe, word {word}: expected {:#x}, got {found:#x}; written since: {}",
-                    before[word],
-                    written.get()
+                    found == before || may_differ && possible(found, word),
+                    "page {number} in the pipe, word {word}: expected {before:#x}, got {found:#x}; merged: {}, written \
+                     since: {}",
+                    page.merged,
+                    page.written.get()
                 );
             }
         }

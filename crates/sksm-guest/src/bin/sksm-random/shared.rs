@@ -28,6 +28,8 @@ struct Block {
     done: [AtomicU64; operation::ALL.len()],
     /// Merges that had no memory.
     refused: AtomicU64,
+    /// Merged pages that came back out of a pipe.
+    spliced_merged: AtomicU64,
     /// Page frames taken out of use.
     offlined: AtomicU64,
     areas_taken: [AtomicBool; AREAS],
@@ -88,6 +90,12 @@ impl Shared {
     }
     pub fn count_refused(&self) {
         self.block.refused.fetch_add(1, Relaxed);
+    }
+    pub fn count_spliced_merged(&self, pages: u64) {
+        self.block.spliced_merged.fetch_add(pages, Relaxed);
+    }
+    pub fn spliced_merged(&self) -> u64 {
+        self.block.spliced_merged.load(Relaxed)
     }
     pub fn done(&self, operation: Operation) -> u64 {
         self.block.done[operation as usize].load(Relaxed)

@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use crate::disturb::Disturber;
+use crate::effects::Effects;
 use crate::operation::{self, Operation};
 use crate::shared::Shared;
 use crate::system::System;
@@ -17,6 +18,8 @@ const COLUMNS: usize = 4;
 pub struct Summary {
     operations: Vec<(String, u64)>,
     disturbances: Vec<(String, u64)>,
+    effects: Vec<(String, u64)>,
+    spliced_merged: u64,
     left_out: Vec<(String, String)>,
 }
 
@@ -26,6 +29,7 @@ impl Summary {
         system: &System,
         disturbers: &[Disturber],
         undisturbed: Vec<(&'static str, String)>,
+        effects: Effects,
     ) -> Self {
         let drawn = operation::ALL
             .into_iter()
@@ -53,6 +57,8 @@ impl Summary {
         Self {
             operations,
             disturbances: disturbances.collect(),
+            effects: effects.counts().collect(),
+            spliced_merged: shared.spliced_merged(),
             left_out,
         }
     }
@@ -62,6 +68,12 @@ impl Summary {
         print_table(&self.operations);
         println!("disturbances:");
         print_table(&self.disturbances);
+        println!("what became of pages:");
+        print_table(&self.effects);
+        println!(
+            "{} merged pages came back out of pipes as they had gone in",
+            self.spliced_merged
+        );
         for (name, reason) in &self.left_out {
             println!("left out: {name}: {reason}");
         }
@@ -69,7 +81,8 @@ impl Summary {
 
     /// A test that does not do what it is for is none.
     pub fn expect_everything(&self, time: Duration) -> Result<()> {
-        let never: Vec<&str> = (self.operations.iter().chain(&self.disturbances))
+        let counts = self.operations.iter().chain(&self.disturbances);
+        let never: Vec<&str> = (counts.chain(&self.effects))
             .filter(|(_, count)| *count == 0)
             .map(|(name, _)| name.trim())
             .collect();
@@ -86,7 +99,7 @@ fn print_table(counts: &[(String, u64)]) {
     for line in counts.chunks(COLUMNS) {
         let cells = line
             .iter()
-            .map(|(name, count)| format!("  {name:<14}{count:>8}"));
+            .map(|(name, count)| format!("  {name:<14} {count:>8}"));
         println!("{}", cells.collect::<String>());
     }
 }
@@ -101,6 +114,8 @@ mod tests {
         let mut summary = Summary {
             operations: vec![count("Fill", 3), count("Move", 0)],
             disturbances: vec![count("look", 1)],
+            effects: vec![count("pswpout", 1)],
+            spliced_merged: 0,
             left_out: Vec::new(),
         };
         assert!(summary.expect_everything(LONG / 2).is_ok());
@@ -108,5 +123,8 @@ mod tests {
         assert_eq!(error.to_string(), "never done: Move");
         summary.operations.pop();
         assert!(summary.expect_everything(LONG).is_ok());
+        summary.effects[0].1 = 0;
+        let error = summary.expect_everything(LONG).unwrap_err();
+        assert_eq!(error.to_string(), "never done: pswpout");
     }
 }

@@ -396,6 +396,7 @@ impl Worker<'_> {
         let Some(oldest) = self.splices.pop_front() else {
             return Ok(false);
         };
+        self.shared.count_spliced_merged(oldest.merged() as u64);
         oldest.check().map(|()| true)
     }
 
