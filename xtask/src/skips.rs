@@ -10,6 +10,7 @@ const EXPECTED: &[(&[&str], Reasons)] = &[
     (&["um"], UM),
     (&["x86_64", "debug", "kcsan"], X86_64),
     (&["um", "x86_64", "kcsan"], NO_FAULTS),
+    (&["debug"], SLOW),
 ];
 
 const HOST: Reasons = &[
@@ -72,6 +73,11 @@ const X86_64: Reasons = &[
 ];
 
 const NO_FAULTS: Reasons = &[("sksm-abi/faults/", "the debug kernel injects them")];
+
+const SLOW: Reasons = &[(
+    "sksm-abi/pressure/whole-machine-with-swap-file",
+    "checks every access and lock",
+)];
 
 /// Whether a test may be skipped.
 pub fn expected(name: &str) -> bool {

@@ -8,7 +8,7 @@ use sksm_guest::cgroup::Cgroup;
 use sksm_guest::memory::{Map, PAGE, WORDS};
 use sksm_guest::pagemap::Pagemap;
 use sksm_guest::process::{Child, Link, check, pipe};
-use sksm_guest::report::{Test, test};
+use sksm_guest::report::{Test, skip, test};
 use sksm_guest::swap::{self, Swap, SwapFile};
 
 use crate::expect::{copies, errno, merged, one_page};
@@ -38,11 +38,14 @@ pub const TESTS: &[Test] = &[
     test("pressure/written-in-swap-cache", written_in_cache),
     test("pressure/whole-machine", || {
         let _swap = Swap::on()?;
-        whole_machine(64 << 20)
+        whole_machine()
     }),
     test("pressure/whole-machine-with-swap-file", || {
+        if fs::exists("/proc/lockdep")? {
+            return skip("takes five minutes in a kernel that checks every access and lock");
+        }
         let _swap = SwapFile::with_size(512 << 20)?;
-        whole_machine(16 << 20)
+        whole_machine()
     }),
 ];
 
@@ -242,35 +245,45 @@ fn written_in_cache() -> Result<()> {
     more.iter().try_for_each(|map| map.expect(0, 5))
 }
 
-/// Memory that nothing can take away, so that little is left for everybody else.
-fn hog(leave: usize) -> Result<Map> {
-    // Or a swap file that was written just now counts as available, and is.
-    fs::write("/proc/sys/vm/drop_caches", "1").context("cannot drop the page cache")?;
-    let info = fs::read_to_string("/proc/meminfo")?;
-    let available = info
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))
-        .and_then(|rest| rest.trim().strip_suffix(" kB"))
-        .and_then(|number| number.parse::<usize>().ok())
-        .context("MemAvailable")?
-        << 10;
-    let pages = available.saturating_sub(leave) / PAGE;
-    let map = Map::anon(pages)?;
-    // Many small pages take long where each is checked. A kernel without huge pages refuses, and is right.
-    map.advise(libc::MADV_HUGEPAGE).ok();
-    // SAFETY: the mapping's own range; its contents do not change.
-    check(unsafe { libc::mlock(map.addr() as *const _, map.len()) })
-        .context("cannot lock memory")?;
-    Ok(map)
+/// The first word behind `name` in each line that starts with it, as a number.
+fn numbers<'a>(text: &'a str, name: &'a str) -> impl Iterator<Item = usize> + 'a {
+    text.lines()
+        .filter_map(move |line| line.trim().strip_prefix(name))
+        .filter_map(|rest| rest.split_whitespace().next()?.parse().ok())
 }
 
-/// Two processes, each with more memory than is left, half of it in pages that repeat, all of them the other's too. What is left
-/// is more than `left` bytes by what the kernel keeps in reserve.
-fn whole_machine(left: usize) -> Result<()> {
-    const PAGES: usize = (192 << 20) / PAGE;
+/// Memory that nothing can take away, so that little is left for everybody else: so many bytes above what the kernel keeps for
+/// itself.
+fn hog(leave: usize) -> Result<Vec<Map>> {
+    const ENOUGH: usize = (1 << 20) / PAGE;
+    let reserve: usize = numbers(&fs::read_to_string("/proc/zoneinfo")?, "min ").sum();
+    let mut held = Vec::new();
+    loop {
+        // A swap file that was written just now takes part of it, which the kernel would take away, and does not give up at once.
+        fs::write("/proc/sys/vm/drop_caches", "1").context("cannot drop the page cache")?;
+        let info = fs::read_to_string("/proc/meminfo")?;
+        let free = numbers(&info, "MemFree:").next().context("MemFree")? << 10;
+        let pages = (free / PAGE).saturating_sub(leave / PAGE + reserve);
+        if pages < ENOUGH {
+            return Ok(held);
+        }
+        let map = Map::anon(pages)?;
+        // Many small pages take long where each is checked. A kernel without huge pages refuses, and is right.
+        map.advise(libc::MADV_HUGEPAGE).ok();
+        // SAFETY: the mapping's own range; its contents do not change.
+        check(unsafe { libc::mlock(map.addr() as *const _, map.len()) })
+            .context("cannot lock memory")?;
+        eprintln!("{} MiB are locked", map.len() >> 20);
+        held.push(map);
+    }
+}
+
+/// Two processes, each with half as much again as is left, half of it in pages that repeat, all of them the other's too.
+fn whole_machine() -> Result<()> {
+    const LEFT: usize = 96 << 20;
+    const PAGES: usize = LEFT / 2 * 3 / PAGE;
     const CHUNK: usize = 512;
-    let held = hog(left)?;
-    eprintln!("{} MiB are locked", held.len() >> 20);
+    let held = hog(LEFT)?;
     let start = written()?;
     // Little in each page, so that a compressed disk in this same memory helps.
     let id = |page: usize| {
