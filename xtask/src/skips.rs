@@ -75,8 +75,8 @@ const X86_64: Reasons = &[
 const NO_FAULTS: Reasons = &[("sksm-abi/faults/", "the debug kernel injects them")];
 
 const SLOW: Reasons = &[(
-    "sksm-abi/pressure/whole-machine-with-swap-file",
-    "checks every access and lock",
+    "sksm-abi/pressure/whole-machine",
+    "too slow; the stress swaps there too",
 )];
 
 /// Whether a test may be skipped.
