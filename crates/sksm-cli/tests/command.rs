@@ -191,7 +191,11 @@ fn as_nobody(arguments: &[&str]) -> Output {
     }
     let dir = tempfile::tempdir().unwrap();
     let program = dir.path().join("sksm");
-    std::fs::copy(env!("CARGO_BIN_EXE_sksm"), &program).unwrap();
+    // Not by this process: a child that another test forks meanwhile would keep it open to write, and nobody could run it.
+    let copied = Command::new("cp")
+        .args([env!("CARGO_BIN_EXE_sksm").as_ref(), program.as_os_str()])
+        .status();
+    assert!(copied.unwrap().success());
     let open = std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(dir.path(), open).unwrap();
     let mut command = Command::new(&program);
