@@ -9,10 +9,11 @@ use std::time::Instant;
 use twox_hash::XxHash3_64;
 
 const PAGE: usize = 4096;
-/// Of so many tries the best counts, as other programs can only make one slower.
-const TRIES: usize = 4;
-/// So many pages the command reads at once.
+/// XXH3 and what is beside it are tried in turn, so many times: shown is the one in the middle.
+const TRIES: usize = 5;
+/// So many pages the command reads at once, or bytes of each.
 const AT_ONCE: usize = 128;
+const SAMPLE: usize = 128;
 
 fn main() {
     let len = (4 * largest_cache()).next_power_of_two().max(1 << 30);
@@ -49,36 +50,24 @@ fn measure(len: usize, advice: i32) {
         assert_eq!(libc::madvise(start, len, advice), 0, "no huge pages here");
         std::slice::from_raw_parts_mut(start.cast::<u8>(), len)
     };
-    // Pages that all differ.
-    for (number, page) in memory.chunks_exact_mut(PAGE).enumerate() {
-        page.fill(1);
-        page[..8].copy_from_slice(&number.to_le_bytes());
-    }
+    let pages = len / PAGE;
+    fill(memory, |number| number);
     let own = std::process::id() as i32;
-    let hash = best(|| {
-        let start = cpu_time();
-        hash_all(memory);
-        len as f64 / (cpu_time() - start)
-    });
-    let threads = std::thread::available_parallelism().map_or(1, usize::from);
-    let hash_together = best(|| {
-        let start = Instant::now();
-        std::thread::scope(|scope| {
-            for part in memory.chunks(len / threads) {
-                scope.spawn(|| hash_all(part));
-            }
-        });
-        len as f64 / start.elapsed().as_secs_f64()
-    });
-    let copy = best(|| {
-        let start = cpu_time();
-        copy_all(own, memory);
-        len as f64 / (cpu_time() - start)
-    });
     println!("  on each core");
-    show("XXH3 where it is", hash, hash);
-    show("process_vm_readv, nothing else", copy, hash);
-    show("estimate", best(|| estimate(&[own], len).0), hash);
+    show_alone("XXH3 where it is", || hash_each(memory));
+    show("process_vm_readv of all", memory, hash_each, || {
+        copy_all(own, memory, PAGE)
+    });
+    show(
+        "process_vm_readv of 128 bytes a page",
+        memory,
+        hash_each,
+        || copy_all(own, memory, SAMPLE),
+    );
+    let each = |memory: &[u8], what| {
+        show(what, memory, hash_each, || estimate(&[own], memory.len()).0);
+    };
+    each(memory, "estimate, all differ");
     // SAFETY: the child only waits.
     let child = unsafe { libc::fork() };
     if child == 0 {
@@ -87,42 +76,90 @@ fn measure(len: usize, advice: i32) {
             unsafe { libc::pause() };
         }
     }
-    let shared = best(|| estimate(&[own, child], 2 * len).0);
+    show(
+        "estimate, in common with a child",
+        memory,
+        hash_each,
+        || estimate(&[own, child], 2 * len).0,
+    );
     // SAFETY: our own child, not waited for yet.
     unsafe {
         libc::kill(child, libc::SIGKILL);
         libc::waitpid(child, std::ptr::null_mut(), 0);
     }
-    show("estimate, in common with a child", shared, hash);
-    println!("  on all cores, {threads}, by the clock");
-    show("XXH3 where it is", hash_together, hash_together);
-    show(
-        "estimate, from start to exit",
-        best(|| estimate(&[own], len).1),
-        hash_together,
-    );
+    println!("  on all cores, by the clock");
+    show_alone("XXH3 where it is", || hash_together(memory));
+    show("estimate, all differ", memory, hash_together, || {
+        estimate(&[own], len).1
+    });
+    println!("  on each core");
+    // One page in eight is the twin of one far from it.
+    fill(memory, |number| match number % 8 {
+        0 => (number + pages / 2) % pages + 1,
+        _ => number,
+    });
+    each(memory, "estimate, a quarter are twins");
+    fill(memory, |number| number % (pages / 2));
+    each(memory, "estimate, all are twins");
+    fill(memory, |number| number);
     for page in memory.chunks_exact_mut(PAGE).step_by(2) {
         page.fill(0);
     }
-    show(
-        "estimate, half of it zeros",
-        best(|| estimate(&[own], len).1),
-        hash_together,
-    );
+    each(memory, "estimate, every other one is of zeros");
+    fill(memory, |number| number);
+    memory[len / 2..].fill(0);
+    each(memory, "estimate, the second half is zeros");
     // SAFETY: of the mapping above, used for the last time.
     unsafe { libc::munmap(memory.as_mut_ptr().cast(), len) };
 }
 
-fn show(what: &str, speed: f64, yardstick: f64) {
+/// Fills pages that have the same number with the same, and others with nothing alike.
+fn fill(memory: &mut [u8], content: impl Fn(usize) -> usize) {
+    for (number, page) in memory.chunks_exact_mut(PAGE).enumerate() {
+        let mut word = content(number) as u64;
+        for bytes in page.chunks_exact_mut(8) {
+            word = (word + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            bytes.copy_from_slice(&(word ^ word >> 32).to_le_bytes());
+        }
+    }
+}
+
+fn show_alone(what: &str, mut measure: impl FnMut() -> f64) {
+    let speed = middle((0..TRIES).map(|_| measure()).collect());
+    println!("    {what:38} {:6.2} GB/s", speed / 1e9);
+}
+
+/// Beside the yardstick.
+fn show(what: &str, memory: &[u8], yardstick: impl Fn(&[u8]) -> f64, measure: impl Fn() -> f64) {
+    let tries = (0..TRIES).map(|_| (yardstick(memory), measure()));
+    let (shares, speeds) = tries.map(|(all, speed)| (speed / all, speed)).unzip();
     println!(
-        "    {what:34} {:6.2} GB/s  {:3.0} %",
-        speed / 1e9,
-        100.0 * speed / yardstick
+        "    {what:38} {:6.2} GB/s  {:3.0} %",
+        middle(speeds) / 1e9,
+        100.0 * middle(shares)
     );
 }
 
-fn best(mut measure: impl FnMut() -> f64) -> f64 {
-    (0..TRIES).map(|_| measure()).fold(0.0, f64::max)
+fn middle(mut tries: Vec<f64>) -> f64 {
+    tries.sort_by(f64::total_cmp);
+    tries[tries.len() / 2]
+}
+
+fn hash_each(memory: &[u8]) -> f64 {
+    let start = cpu_time();
+    hash_all(memory);
+    memory.len() as f64 / (cpu_time() - start)
+}
+
+fn hash_together(memory: &[u8]) -> f64 {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let start = Instant::now();
+    std::thread::scope(|scope| {
+        for part in memory.chunks(memory.len() / threads) {
+            scope.spawn(|| hash_all(part));
+        }
+    });
+    memory.len() as f64 / start.elapsed().as_secs_f64()
 }
 
 fn hash_all(memory: &[u8]) {
@@ -131,20 +168,29 @@ fn hash_all(memory: &[u8]) {
     }
 }
 
-/// As the command reads the pages of a process that nobody else has.
-fn copy_all(own: i32, memory: &[u8]) {
-    let mut room = vec![0; AT_ONCE * PAGE];
-    for part in memory.chunks_exact(room.len()) {
-        let vector = |start: *const u8| libc::iovec {
+/// As the command reads so much of the pages of a process that nobody else has.
+fn copy_all(own: i32, memory: &[u8], each: usize) -> f64 {
+    let start = cpu_time();
+    let mut room = vec![0; AT_ONCE * each];
+    for part in memory.chunks_exact(AT_ONCE * PAGE) {
+        let vector = |start: *const u8, len| libc::iovec {
             iov_base: start.cast_mut().cast(),
-            iov_len: part.len(),
+            iov_len: len,
         };
-        let (here, there) = (vector(room.as_mut_ptr()), vector(part.as_ptr()));
+        let here = vector(room.as_mut_ptr(), room.len());
+        let there: Vec<libc::iovec> = match each {
+            PAGE => vec![vector(part.as_ptr(), part.len())],
+            _ => (part.chunks_exact(PAGE))
+                .map(|page| vector(page[PAGE / 4..].as_ptr(), each))
+                .collect(),
+        };
+        let count = there.len() as libc::c_ulong;
         // SAFETY: writes the room alone, and reads memory of this process that nobody writes to.
-        let read = unsafe { libc::process_vm_readv(own, &here, 1, &there, 1, 0) };
-        assert_eq!(read, part.len() as isize);
+        let read = unsafe { libc::process_vm_readv(own, &here, 1, there.as_ptr(), count, 0) };
+        assert_eq!(read, room.len() as isize);
         black_box(&mut room);
     }
+    memory.len() as f64 / (cpu_time() - start)
 }
 
 /// Bytes looked at in a second of all threads' time, and in one by the clock.

@@ -1,8 +1,9 @@
 //! The verb `estimate`: reads what processes hold, and says what merging would save. Nothing is changed.
 //!
-//! The page tables are read first, so that no page is faulted in; then each present private page is hashed. What is kept is 16
-//! bytes for each page looked at, 4 MiB for a GiB, and 8 more with `--settle`; of a frame that several processes have in common
-//! also its hash.
+//! The page tables are read first, so that no page is faulted in; then each present private page is hashed, or a sample of it and
+//! then only those whose sample is another's as well. What is kept is 16 bytes for each page looked at, 4 MiB for a GiB; 4 more
+//! of one that is read in full while others are sampled; and 8 more with `--settle`, which samples none. Of a frame that several
+//! processes have in common also its hash is kept.
 
 pub mod pagemap;
 
@@ -10,8 +11,14 @@ mod count;
 mod frames;
 mod memory;
 mod page;
+mod pieces;
 mod plot;
+mod probe;
 mod read;
+mod repeated;
+mod sample;
+mod subject;
+mod worker;
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -27,7 +34,7 @@ use serde::Serialize;
 use crate::target::{self, Targets};
 use crate::{exit, merge, output};
 use frames::Mappings;
-use read::{Subject, Unread};
+use subject::{Subject, Unread};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -149,24 +156,24 @@ fn look(args: &Args, pids: &[u32]) -> Result<Report> {
     let rules = count::Rules {
         domains: &domains,
         most: max_page_sharing,
-        zero: read::hash_of_zeros(),
+        zero: worker::hash_of_zeros(),
         tells_frames: pagemap::tells_frames(),
         mappings: &Mappings::open(),
     };
-    let counted = count::count(&look.pages, &rules);
+    let counted = count::count(&look.pages, &look.singles, &rules);
     let (seconds, cpu_seconds) = (start.elapsed().as_secs_f64(), cpu_time() - cpu_start);
     let stable = args.settle.map(|settle| {
         // They are not needed any more, and their memory is for the second look.
         look.pages = Vec::new();
         std::thread::sleep(Duration::from_secs(settle));
         let bar = output::progress("reading again", total);
-        let mut again = read::look_again(&look.subjects, &look.before, how, &bar);
+        let mut again = read::look_again(&look.subjects, &look.before, &bar);
         bar.finish_and_clear();
         for unread in &mut again.unread {
             unread.reason = format!("at the second look: {}", unread.reason);
         }
         look.unread.append(&mut again.unread);
-        count::count(&again.pages, &rules).within
+        count::count(&again.pages, &again.singles, &rules).within
     });
     let rows = (look.subjects.iter().zip(counted.processes))
         .filter_map(|(subject, saving)| Some((subject.as_ref()?, saving)))

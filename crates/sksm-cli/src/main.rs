@@ -48,8 +48,8 @@ enum Verb {
     Top(top::Args),
     /// What merging would save, on any kernel; nothing is merged
     ///
-    /// Takes 4 MiB of memory for each GiB that it looks at, 6 with --settle, and about as much again for what processes have in
-    /// common since a fork.
+    /// Takes 4 to 5 MiB of memory for each GiB that it looks at, 6 with --settle, and about as much again for what processes have
+    /// in common since a fork.
     Estimate(estimate::Args),
     /// Write completions and man pages
     #[command(hide = true)]

@@ -191,7 +191,11 @@ fn as_nobody(arguments: &[&str]) -> Output {
     }
     let dir = tempfile::tempdir().unwrap();
     let program = dir.path().join("sksm");
-    std::fs::copy(env!("CARGO_BIN_EXE_sksm"), &program).unwrap();
+    // Not by this process: a child that another test forks meanwhile would keep it open to write, and nobody could run it.
+    let copied = Command::new("cp")
+        .args([env!("CARGO_BIN_EXE_sksm").as_ref(), program.as_os_str()])
+        .status();
+    assert!(copied.unwrap().success());
     let open = std::fs::Permissions::from_mode(0o755);
     std::fs::set_permissions(dir.path(), open).unwrap();
     let mut command = Command::new(&program);
@@ -280,6 +284,83 @@ fn pages_in_common_since_a_fork_are_one() {
     }
 }
 
+/// Where in a page the command takes its sample, of 128 bytes.
+const SAMPLE: usize = 1024;
+
+/// A child with pages in any order: of these numbers, which differ; like others in the sample only; in groups of so many equal
+/// ones; of zeros.
+fn mixed(
+    single: std::ops::Range<usize>,
+    alike: usize,
+    (groups, size): (usize, usize),
+    zero: usize,
+) -> Forked {
+    let (first, single) = (single.start, single.len());
+    Forked::new(|| {
+        let all = single + alike + groups * size + zero;
+        let pages = Pages::new(all, |_| [0, 0]);
+        for number in 0..all {
+            let (group, last) = (single + alike, all - zero);
+            let (start, sample) = match number {
+                number if number < single => (0, [1, first + number]),
+                number if number < group => (number - single + 1, [2, 0]),
+                number if number < last => (0, [3, (number - group) / size]),
+                _ => (0, [0, 0]),
+            };
+            // SAFETY: within the mapping, whose number of pages is prime to this one.
+            unsafe {
+                let page = pages.0.add(number * 7919 % all * sksm::page_size());
+                page.cast::<usize>().write_volatile(start);
+                page.add(SAMPLE).cast::<[usize; 2]>().write_volatile(sample);
+            }
+        }
+        std::mem::forget(pages);
+    })
+}
+
+/// Whether pages are sampled first, as few have twins, or are read at once; and with both in one look.
+#[test]
+fn samples_change_no_figure() {
+    let _alone = alone();
+    // So few pairs that the probe hardly ever meets several of them.
+    let few = || mixed(0..9000, 500, (60, 2), 300);
+    let many = || mixed(8800..11_800, 300, (1500, 4), 100);
+    let nothing = Forked::new(|| ());
+    let mut shares = Vec::new();
+    let mut look = |children: &[&Forked], right: [f64; 3]| {
+        let pids: Vec<String> = children.iter().map(|child| child.pid()).collect();
+        let all: Vec<&str> = pids.iter().map(String::as_str).collect();
+        let (mut seen, mut bare) = (Vec::new(), Vec::new());
+        let found = |report: &Value| {
+            let [pages, saved] = figures(report);
+            let zeros = report["zero"]["saved_pages"].as_f64().unwrap();
+            [pages, saved, zeros, report["read_bytes"].as_f64().unwrap()]
+        };
+        estimates(&all, |report| seen.push(found(&report)));
+        estimates(&[&nothing.pid()], |report| bare.push(found(&report)));
+        for (seen, bare) in seen.iter().zip(&bare) {
+            for (figure, right) in right.iter().enumerate() {
+                let more = seen[figure] - bare[figure];
+                // Each child has a few pages of its own.
+                let near = 40.0 * children.len() as f64;
+                assert!((more - right).abs() < near, "{seen:?}, {bare:?}: {right}");
+            }
+            shares.push((seen[3] - bare[3]) / (right[0] * sksm::page_size() as f64));
+        }
+    };
+    look(&[&few()], [9920.0, 60.0 + 300.0, 300.0]);
+    look(&[&many()], [9400.0, 4500.0 + 100.0, 100.0]);
+    // Of pages that are sampled in one of them some have their twins in the other, which is read in full.
+    let across = 200.0 + 300.0 + 60.0;
+    let right = [19_320.0, 360.0 + 4600.0 + across, 400.0];
+    look(&[&few(), &many()], right);
+    // It was as it was meant to be.
+    assert!(shares[..2].iter().all(|share| *share < 0.3), "{shares:?}");
+    assert!(shares[2..4].iter().all(|share| *share > 0.9), "{shares:?}");
+    let both = |share: &f64| (0.5..0.7).contains(share);
+    assert!(shares[4..].iter().all(both), "{shares:?}");
+}
+
 /// A frame is not saved while a process has it that is not looked at: this one.
 #[test]
 fn what_others_keep_is_not_saved() {
@@ -316,30 +397,55 @@ fn what_others_keep_is_not_saved() {
     drop(pages);
 }
 
-/// A GiB more takes what it says: 4 MiB, and 2 more for a second look.
+/// A GiB more takes what it says: 4 MiB, or 2 more for a second look, or 1 more where some pages are sampled and others read.
 #[test]
 fn memory_is_bounded() {
     const GIB: usize = 1 << 30;
     let _alone = alone();
     let pid = std::process::id().to_string();
-    let peak = |more: &[&str]| {
+    let look = |more: &[&str]| {
         let arguments = [&["estimate", "--json", "--pid", &pid] as &[&str], more].concat();
         let report = json(&arguments);
-        let read = report["read_bytes"].as_u64().unwrap();
-        (read as usize, report["own_peak_bytes"].as_f64().unwrap())
+        (
+            figures(&report)[0] as usize,
+            report["own_peak_bytes"].as_f64().unwrap(),
+        )
     };
-    let pages = |bytes| Pages::new(bytes / sksm::page_size(), |number| [6, number as u64]);
-    let looks = [&[] as &[&str], &["--settle", "0"]];
-    // So much that all is in use that does not depend on it.
-    let few = pages(GIB / 4);
-    let least = looks.map(peak);
-    let many = pages(GIB);
-    let most = looks.map(peak);
-    drop((few, many));
-    for (number, mib) in [4.0, 6.0].into_iter().enumerate() {
-        assert!(most[number].0 >= least[number].0 + GIB - GIB / 100);
-        let used = (most[number].1 - least[number].1) / f64::from(1 << 20);
-        assert!(used < mib * 1.1, "{used} MiB with {:?}", looks[number]);
+    // Groups of equal pages, with samples that are zeros in some.
+    let pages = |bytes, equal: usize, zeros: usize| {
+        let all = bytes / sksm::page_size();
+        let pages = Pages::new(all, |number| [6, (number / equal) as u64]);
+        for number in (0..all).filter(|number| number % 10 >= zeros) {
+            // SAFETY: within the mapping.
+            unsafe {
+                let sample = pages.0.add(number * sksm::page_size() + SAMPLE);
+                sample
+                    .cast::<[usize; 2]>()
+                    .write_volatile([bytes, number / equal]);
+            }
+        }
+        pages
+    };
+    let settle: &[&str] = &["--settle", "0"];
+    let cases = [
+        (1, 0, &[] as &[&str], 4.0),
+        (2, 0, &[], 4.0),
+        (1, 3, &[], 5.0),
+        (1, 0, settle, 6.0),
+    ];
+    for (equal, zeros, more, mib) in cases {
+        // So much that all is in use that does not depend on it.
+        let few = pages(GIB / 4, equal, zeros);
+        let least = look(more);
+        let many = pages(GIB, equal, zeros);
+        let most = look(more);
+        drop((few, many));
+        assert!((most.0 - least.0) * sksm::page_size() >= GIB - GIB / 100);
+        let used = (most.1 - least.1) / f64::from(1 << 20);
+        assert!(
+            used < mib * 1.1,
+            "{used} MiB with {more:?}, {equal} equal, {zeros} zeros"
+        );
     }
 }
 

@@ -4,7 +4,8 @@ use std::ops::Range;
 
 use super::Saving;
 use super::frames::Mappings;
-use super::page::Page;
+use super::page::{KIND_BITS, Page};
+use super::repeated::Singles;
 
 /// What was counted.
 #[derive(Default)]
@@ -35,8 +36,8 @@ pub struct Rules<'a> {
     pub mappings: &'a Mappings,
 }
 
-/// Counts sorted parts, on all processors.
-pub fn count(parts: &[Vec<Page>], rules: &Rules<'_>) -> Counted {
+/// Counts sorted parts, on all processors, and pages that are known to have no twin.
+pub fn count(parts: &[Vec<Page>], singles: &Singles, rules: &Rules<'_>) -> Counted {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let pages: usize = parts.iter().map(Vec::len).sum();
     // Not for a few pages.
@@ -50,7 +51,7 @@ pub fn count(parts: &[Vec<Page>], rules: &Rules<'_>) -> Counted {
             })
             .collect();
         let counted = workers.into_iter().filter_map(|worker| worker.join().ok());
-        counted.fold(Counted::new(rules), Counted::and)
+        counted.fold(Counted::of_singles(singles, rules), Counted::and)
     })
 }
 
@@ -300,10 +301,28 @@ fn each_frame(group: &[&[Page]], mut see: impl FnMut(&[Page])) {
 impl Counted {
     fn new(rules: &Rules<'_>) -> Self {
         Counted {
-            kinds: vec![Saving::default(); 1 << super::page::KIND_BITS],
+            kinds: vec![Saving::default(); 1 << KIND_BITS],
             processes: vec![Saving::default(); rules.domains.len()],
             ..Counted::default()
         }
+    }
+
+    fn of_singles(singles: &Singles, rules: &Rules<'_>) -> Self {
+        let mut counted = Counted::new(rules);
+        for (process, kinds) in singles.iter().enumerate() {
+            for (kind, pages) in kinds.iter().enumerate() {
+                let saving = Saving {
+                    mapped_pages: *pages,
+                    pages: *pages as f64,
+                    saved_pages: 0.0,
+                };
+                counted.within.add(saving);
+                counted.across.add(saving);
+                counted.kinds[kind].add(saving);
+                counted.processes[process].add(saving);
+            }
+        }
+        counted
     }
 
     fn and(mut self, more: Counted) -> Self {
@@ -357,7 +376,10 @@ mod tests {
             tells_frames: true,
             mappings,
         };
-        let (counted, other) = (count(&[whole], &rules), count(&parts, &rules));
+        let (counted, other) = (
+            count(&[whole], &Singles::new(), &rules),
+            count(&parts, &Singles::new(), &rules),
+        );
         assert_eq!(counted.across, other.across);
         let near = |a: f64, b: f64| (a - b).abs() < 1e-6;
         assert!(near(counted.within.saved_pages, other.within.saved_pages));
@@ -444,6 +466,28 @@ mod tests {
         let counted = counted(&pages, 256, &others());
         assert_eq!(figures(counted.within), (3, 2.0, 0.5));
         assert_eq!(figures(counted.across), (3, 2.0, 1.0));
+    }
+
+    #[test]
+    fn singles_are_counted_where_they_belong() {
+        let rules = Rules {
+            domains: DOMAINS,
+            most: 256,
+            zero: ZERO,
+            tells_frames: false,
+            mappings: &Mappings::unknown(),
+        };
+        let mut singles = vec![[0; 8]; 3];
+        (singles[0][1], singles[2][1], singles[2][4]) = (5, 7, 9);
+        let pages = vec![page(1, 0, 0), page(1, 0, 1)];
+        let counted = count(&[pages], &singles, &rules);
+        assert_eq!(figures(counted.within), (23, 23.0, 1.0));
+        assert_eq!(figures(counted.across), (23, 23.0, 1.0));
+        assert_eq!(figures(counted.kinds[1]), (12, 12.0, 0.0));
+        assert_eq!(figures(counted.kinds[4]), (11, 11.0, 1.0));
+        let processes = counted.processes.into_iter().map(figures);
+        let right = [(6, 6.0, 0.5), (1, 1.0, 0.5), (16, 16.0, 0.0)];
+        assert!(processes.eq(right) && counted.maybe_shared == 0);
     }
 
     /// However the hashes are divided among processors.

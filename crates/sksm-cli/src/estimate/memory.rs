@@ -12,6 +12,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::pagemap::Entry;
+use super::sample;
 
 pub struct Memory {
     pid: u32,
@@ -52,6 +53,19 @@ impl Memory {
         done
     }
 
+    /// Samples these pages, which must be this process's alone, one after the other; tells how many came before one that cannot
+    /// be read. None where this call is refused.
+    pub fn sample(&self, addrs: impl Iterator<Item = u64>, room: &mut [u8]) -> Option<usize> {
+        let there: Vec<libc::iovec> = addrs
+            .map(|addr| remote(sample::place(addr), sample::LEN))
+            .collect();
+        match self.copy(&there, room) {
+            Ok(read) => Some(read / sample::LEN),
+            Err(error) if error.raw_os_error() == Some(libc::EFAULT) => Some(0),
+            Err(_) => None,
+        }
+    }
+
     fn by_file(&self, places: &[Place], room: &mut [u8]) -> usize {
         let page = sksm::page_size();
         let mut done = 0;
@@ -74,11 +88,13 @@ impl Memory {
         let page = sksm::page_size();
         let there: Vec<libc::iovec> = places
             .chunk_by(|a, b| a.0 + page as u64 == b.0)
-            .map(|run| libc::iovec {
-                iov_base: run.first().map_or(0, |(addr, _)| *addr) as *mut libc::c_void,
-                iov_len: run.len() * page,
-            })
+            .map(|run| remote(run.first().map_or(0, |(addr, _)| *addr), run.len() * page))
             .collect();
+        Some(self.copy(&there, room).ok()? / page)
+    }
+
+    /// Copies these ranges one after the other, up to the first that cannot be read; tells how many bytes that is.
+    fn copy(&self, there: &[libc::iovec], room: &mut [u8]) -> io::Result<usize> {
         let here = libc::iovec {
             iov_base: room.as_mut_ptr().cast(),
             iov_len: room.len(),
@@ -94,11 +110,18 @@ impl Memory {
                 0,
             )
         };
-        Some(usize::try_from(read).ok()? / page)
+        usize::try_from(read).map_err(|_| io::Error::last_os_error())
+    }
+}
+
+fn remote(addr: u64, len: usize) -> libc::iovec {
+    libc::iovec {
+        iov_base: addr as *mut libc::c_void,
+        iov_len: len,
     }
 }
 
 /// Whether pinning this page ends no sharing. A fork in between costs the process one copy of it.
-fn alone(place: &Place, merged: bool) -> bool {
+pub fn alone(place: &Place, merged: bool) -> bool {
     place.1.exclusive() && !merged
 }

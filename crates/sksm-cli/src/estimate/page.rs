@@ -1,7 +1,7 @@
 //! What is kept of a page that was looked at.
 
 /// A page of a process: 16 bytes, as there are many. In order, equal pages are together, and of those the ones that are one
-/// page frame.
+/// page frame. Of a page that was only sampled the hash is its sample's, and the frame, which no other page is, its number.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Page {
     /// Of its bytes. 64 bits are enough to count by: among the pages of a TiB, two that differ have the same hash once in 500
@@ -19,6 +19,12 @@ const FRAME_BITS: u32 = 40;
 pub const MOST_PROCESSES: usize = 1 << PROCESS_BITS;
 
 impl Page {
+    /// In the place of a page that is no more: of a kind that no page has.
+    pub const GONE: Page = Page {
+        hash: 0,
+        place: u64::MAX,
+    };
+
     /// `frame` is 0 where no other page can be the same frame.
     pub fn new(hash: u64, frame: u64, process: u32, kind: u8) -> Self {
         let frame = frame & ((1 << FRAME_BITS) - 1);
@@ -28,6 +34,16 @@ impl Page {
             hash,
             place: frame << (PROCESS_BITS + KIND_BITS) | process << KIND_BITS | kind,
         }
+    }
+
+    /// None where the number of the page, which is its address in pages, is too large.
+    pub fn sampled(key: u64, number: u64, process: u32, kind: u8) -> Option<Self> {
+        (number >> FRAME_BITS == 0).then(|| Page::new(key, number, process, kind))
+    }
+
+    /// Of a page that was only sampled.
+    pub fn number(self) -> u64 {
+        self.frame()
     }
 
     pub fn frame(self) -> u64 {
@@ -60,6 +76,9 @@ mod tests {
                 }
             }
         }
+        assert_eq!(Page::sampled(9, 1 << FRAME_BITS, 0, 0), None);
+        let sampled = Page::sampled(9, (1 << FRAME_BITS) - 1, 3, 1).unwrap();
+        assert_eq!(sampled.number(), (1 << FRAME_BITS) - 1);
         let page = |hash, frame, process| Page::new(hash, frame, process, 7);
         assert!(page(1, 9, 9) < page(2, 0, 0) && page(1, 1, 9) < page(1, 2, 0));
     }
