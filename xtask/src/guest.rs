@@ -279,11 +279,11 @@ impl<'a> Boot<'a> {
             eprintln!("warning: {warning}");
         }
         let scratch = scratch(self.project)?;
-        let agent = env::current_exe().context("cannot find this program")?;
         let initrd = scratch.path().join("initrd");
         let archive = initramfs::build(&Contents {
             arch,
-            agent: &agent,
+            // Not by its name: a newer one may have been built in the meantime.
+            agent: Path::new("/proc/self/exe"),
             visible: visible(self.project)?,
         })?;
         fs::write(&initrd, archive)
