@@ -53,12 +53,13 @@ const HARMLESS: &[&str] = &[
     "kmemleak: Automatic memory scanning thread started",
 ];
 
-/// The kernel has races that its authors accept; the engine's count: those with a function of it in one of the two stacks,
-/// or in the title, which names the two innermost functions. All its symbols have its name in them.
+/// The kernel has races that its authors accept, also deep below what the engine calls and in interrupts that come while it runs.
+/// The engine's count: those where it is, or has called, the function that a stack begins with, or is in the title, which names
+/// these two. All its symbols have its name in them.
 const DATA_RACE: &str = "BUG: KCSAN:";
 const ENGINE: &str = "sksm";
-/// Looks at what other CPUs are writing and takes any answer, whoever calls it; the engine does.
-const ACCEPTED: &str = "__lru_add_drain_all";
+/// Stands above each of the two stacks.
+const ACCESS: &str = " bytes by ";
 /// Begins and ends a report of the race detector.
 const RULE: &str = "========";
 
@@ -79,11 +80,13 @@ pub fn splats(log: &str, limit: usize) -> Vec<String> {
         .collect()
 }
 
-/// Whether the report that begins with these lines names the engine. A process may have its name too, so only functions count.
+/// Whether the report that begins with these lines is of the engine. A process may have its name too, so only functions count.
 fn engine_races(report: &[&str]) -> bool {
-    let mut stacks = report[1..].iter().take_while(|line| !line.contains(RULE));
-    !report[0].contains(ACCEPTED)
-        && (report[0].contains(ENGINE) || stacks.any(|line| function(line).contains(ENGINE)))
+    let end = report[1..].iter().position(|line| line.contains(RULE));
+    let report = &report[..end.map_or(report.len(), |end| end + 1)];
+    let mut stacks = report.split(|line| line.contains(ACCESS)).skip(1);
+    let engine = |line: &&str| function(line).contains(ENGINE);
+    report[0].contains(ENGINE) || stacks.any(|stack| stack.iter().take(2).any(engine))
 }
 
 /// The function of a line of a stack, as in ` do_madvise+0x1/0x2`.
@@ -166,15 +169,17 @@ mod tests {
                 "do_madvise",
             ],
         );
-        let accepted = race(
+        let below = race(
             "__lru_add_drain_all / folios_put_refs",
-            &["__lru_add_drain_all", "_RN4sksm5merge9merge_pmd"],
+            &[
+                "__lru_add_drain_all",
+                "lru_add_drain_all",
+                "_RN4sksm9merge_pmd",
+            ],
             &["folios_put_refs", "do_wp_page"],
         );
-        assert_eq!(
-            splats(&(of_others.clone() + &accepted), 10),
-            Vec::<String>::new()
-        );
+        assert_eq!(splats(&of_others, 10), Vec::<String>::new());
+        assert_eq!(splats(&below, 10), Vec::<String>::new());
         assert_eq!(splats(&in_title, 10).len(), 1);
         assert_eq!(splats(&in_rust, 10).len(), 1);
         // What follows a report is not of it.
