@@ -86,7 +86,11 @@ fn started(pty: &Pty) -> Running {
     let running = Running(pty.start(&mut top()));
     pty.wait_for("invert", 0);
     assert_ne!(pty.modes(), modes, "keys would wait for a line's end");
-    assert!(pty.output().contains("\u{1b}[?1049h"));
+    let output = pty.output();
+    let other = output.find("\u{1b}[?1049h").expect("another screen");
+    let cleared = output.find("\u{1b}[2J").expect("a blank one");
+    let drawn = output.find("sksm").expect("the first line");
+    assert!(other < cleared && cleared < drawn, "{output:?}");
     running
 }
 

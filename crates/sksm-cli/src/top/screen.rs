@@ -25,7 +25,8 @@ impl Screen {
     pub fn enter() -> io::Result<Self> {
         // Built first: it puts things right where only half is done.
         let mut screen = Screen(None);
-        screen.0 = Some(ratatui::try_init()?);
+        // Not every terminal has another screen, and only what is not blank is drawn.
+        screen.0.insert(ratatui::try_init()?).clear()?;
         Ok(screen)
     }
 
