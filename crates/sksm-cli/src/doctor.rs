@@ -108,7 +108,7 @@ fn examine() -> Report {
     let scope = ptrace_scope();
     let ptrace = has(CAP_SYS_PTRACE);
     let (state, detail) = match (ptrace, scope) {
-        (true, 0..=2) => (State::Yes, "every process can be read".to_owned()),
+        (true, 0..=2) => (State::Yes, "those of every user can be read".to_owned()),
         (false, 0) => (State::Limited, "own processes can be read".into()),
         (_, 3) => (
             State::No,
@@ -210,6 +210,11 @@ fn status_field(name: &str) -> Option<String> {
 fn capabilities() -> u64 {
     let mask = status_field("CapEff:").unwrap_or_default();
     u64::from_str_radix(&mask, 16).unwrap_or(0)
+}
+
+/// Whether this process may read those of all users, as far as its user namespace reaches.
+pub fn may_trace() -> bool {
+    capabilities() >> CAP_SYS_PTRACE & 1 != 0
 }
 
 /// Asks for no ranges of this process: the kernel looks at the advice first.

@@ -236,8 +236,13 @@ fn show(report: &Report) -> Result<()> {
     if report.dry_run {
         output::line("nothing was merged; `sksm estimate` tells what it would save")
     } else {
-        let saved = output::bytes(report.saved_bytes);
-        output::line(&format!("anonymous memory of the system shrank by {saved}"))
+        let amount = output::bytes(report.saved_bytes.abs());
+        output::line(&match report.saved_bytes {
+            // What else went on outweighed it.
+            ..0 => format!("anonymous memory of the system grew by {amount} meanwhile"),
+            0 => "anonymous memory of the system is as much as before".into(),
+            1.. => format!("anonymous memory of the system shrank by {amount}"),
+        })
     }
 }
 

@@ -94,13 +94,27 @@ fn name_in(comm: &[u8]) -> String {
     .into_owned()
 }
 
-/// A path below the mounted hierarchy, or as /proc/PID/cgroup shows it.
+/// A path as it is, or below where a hierarchy is mounted, as /proc/PID/cgroup shows it.
 fn group(path: &Path) -> Result<PathBuf> {
-    let below = Path::new("/sys/fs/cgroup").join(path.strip_prefix("/").unwrap_or(path));
-    [path.to_owned(), below]
-        .into_iter()
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    let relative = path.strip_prefix("/").unwrap_or(path);
+    let below = hierarchies(&mounts).into_iter().map(|at| at.join(relative));
+    std::iter::once(path.to_owned())
+        .chain(below)
         .find(|path| path.join("cgroup.procs").is_file())
         .with_context(|| format!("{} is no control group", path.display()))
+}
+
+/// Where control groups are mounted, the unified hierarchy first.
+fn hierarchies(mounts: &str) -> Vec<PathBuf> {
+    let of_type = |wanted: &'static str| {
+        mounts.lines().filter_map(move |line| {
+            let mut words = line.split(' ').skip(1);
+            let at = words.next()?;
+            (words.next()? == wanted).then(|| PathBuf::from(at))
+        })
+    };
+    of_type("cgroup2").chain(of_type("cgroup")).collect()
 }
 
 /// Adds the processes of this group and those below it. A group below may vanish meanwhile, or be a threaded one, whose
@@ -150,6 +164,19 @@ mod tests {
         // Of what was never text as much as can be shown.
         assert_eq!(name_in(b"a\xffb\n"), "a\u{fffd}b");
         assert_eq!(name_in(b" a\nb \n"), " a\nb ");
+    }
+
+    #[test]
+    fn hierarchies_are_found_where_they_are_mounted() {
+        let mounts = "\
+tmpfs /sys/fs/cgroup tmpfs rw,relatime,mode=755 0 0
+cgroup /sys/fs/cgroup/memory cgroup rw,relatime,memory 0 0
+cgroup2 /sys/fs/cgroup/unified cgroup2 rw,relatime 0 0
+";
+        let found = hierarchies(mounts);
+        let right = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup/memory"];
+        assert_eq!(found, right.map(PathBuf::from));
+        assert!(hierarchies("proc /proc proc rw 0 0\n\n").is_empty());
     }
 
     /// What cannot be read below does not matter.

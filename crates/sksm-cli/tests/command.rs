@@ -304,7 +304,7 @@ fn mixed(
             let (start, sample) = match number {
                 number if number < single => (0, [1, first + number]),
                 number if number < group => (number - single + 1, [2, 0]),
-                number if number < last => (0, [3, (number - group) / size]),
+                number if number < last => (0, [3, first + (number - group) / size]),
                 _ => (0, [0, 0]),
             };
             // SAFETY: within the mapping, whose number of pages is prime to this one.
@@ -351,7 +351,7 @@ fn samples_change_no_figure() {
     look(&[&few()], [9920.0, 60.0 + 300.0, 300.0]);
     look(&[&many()], [9400.0, 4500.0 + 100.0, 100.0]);
     // Of pages that are sampled in one of them some have their twins in the other, which is read in full.
-    let across = 200.0 + 300.0 + 60.0;
+    let across = 200.0 + 300.0;
     let right = [19_320.0, 360.0 + 4600.0 + across, 400.0];
     look(&[&few(), &many()], right);
     // It was as it was meant to be.
@@ -443,7 +443,7 @@ fn memory_is_bounded() {
         assert!((most.0 - least.0) * sksm::page_size() >= GIB - GIB / 100);
         let used = (most.1 - least.1) / f64::from(1 << 20);
         assert!(
-            used < mib * 1.1,
+            used < mib + 0.5,
             "{used} MiB with {more:?}, {equal} equal, {zeros} zeros"
         );
     }

@@ -180,7 +180,7 @@ impl Error {
 
 fn instead_hint(instead: Support) -> &'static str {
     match instead {
-        Support::Ksm => ", or ask for KSM explicitly with advise_ksm",
+        Support::Ksm => ", or ask for KSM explicitly (MADV_MERGEABLE)",
         _ => "",
     }
 }
@@ -239,7 +239,7 @@ mod tests {
                 errno: libc::EINVAL
             }
         );
-        assert!(unsupported.to_string().contains("advise_ksm"));
+        assert!(unsupported.to_string().contains("MADV_MERGEABLE"));
         assert_eq!(
             Error::from_errno(libc::EINVAL, Support::Merge, REGION),
             Error::Invalid {

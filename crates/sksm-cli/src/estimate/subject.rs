@@ -42,7 +42,7 @@ impl Unread {
             pid,
             name,
             reason: match (denied, error) {
-                (true, _) => denied_reason(doctor::ptrace_scope()).into(),
+                (true, _) => denied_reason(doctor::may_trace(), doctor::ptrace_scope()).into(),
                 (_, Error::Gone { .. }) => GONE.into(),
                 _ => error.to_string(),
             },
@@ -54,10 +54,14 @@ impl Unread {
 pub const GONE: &str = "has exited, or runs another program now";
 
 /// A process of the same user may be refused as well: by Yama.
-fn denied_reason(ptrace_scope: u32) -> &'static str {
-    match ptrace_scope {
-        0 => "not permitted: run as root, or with CAP_SYS_PTRACE",
-        1 | 2 => {
+fn denied_reason(may_trace: bool, ptrace_scope: u32) -> &'static str {
+    match (may_trace, ptrace_scope) {
+        (true, 0..=2) => {
+            "not permitted, even with CAP_SYS_PTRACE: it is of another user namespace, or a \
+             security module protects it"
+        }
+        (_, 0) => "not permitted: run as root, or with CAP_SYS_PTRACE",
+        (_, 1 | 2) => {
             "not permitted: run as root, or with CAP_SYS_PTRACE, or (for processes of your own) \
              with kernel.yama.ptrace_scope 0"
         }
