@@ -2,6 +2,8 @@
 
 use std::fs;
 use std::os::fd::AsFd;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use sksm_guest::cgroup::Cgroup;
@@ -14,6 +16,7 @@ use sksm_guest::swap::{self, Swap, SwapFile};
 use crate::expect::{copies, errno, merged, one_page};
 use crate::pins::splice;
 use crate::reclaim::{all_out, swapped_here, swapped_there, written};
+use crate::writers::beside;
 
 pub const TESTS: &[Test] = &[
     test("pressure/zram-and-back", || {
@@ -285,10 +288,19 @@ fn hog(leave: usize) -> Result<Vec<Map>> {
     }
 }
 
-/// Two processes, each with half as much again as is left, half of it in pages that repeat, all of them the other's too.
+/// Makes the kernel count active and inactive pages, as reading does. It does so every two seconds by itself, and before that
+/// reclaim does not learn that all have become active, as pages of two processes do at once: it takes none, and kills.
+fn count_pages() -> Result<()> {
+    const STATISTICS: &str = "/sys/fs/cgroup/memory.stat";
+    fs::read(STATISTICS).with_context(|| format!("cannot read {STATISTICS}"))?;
+    std::thread::sleep(Duration::from_millis(5));
+    Ok(())
+}
+
+/// Two processes, each with twice the memory that is left, half of it in pages that repeat, all of them the other's too.
 fn whole_machine() -> Result<()> {
-    const LEFT: usize = 96 << 20;
-    const PAGES: usize = LEFT / 2 * 3 / PAGE;
+    const LEFT: usize = 64 << 20;
+    const PAGES: usize = 2 * LEFT / PAGE;
     const CHUNK: usize = 512;
     let held = hog(LEFT)?;
     let start = written()?;
@@ -345,13 +357,17 @@ fn whole_machine() -> Result<()> {
     };
     let children = [Child::spawn(body)?, Child::spawn(body)?];
     let (mut repeated, mut others) = (0, 0);
-    for child in &children {
-        for _ in [0, 1] {
-            let out = [child.receive()?, child.receive()?];
-            eprintln!("{out:?} of {} pages are in swap space", PAGES / 2);
-            (repeated, others) = (repeated + out[0], others + out[1]);
+    let listen = |_: &AtomicUsize| {
+        for child in &children {
+            for _ in [0, 1] {
+                let out = [child.receive()?, child.receive()?];
+                eprintln!("{out:?} of {} pages are in swap space", PAGES / 2);
+                (repeated, others) = (repeated + out[0], others + out[1]);
+            }
         }
-    }
+        Ok(())
+    };
+    beside(1, count_pages, listen)?;
     ensure!(
         repeated > 0 && others > 0,
         "{repeated} pages that repeat and {others} others were out when somebody looked"
