@@ -106,7 +106,7 @@ fn examine() -> Report {
         "needed to merge in other processes",
     );
     let scope = ptrace_scope();
-    let ptrace = has(CAP_SYS_PTRACE);
+    let ptrace = may_trace();
     let (state, detail) = match (ptrace, scope) {
         (true, 0..=2) => (State::Yes, "those of every user can be read".to_owned()),
         (false, 0) => (State::Limited, "own processes can be read".into()),
