@@ -1,55 +1,28 @@
 //! `cargo xtask`: builds the kernels, boots them, and tests in them.
+//!
+//! There are five wings, and each uses only those that come after it: `verbs`, `guest`, `kernel`, `ground`, `terminal`. A verb
+//! is a file in `verbs`, named after it. It has `kernel` build an image, and `guest::programs` what is to run in it.
+//! `guest::Boot` starts the image and answers with a `guest::Guest` once the agent inside has greeted. That one runs commands,
+//! passes on what they write, and says how each ended and what the kernel complained of. Out of this the verb makes its
+//! report: tests go through `verbs::shared::report`, measurements through `verbs::shared::measurement`. `ground` knows files,
+//! processes, signals and packages; `terminal` is what one sees.
 
 // First, as its macros are for all the others.
 #[macro_use]
-mod say;
-
-mod agent;
-mod bench;
-mod build;
-mod cache;
-mod config;
-mod console;
-mod deb;
-mod demo;
-mod format;
-mod guest;
-mod guest_tests;
-mod host_tests;
-mod initramfs;
-mod interrupt;
-mod kernel;
-mod ksmd_watch;
-mod lock;
-mod measurement;
-mod objects;
-mod patches;
-mod progress;
-mod project;
-mod protocol;
-mod qemu;
-mod report;
-mod run;
-mod selftests;
-mod setup;
-mod skips;
-mod source;
-mod step;
-mod stress;
-mod svg;
-mod table;
 mod terminal;
-mod test;
-mod toolchain;
-mod tree;
+
+mod ground;
+mod guest;
+mod kernel;
+mod verbs;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::Parser;
 
-use kernel::Arch;
-use project::Project;
+use ground::interrupt;
+use terminal::say;
+use verbs::Verb;
 
 #[derive(Parser)]
 #[command(
@@ -64,41 +37,9 @@ struct Cli {
     verb: Verb,
 }
 
-#[derive(Subcommand)]
-enum Verb {
-    /// Install what is missing
-    Setup {
-        /// Only list it, with the apt-get line
-        #[arg(long)]
-        check: bool,
-    },
-    /// Build a kernel; the last line of stdout is the image's path
-    Kernel { arch: Arch },
-    /// Run the experiment: the table, demo.json and demo.svg
-    Demo(demo::Args),
-    /// Measure SKSM beside KSM and ordinary memory: the tables, bench.json and bench.svg
-    Bench(bench::Args),
-    /// Boot a kernel on this machine's root file system and run a command in it
-    Run(run::Args),
-    /// Run all tests; the last line counts them
-    Test(test::Args),
-    /// Run the kernel's own tests of memory management, and compare with a kernel without the engine
-    Selftests(selftests::Args),
-    /// Do everything that can be done to merged memory at once, and compare every byte
-    Stress(stress::Args),
-    /// Build Debian packages: the command and the libraries, or a kernel with SKSM
-    Deb(deb::Args),
-    /// Write the whole change as one series for `git am`, checked
-    Patches(patches::Args),
-    /// Remove the cached trees and objects
-    Clean,
-    /// Serve the tool from inside a guest
-    #[command(hide = true)]
-    GuestAgent { channel: PathBuf },
-}
-
 fn main() -> ExitCode {
-    match dispatch(Cli::parse()) {
+    let cli = Cli::parse();
+    match verbs::run(cli.verb, cli.linux_src.as_deref()) {
         Ok(_) if say::lost() => {
             eprintln!("error: not all of the output could be written");
             ExitCode::FAILURE
@@ -113,38 +54,4 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
-}
-
-fn dispatch(cli: Cli) -> Result<ExitCode> {
-    if let Verb::GuestAgent { channel } = cli.verb {
-        agent::serve(&channel)?;
-        return Ok(ExitCode::SUCCESS);
-    }
-    interrupt::install()?;
-    let linux_src = cli.linux_src.as_deref();
-    match cli.verb {
-        Verb::Setup { check: true } => {
-            return Ok(if setup::check(&Project::find()?)? {
-                ExitCode::SUCCESS
-            } else {
-                ExitCode::FAILURE
-            });
-        }
-        Verb::Setup { check: false } => setup::ensure(&Project::find()?, linux_src.is_some())?,
-        Verb::Kernel { arch } => {
-            let kernel = kernel::build(&Project::find()?, arch, linux_src)?;
-            println!("{}", kernel.image.display());
-        }
-        Verb::Demo(args) => return demo::run(&Project::find()?, args, linux_src),
-        Verb::Bench(args) => return bench::run(&Project::find()?, args, linux_src),
-        Verb::Run(args) => return run::run(&Project::find()?, args, linux_src),
-        Verb::Test(args) => return test::run(&Project::find()?, &args, linux_src),
-        Verb::Selftests(args) => return selftests::run(&Project::find()?, args, linux_src),
-        Verb::Stress(args) => return stress::run(&Project::find()?, &args, linux_src),
-        Verb::Patches(args) => return patches::run(&Project::find()?, &args, linux_src),
-        Verb::Deb(args) => return deb::run(&Project::find()?, &args, linux_src),
-        Verb::Clean => cache::clean(&Project::find()?)?,
-        Verb::GuestAgent { .. } => unreachable!("handled above"),
-    }
-    Ok(ExitCode::SUCCESS)
 }

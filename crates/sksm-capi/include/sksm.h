@@ -3,7 +3,7 @@
  * Merge equal memory pages at once, where the kernel has SKSM.
  *
  * Functions that can fail return 0, or a negative error number; sksm_explain() says what that means and what to do.
- * Merging never changes what memory contains.
+ * -ENOSYS is always: this kernel cannot. Merging never changes what memory contains.
  */
 
 #ifndef SKSM_H
@@ -12,6 +12,14 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
+
+/*
+ The version of this header.
+ */
+#define SKSM_VERSION_MAJOR 0
+#define SKSM_VERSION_MINOR 1
+#define SKSM_VERSION_PATCH 0
+#define SKSM_VERSION "0.1.0"
 
 /*
  Executable memory: text that was patched, or made by a JIT compiler.
@@ -34,42 +42,62 @@
 #define SKSM_STACK 8
 
 /*
- What the running kernel offers.
+ The running kernel merges: pages are merged when a call returns.
  */
-enum sksm_support {
-  /*
-   Pages are merged when a call returns.
-   */
-  SKSM_SUPPORT_MERGE = 1,
-  /*
-   Only KSM: a kernel thread may merge pages some time later.
-   */
-  SKSM_SUPPORT_KSM = 2,
-  /*
-   Neither.
-   */
-  SKSM_SUPPORT_NONE = 3,
-};
+#define SKSM_SUPPORT_MERGE 1
+
+/*
+ It has only KSM: a kernel thread may merge pages some time later.
+ */
+#define SKSM_SUPPORT_KSM 2
+
+/*
+ It has neither.
+ */
+#define SKSM_SUPPORT_NONE 3
 
 #ifdef __cplusplus
 extern "C" {
-#endif // __cplusplus
+#endif
 
 /*
- What the running kernel offers. Asks it once and remembers the answer.
+ The version of the library that the program runs with, as SKSM_VERSION is that of the header that it was built with.
  */
-enum sksm_support sksm_get_support(void);
+const char *sksm_version(void);
 
 /*
- Merges the whole pages within the range: it is rounded inward. -EINVAL: this kernel has no MADV_MERGE.
+ What the running kernel offers: one of SKSM_SUPPORT_MERGE and so on. Asks it once and remembers the answer, also for children.
+
+ It does not believe the number of MADV_MERGE, which another kernel may have given to another advice: the engine must be in
+ sysfs or proc where those can be seen, and a page that is mapped for it and merged must keep its bytes. Until then no function
+ gives the advice. The first call takes a dozen system calls where the advice is known; a program that puts itself under a
+ seccomp filter makes it before.
  */
-int sksm_merge(const void *addr,
-               size_t len);
+int sksm_get_support(void);
+
+/*
+ Merges the whole pages within the range: it is rounded inward. -ENOSYS: this kernel has no
+ MADV_MERGE; nothing was done. -EAGAIN: no memory for it, or nothing to find that out with.
+ */
+int sksm_merge(const void *addr, size_t len);
 
 /*
  Merges exactly this range, which must start at a page.
  */
 int sksm_merge_exact(const void *addr, size_t len);
+
+/*
+ Gives every page that holds any of these bytes its own copy again, whoever of SKSM and KSM had merged it: the range is rounded
+ outward, so that nothing of it stays in a page that another process has as well. -ENOSYS: this kernel merges nothing.
+ -EAGAIN: there is no memory for more copies; those that were made stay.
+ */
+int sksm_unmerge(const void *addr,
+                 size_t len);
+
+/*
+ The same for exactly this range, which must start at a page.
+ */
+int sksm_unmerge_exact(const void *addr, size_t len);
 
 /*
  Hands the whole pages within the range to KSM, whose kernel thread may merge them some time later. No other function does so.
@@ -79,33 +107,32 @@ int sksm_advise_ksm(const void *addr,
 
 /*
  Merges all mappings of these kinds, a sum of SKSM_TEXT and so on, in a process: 0 is this one. Others need the permissions
- of process_madvise(2). At `advised`, unless it is NULL, it leaves the number of bytes of the mappings that were merged, 0
+ of process_madvise(2). At advised, unless it is NULL, it leaves the number of bytes of the mappings that were merged, 0
  after an error. Mappings that are refused, as they have gone meanwhile, are left out; if all are, it returns why the first one
  was.
-
- # Safety
- `advised` must be NULL or valid for a write.
  */
 int sksm_merge_process(pid_t pid,
                        unsigned int kinds,
                        size_t *advised);
 
 /*
- Bytes of a process's memory that are merged, by SKSM or KSM, left at `bytes`; process 0 is this one.
-
- # Safety
- `bytes` must be valid for a write.
+ Gives all pages of a process that SKSM or KSM has merged their own copies again: 0 is this one, others need the permissions of
+ process_madvise(2). It takes the memory that merging had saved. At advised, unless it is NULL, it leaves the number of bytes
+ of the mappings that were gone through, 0 after an error. Mappings that are refused, as they have gone meanwhile, are left out;
+ if all are, it returns why the first one was.
  */
-int sksm_merged_bytes(pid_t pid,
-                      uint64_t *bytes);
+int sksm_unmerge_process(pid_t pid,
+                         size_t *advised);
 
 /*
- Writes `len` bytes over code at `addr`: makes its pages writable, writes, restores their protection, makes the new code
- visible to all threads, and merges the pages if `merge` is not 0. No thread may run these bytes meanwhile. -EINVAL from the
- merge means that this kernel has none; the patch is in place all the same.
+ Bytes of a process's memory that are merged, by SKSM or KSM, left at bytes; process 0 is this one.
+ */
+int sksm_merged_bytes(pid_t pid, uint64_t *bytes);
 
- # Safety
- `bytes` must be valid for reads of `len` bytes, and `addr` be code that no thread runs meanwhile.
+/*
+ Writes len bytes over code at addr: makes its pages writable, writes, restores their protection, makes the new code
+ visible to all threads, and merges the pages if merge is not 0. No thread may run these bytes meanwhile. -ENOSYS: this kernel
+ has no MADV_MERGE; the patch is in place all the same.
  */
 int sksm_patch(void *addr,
                const void *bytes,
@@ -118,7 +145,7 @@ int sksm_patch(void *addr,
 const char *sksm_explain(int status);
 
 #ifdef __cplusplus
-}  // extern "C"
-#endif  // __cplusplus
+}
+#endif
 
 #endif  /* SKSM_H */

@@ -1,10 +1,13 @@
-//! `libsksm.so` and `sksm.h`: the library sksm for C. The header is made from this file; `tests/header.rs` keeps them the same.
+//! `libsksm.so`, `libsksm.a` and `sksm.h`: the library sksm for C. The header is made from this file, comments and all, so these
+//! are written for people who read C; `tests/header.rs` keeps them the same.
 
 #![deny(missing_docs)]
 // In C a pointer and a length is what a range is; the functions never read or write what they point to unless they say so.
 #![allow(clippy::not_unsafe_ptr_arg_deref)]
+// The header says it in sentences.
+#![allow(clippy::missing_safety_doc)]
 
-use std::ffi::{c_char, c_int, c_uint, c_void};
+use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
 use rust::{Error, Kind, Kinds, Partial, Patch, Process, ProcessStatistics, Support};
 
@@ -17,29 +20,42 @@ pub const SKSM_HEAP: c_uint = 4;
 /// The main thread's stack.
 pub const SKSM_STACK: c_uint = 8;
 
-/// What the running kernel offers.
-#[allow(non_camel_case_types)]
-#[repr(C)]
-pub enum sksm_support {
-    /// Pages are merged when a call returns.
-    Merge = 1,
-    /// Only KSM: a kernel thread may merge pages some time later.
-    Ksm = 2,
-    /// Neither.
-    None = 3,
+/// The running kernel merges: pages are merged when a call returns.
+pub const SKSM_SUPPORT_MERGE: c_int = 1;
+/// It has only KSM: a kernel thread may merge pages some time later.
+pub const SKSM_SUPPORT_KSM: c_int = 2;
+/// It has neither.
+pub const SKSM_SUPPORT_NONE: c_int = 3;
+
+/// The version of the library that the program runs with, as SKSM_VERSION is that of the header that it was built with.
+#[unsafe(no_mangle)]
+pub extern "C" fn sksm_version() -> *const c_char {
+    VERSION.as_ptr()
 }
 
-/// What the running kernel offers. Asks it once and remembers the answer.
+const VERSION: &CStr =
+    match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_VERSION"), "\0").as_bytes()) {
+        Ok(version) => version,
+        Err(_) => c"",
+    };
+
+/// What the running kernel offers: one of SKSM_SUPPORT_MERGE and so on. Asks it once and remembers the answer, also for children.
+///
+/// It does not believe the number of MADV_MERGE, which another kernel may have given to another advice: the engine must be in
+/// sysfs or proc where those can be seen, and a page that is mapped for it and merged must keep its bytes. Until then no function
+/// gives the advice. The first call takes a dozen system calls where the advice is known; a program that puts itself under a
+/// seccomp filter makes it before.
 #[unsafe(no_mangle)]
-pub extern "C" fn sksm_get_support() -> sksm_support {
+pub extern "C" fn sksm_get_support() -> c_int {
     match rust::support() {
-        Support::Merge => sksm_support::Merge,
-        Support::Ksm => sksm_support::Ksm,
-        Support::None => sksm_support::None,
+        Support::Merge => SKSM_SUPPORT_MERGE,
+        Support::Ksm => SKSM_SUPPORT_KSM,
+        _ => SKSM_SUPPORT_NONE,
     }
 }
 
-/// Merges the whole pages within the range: it is rounded inward. -EINVAL: this kernel has no MADV_MERGE.
+/// Merges the whole pages within the range: it is rounded inward. -ENOSYS: this kernel has no
+/// MADV_MERGE; nothing was done. -EAGAIN: no memory for it, or nothing to find that out with.
 #[unsafe(no_mangle)]
 pub extern "C" fn sksm_merge(addr: *const c_void, len: usize) -> c_int {
     status(rust::merge_range(addr as usize, len))
@@ -51,6 +67,20 @@ pub extern "C" fn sksm_merge_exact(addr: *const c_void, len: usize) -> c_int {
     status(rust::merge_exact(addr as usize, len))
 }
 
+/// Gives every page that holds any of these bytes its own copy again, whoever of SKSM and KSM had merged it: the range is rounded
+/// outward, so that nothing of it stays in a page that another process has as well. -ENOSYS: this kernel merges nothing.
+/// -EAGAIN: there is no memory for more copies; those that were made stay.
+#[unsafe(no_mangle)]
+pub extern "C" fn sksm_unmerge(addr: *const c_void, len: usize) -> c_int {
+    status(rust::unmerge_range(addr as usize, len))
+}
+
+/// The same for exactly this range, which must start at a page.
+#[unsafe(no_mangle)]
+pub extern "C" fn sksm_unmerge_exact(addr: *const c_void, len: usize) -> c_int {
+    status(rust::unmerge_exact(addr as usize, len))
+}
+
 /// Hands the whole pages within the range to KSM, whose kernel thread may merge them some time later. No other function does so.
 #[unsafe(no_mangle)]
 pub extern "C" fn sksm_advise_ksm(addr: *const c_void, len: usize) -> c_int {
@@ -58,37 +88,58 @@ pub extern "C" fn sksm_advise_ksm(addr: *const c_void, len: usize) -> c_int {
 }
 
 /// Merges all mappings of these kinds, a sum of SKSM_TEXT and so on, in a process: 0 is this one. Others need the permissions
-/// of process_madvise(2). At `advised`, unless it is NULL, it leaves the number of bytes of the mappings that were merged, 0
+/// of process_madvise(2). At advised, unless it is NULL, it leaves the number of bytes of the mappings that were merged, 0
 /// after an error. Mappings that are refused, as they have gone meanwhile, are left out; if all are, it returns why the first one
 /// was.
-///
-/// # Safety
-/// `advised` must be NULL or valid for a write.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sksm_merge_process(
     pid: libc::pid_t,
     kinds: c_uint,
     advised: *mut usize,
 ) -> c_int {
-    let result = merge_process(pid, kinds);
+    let result = kinds_of(kinds)
+        .ok_or(-libc::EINVAL)
+        .and_then(|kinds| on_process(pid, |process| process.merge_kinds(kinds)));
+    // SAFETY: the caller says that it may be written.
+    unsafe { tell(result, advised) }
+}
+
+/// Gives all pages of a process that SKSM or KSM has merged their own copies again: 0 is this one, others need the permissions of
+/// process_madvise(2). It takes the memory that merging had saved. At advised, unless it is NULL, it leaves the number of bytes
+/// of the mappings that were gone through, 0 after an error. Mappings that are refused, as they have gone meanwhile, are left out;
+/// if all are, it returns why the first one was.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn sksm_unmerge_process(pid: libc::pid_t, advised: *mut usize) -> c_int {
+    let result = on_process(pid, Process::unmerge_all);
+    // SAFETY: the caller says that it may be written.
+    unsafe { tell(result, advised) }
+}
+
+/// Returns the status, and leaves the number of bytes.
+///
+/// # Safety
+/// `advised` must be NULL or valid for a write.
+unsafe fn tell(result: Result<usize, c_int>, advised: *mut usize) -> c_int {
     if !advised.is_null() {
-        // SAFETY: the caller says that it may be written.
+        // SAFETY: the caller says so.
         unsafe { advised.write(result.unwrap_or(0)) };
     }
     result.err().unwrap_or(0)
 }
 
-fn merge_process(pid: libc::pid_t, kinds: c_uint) -> Result<usize, c_int> {
-    let kinds = kinds_of(kinds).ok_or(-libc::EINVAL)?;
+fn on_process(
+    pid: libc::pid_t,
+    call: impl Fn(&Process) -> Result<Partial, Error>,
+) -> Result<usize, c_int> {
     let done = match u32::try_from(pid) {
-        Ok(0) => Process::own().merge_kinds(kinds),
-        Ok(pid) => Process::open(pid).and_then(|process| process.merge_kinds(kinds)),
+        Ok(0) => call(&Process::own()),
+        Ok(pid) => Process::open(pid).and_then(|process| call(&process)),
         Err(_) => return Err(-libc::ESRCH),
     };
     done.and_then(bytes_advised).map_err(number)
 }
 
-/// How much was merged; an error if all of it was refused.
+/// How much was done; an error if all of it was refused.
 fn bytes_advised(done: Partial) -> Result<usize, Error> {
     match done.refused.first() {
         Some(error) if done.advised == 0 => Err(*error),
@@ -96,10 +147,7 @@ fn bytes_advised(done: Partial) -> Result<usize, Error> {
     }
 }
 
-/// Bytes of a process's memory that are merged, by SKSM or KSM, left at `bytes`; process 0 is this one.
-///
-/// # Safety
-/// `bytes` must be valid for a write.
+/// Bytes of a process's memory that are merged, by SKSM or KSM, left at bytes; process 0 is this one.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sksm_merged_bytes(pid: libc::pid_t, bytes: *mut u64) -> c_int {
     let statistics = match u32::try_from(pid) {
@@ -114,12 +162,9 @@ pub unsafe extern "C" fn sksm_merged_bytes(pid: libc::pid_t, bytes: *mut u64) ->
     }))
 }
 
-/// Writes `len` bytes over code at `addr`: makes its pages writable, writes, restores their protection, makes the new code
-/// visible to all threads, and merges the pages if `merge` is not 0. No thread may run these bytes meanwhile. -EINVAL from the
-/// merge means that this kernel has none; the patch is in place all the same.
-///
-/// # Safety
-/// `bytes` must be valid for reads of `len` bytes, and `addr` be code that no thread runs meanwhile.
+/// Writes len bytes over code at addr: makes its pages writable, writes, restores their protection, makes the new code
+/// visible to all threads, and merges the pages if merge is not 0. No thread may run these bytes meanwhile. -ENOSYS: this kernel
+/// has no MADV_MERGE; the patch is in place all the same.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sksm_patch(
     addr: *mut c_void,
@@ -151,21 +196,20 @@ pub extern "C" fn sksm_explain(status: c_int) -> *const c_char {
     // The least number of all has no counterpart.
     let text = match status.checked_neg().unwrap_or(c_int::MAX) {
         0 => c"done",
-        libc::EINVAL if rust::support() != Support::Merge => {
-            c"this kernel has no MADV_MERGE; boot a kernel with CONFIG_SKSM"
-        }
+        libc::ENOSYS => c"this kernel has no MADV_MERGE; boot a kernel with CONFIG_SKSM",
         libc::EINVAL => c"the range must start at a page and end within the address space",
-        libc::ENOMEM => c"part of the range is not mapped; the mapped parts are merged",
-        libc::EAGAIN => c"the kernel is out of memory for merging; try again later",
-        libc::EINTR => c"a signal ended the call; what was merged stays merged, call again",
-        libc::EPERM => c"merging in another process needs CAP_SYS_NICE: run as root",
+        libc::ENOMEM => c"part of the range is not mapped; the mapped parts are done",
+        libc::EAGAIN => {
+            c"no memory for it, or none and no descriptor to ask the kernel; what was done stays so, try again later"
+        }
+        libc::EINTR => c"a signal ended the call; what was done stays so, call again",
+        libc::EPERM => c"to advise another process needs CAP_SYS_NICE: run as root",
         libc::EACCES => {
             c"not allowed: no right over the other process as for ptrace, or to make code writable"
         }
         libc::ESRCH => {
             c"no process has this number: it has ended, or that is a thread of one or of the kernel"
         }
-        libc::EDEADLK => c"this thread is patching already",
         libc::EFAULT => c"a pointer is NULL, or the code is not mapped with one protection",
         _ => c"see errno(3) for the number",
     };
@@ -191,8 +235,12 @@ fn status(result: Result<(), Error>) -> c_int {
 
 /// An error as C functions return it.
 fn number(error: Error) -> c_int {
+    // The kernel's own EINVAL may as well be about the range.
+    if let Error::Unsupported { .. } = error {
+        return -libc::ENOSYS;
+    }
     -error.raw_os_error().unwrap_or(match error {
-        Error::Nested { .. } => libc::EDEADLK,
+        Error::Undecided { .. } => libc::EAGAIN,
         Error::Mixed { .. } => libc::EFAULT,
         Error::Thread { .. } | Error::KernelThread { .. } => libc::ESRCH,
         _ => libc::EINVAL,
@@ -205,16 +253,17 @@ mod tests {
 
     #[test]
     fn a_merge_that_was_refused_throughout_is_an_error() {
-        let region = (0x1000, 0x1000).into();
-        let errno = libc::ENOMEM;
+        let errno = libc::ESRCH;
         let with = |advised, refused: usize| {
-            let refused = vec![Error::Hole { region, errno }; refused];
-            bytes_advised(Partial { advised, refused })
+            let refused = vec![Error::Gone { errno }; refused];
+            let mut done = Partial::default();
+            (done.advised, done.refused) = (advised, refused);
+            bytes_advised(done)
         };
         assert_eq!(with(0, 0), Ok(0));
         assert_eq!(with(4096, 0), Ok(4096));
         assert_eq!(with(4096, 2), Ok(4096));
-        assert_eq!(with(0, 2), Err(Error::Hole { region, errno }));
+        assert_eq!(with(0, 2), Err(Error::Gone { errno }));
     }
 
     #[test]

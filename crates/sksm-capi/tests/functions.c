@@ -36,7 +36,7 @@ static size_t page;
 /* What a merge of good memory returns. */
 static int merged(void)
 {
-	return merges ? 0 : -EINVAL;
+	return merges ? 0 : -ENOSYS;
 }
 
 static uint64_t merged_bytes(pid_t pid)
@@ -94,21 +94,51 @@ static void merging(void)
 	CHECK(sksm_merge(data, 0) == 0);
 	CHECK(sksm_merge((void *)UINTPTR_MAX, 2) == -EINVAL);
 
-	CHECK(sksm_merge_exact(data + 1, page) == -EINVAL);
+	CHECK(sksm_merge_exact(data + 1, page) == (merges ? -EINVAL : -ENOSYS));
 	CHECK(sksm_merge_exact(data, 4 * page) == merged());
 	CHECK(merged_bytes(0) - before == (merges ? 4 * page : 0));
 	for (size_t i = 0; i < 4 * page; i++)
 		if (data[i] != 1)
 			failures++;
 	munmap(data + page, page);
-	CHECK(sksm_merge_exact(data, 4 * page) == (merges ? -ENOMEM : -EINVAL));
+	CHECK(sksm_merge_exact(data, 4 * page) == (merges ? -ENOMEM : -ENOSYS));
+	munmap(data, 4 * page);
+}
+
+/* Whatever had merged them: on other kernels there is nothing to undo, and only KSM takes the call. */
+static void unmerging(void)
+{
+	int undone = sksm_get_support() == SKSM_SUPPORT_NONE ? -ENOSYS : 0;
+	unsigned char *data = pages(4, 6);
+	uint64_t before = merged_bytes(0);
+	size_t advised = 1;
+
+	CHECK(sksm_merge_exact(data, 4 * page) == merged());
+	CHECK(merged_bytes(0) - before == (merges ? 4 * page : 0));
+	/* Rounded outward: a byte of each of two pages. */
+	CHECK(sksm_unmerge(data + 2 * page - 1, 2) == undone);
+	CHECK(merged_bytes(0) - before == (merges ? 2 * page : 0));
+	CHECK(sksm_unmerge(data + 1, 0) == 0);
+	CHECK(sksm_unmerge((void *)UINTPTR_MAX, 2) == -EINVAL);
+	CHECK(sksm_unmerge_exact(data + 1, page) == (merges ? -EINVAL : -ENOSYS));
+	CHECK(sksm_unmerge_exact(data, 4 * page) == undone);
+	CHECK(merged_bytes(0) == before);
+
+	CHECK(sksm_merge_exact(data, 4 * page) == merged());
+	CHECK(sksm_unmerge_process(0, &advised) == undone);
+	CHECK(undone ? advised == 0 : advised >= 4 * page);
+	CHECK(merges ? merged_bytes(0) == 0 : 1);
+	CHECK(sksm_unmerge_process(0, NULL) == undone);
+	for (size_t i = 0; i < 4 * page; i++)
+		if (data[i] != 6)
+			failures++;
 	munmap(data, 4 * page);
 }
 
 static void ksm(void)
 {
 	unsigned char *data = pages(4, 2);
-	int expected = sksm_get_support() == SKSM_SUPPORT_NONE ? -EINVAL : 0;
+	int expected = sksm_get_support() == SKSM_SUPPORT_NONE ? -ENOSYS : 0;
 
 	CHECK(!smaps_says(data, "VmFlags:", " mg"));
 	/* SKSM kernels of the tests have KSM; others may not. */
@@ -164,7 +194,7 @@ static void own_process(void)
 		failures = 0;
 		refuse_merges();
 		advised = 1;
-		CHECK(sksm_merge_process(0, SKSM_HEAP, &advised) == -ENOMEM);
+		CHECK(sksm_merge_process(0, SKSM_HEAP, &advised) == (merges ? -ENOMEM : -ENOSYS));
 		CHECK(advised == 0);
 		_exit(failures);
 	}
@@ -201,13 +231,21 @@ static void other_process(void)
 	uint64_t before = merged_bytes(child);
 	int result = sksm_merge_process(child, SKSM_HEAP, &advised);
 
-	/* Only the user root may. */
+	/* Only the user root may, where anybody can. */
 	if (geteuid() == 0 || !merges)
 		CHECK(result == merged());
 	else
 		CHECK(result == -EPERM);
 	CHECK(result ? advised == 0 : advised >= 8 * page);
 	CHECK(result ? 1 : merged_bytes(child) >= before + 8 * page);
+	/* Of another process only a kernel with SKSM undoes anything. */
+	result = sksm_unmerge_process(child, &advised);
+	if (merges)
+		CHECK(result == (geteuid() == 0 ? 0 : -EPERM));
+	else
+		CHECK(result == -ENOSYS || result == -EPERM);
+	CHECK(result ? advised == 0 : advised >= 8 * page);
+	CHECK(result ? 1 : merged_bytes(child) == 0);
 	close(go[1]);
 	waitpid(child, &status, 0);
 	CHECK(status == 0);
@@ -216,6 +254,10 @@ static void other_process(void)
 	CHECK(sksm_merge_process(child, SKSM_HEAP, &advised) == -ESRCH);
 	CHECK(advised == 0);
 	CHECK(sksm_merge_process(-1, SKSM_HEAP, NULL) == -ESRCH);
+	advised = 1;
+	CHECK(sksm_unmerge_process(child, &advised) == -ESRCH);
+	CHECK(advised == 0);
+	CHECK(sksm_unmerge_process(-1, NULL) == -ESRCH);
 	CHECK(sksm_merged_bytes(child, &bytes) == -ESRCH);
 	CHECK(sksm_merged_bytes(-1, &bytes) == -ESRCH);
 }
@@ -261,27 +303,31 @@ static void patching(void)
 
 static void explaining(void)
 {
-	const int known[] = { EINVAL, ENOMEM, EAGAIN, EINTR, EPERM, EACCES, ESRCH, EDEADLK, EFAULT };
+	const int known[] = { ENOSYS, EINVAL, ENOMEM, EAGAIN, EINTR, EPERM, EACCES, ESRCH, EFAULT };
 	const char *other = sksm_explain(-EXDEV);
 
 	CHECK(!strcmp(sksm_explain(0), "done"));
 	for (size_t i = 0; i < sizeof(known) / sizeof(*known); i++)
 		CHECK(strcmp(sksm_explain(-known[i]), other));
-	CHECK((strstr(sksm_explain(-EINVAL), "MADV_MERGE") == NULL) == merges);
+	CHECK(strstr(sksm_explain(-ENOSYS), "MADV_MERGE") != NULL);
+	CHECK(strstr(sksm_explain(-EINVAL), "MADV_MERGE") == NULL);
 	CHECK(!strcmp(sksm_explain(INT_MIN), other));
 	CHECK(!strcmp(sksm_explain(INT_MAX), other));
 }
 
 int main(void)
 {
-	enum sksm_support support = sksm_get_support();
+	int support = sksm_get_support();
 
 	page = sysconf(_SC_PAGESIZE);
 	merges = support == SKSM_SUPPORT_MERGE;
 	CHECK(support >= SKSM_SUPPORT_MERGE && support <= SKSM_SUPPORT_NONE);
 	/* As the kernel says itself. */
-	CHECK(merges == !madvise(NULL, 0, MADV_MERGE));
+	CHECK(merges == !access("/sys/kernel/mm/sksm", F_OK));
+	CHECK(!strcmp(sksm_version(), SKSM_VERSION));
+	CHECK(SKSM_VERSION_MAJOR >= 0 && SKSM_VERSION_MINOR >= 0 && SKSM_VERSION_PATCH >= 0);
 	merging();
+	unmerging();
 	ksm();
 	own_process();
 	other_process();

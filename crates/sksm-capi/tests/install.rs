@@ -37,6 +37,7 @@ fn install(prefix: &Path) -> PathBuf {
     fs::create_dir_all(&include).unwrap();
     let real = format!("libsksm.so.{VERSION}");
     fs::copy(target.join("debug/libsksm.so"), lib.join(&real)).unwrap();
+    fs::copy(target.join("debug/libsksm.a"), lib.join("libsksm.a")).unwrap();
     symlink(&real, lib.join("libsksm.so.0")).unwrap();
     symlink("libsksm.so.0", lib.join("libsksm.so")).unwrap();
     fs::copy(here.join("include/sksm.h"), include.join("sksm.h")).unwrap();
@@ -52,7 +53,11 @@ fn install(prefix: &Path) -> PathBuf {
 /// What is installed, once for all tests.
 fn installed() -> &'static Path {
     static LIB: OnceLock<PathBuf> = OnceLock::new();
-    LIB.get_or_init(|| install(&Path::new(env!("CARGO_TARGET_TMPDIR")).join("prefix")))
+    LIB.get_or_init(|| {
+        // A runner may give each test a process of its own, which then have a prefix each.
+        let test = std::thread::current().name().unwrap_or("all").to_owned();
+        install(&Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("prefix-{test}")))
+    })
 }
 
 fn pkg_config(what: &[&str]) -> String {
@@ -113,10 +118,64 @@ fn programs_find_it_by_its_soname_alone() {
     assert!(!without.status.success(), "linked to something else");
 }
 
+/// Everything of it is in the program.
 #[test]
-fn the_header_is_good_in_c_plus_plus() {
+fn it_can_be_linked_statically() {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("table-static");
+    let flags = pkg_config(&["--static", "--cflags", "--libs"]);
     run(Command::new("cc")
-        .args(["-x", "c++", "-fsyntax-only", "-Wall", "-Wextra", "-Werror"])
-        .arg(here.join("include/sksm.h")));
+        .args(["-Wall", "-Werror", "-o"])
+        .arg(&program)
+        .arg(here.join("examples/table.c"))
+        .args(flags.split_whitespace().map(|flag| match flag {
+            "-lsksm" => "-l:libsksm.a",
+            flag => flag,
+        })));
+    let output = run(&mut Command::new(&program));
+    assert!(output.starts_with("merge: "), "{output}");
+}
+
+/// A kernel where another advice has the number: the library asks before it believes.
+#[test]
+fn another_kernels_advice_destroys_nothing() {
+    let program = compile("tests/another_kernel.c", "another-kernel");
+    for hidden in [None, Some("hidden")] {
+        run(Command::new(&program)
+            .args(hidden)
+            .env("LD_LIBRARY_PATH", installed()));
+    }
+}
+
+/// The oldest C that anybody may ask for, and C++; included twice, as headers are.
+#[test]
+fn the_header_is_good_in_all_languages() {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let source = Path::new(env!("CARGO_TARGET_TMPDIR")).join("twice.c");
+    fs::write(
+        &source,
+        "#include <sksm.h>\n#include <sksm.h>\nint main(void) { return sksm_merge(0, 0); }\n",
+    )
+    .unwrap();
+    for language in [
+        ["c", "-std=c89"],
+        ["c", "-std=c99"],
+        ["c", "-std=c11"],
+        ["c++", "-std=c++98"],
+        ["c++", "-std=c++17"],
+    ] {
+        run(Command::new("cc")
+            .arg("-x")
+            .args(language)
+            .args([
+                "-pedantic",
+                "-Wall",
+                "-Wextra",
+                "-Werror",
+                "-fsyntax-only",
+                "-I",
+            ])
+            .arg(here.join("include"))
+            .arg(&source));
+    }
 }

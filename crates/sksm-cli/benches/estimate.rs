@@ -206,7 +206,7 @@ fn estimate(pids: &[i32], len: usize) -> (f64, f64) {
     assert!(output.status.success(), "{output:?}");
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let figure = |name: &str| report[name].as_f64().unwrap();
-    let pages = report["within_users"]["mapped_pages"].as_f64().unwrap();
+    let pages = report["within_domains"]["mapped_pages"].as_f64().unwrap();
     assert!(pages * PAGE as f64 >= len as f64, "{report}");
     (len as f64 / figure("cpu_seconds"), len as f64 / clock)
 }

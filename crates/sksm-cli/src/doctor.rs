@@ -6,10 +6,15 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use serde::Serialize;
-use sksm::{Support, SystemStatistics};
+use sksm::{Error, Support, SystemStatistics};
 
+use crate::domain::{Mode, Names, Owner};
 use crate::estimate::pagemap;
 use crate::output::{self, BAD, BOLD, GOOD, WARN};
+use crate::rights::{self, CAP_SYS_NICE, has, may_trace, ptrace_scope, status_field};
+use crate::scan::seen::{self, Seen};
+use crate::scan::state as scan_state;
+use crate::{exit, ksm};
 
 #[derive(Serialize)]
 struct Report {
@@ -33,15 +38,76 @@ enum State {
     Limited,
 }
 
-const CAP_SYS_PTRACE: u32 = 19;
-const CAP_SYS_NICE: u32 = 23;
+#[derive(clap::Args)]
+pub struct Args {
+    /// Fail unless this can be done here: status 3 where the kernel cannot, 4 where a right is missing
+    #[arg(long, value_name = "WHAT", value_enum)]
+    require: Vec<Need>,
+}
 
-pub fn run(json: bool) -> Result<ExitCode> {
+/// What a machine may be set up for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Need {
+    /// Programs merge their own memory
+    Merge,
+    /// `sksm merge` merges in other processes
+    Others,
+    /// `sksm scan` can run, for processes of all users
+    Scan,
+    /// KSM's scanner runs
+    Ksm,
+}
+
+impl Need {
+    /// The checks that it depends on, and what is wrong where one of them says no.
+    fn checks(self) -> &'static [(&'static str, u8)] {
+        match self {
+            Need::Merge => &[
+                ("MADV_MERGE", exit::UNSUPPORTED),
+                ("merge domain", exit::DENIED),
+            ],
+            // It does no more than `merge`, again and again.
+            Need::Others | Need::Scan => &[
+                ("MADV_MERGE", exit::UNSUPPORTED),
+                ("process_madvise", exit::UNSUPPORTED),
+                ("CAP_SYS_NICE", exit::DENIED),
+                ("reading processes", exit::DENIED),
+            ],
+            Need::Ksm => &[("KSM", exit::UNSUPPORTED)],
+        }
+    }
+
+    /// Why it is not met, and the status that says so.
+    fn unmet(self, checks: &[Check]) -> Option<(u8, String)> {
+        let unmet = |(name, status): &(&str, u8)| {
+            // A scanner that is there and stands still is none, and one that sees one user's processes is not what a machine is
+            // set up for; of the others what is limited will do.
+            let met = |check: &&Check| match (self, *name) {
+                (Need::Ksm, _) | (Need::Scan, "reading processes") => check.state == State::Yes,
+                _ => check.state != State::No,
+            };
+            let check = checks.iter().find(|check| check.name == *name);
+            let check = check.filter(|check| !met(check))?;
+            Some((*status, format!("{name}: {}", check.detail)))
+        };
+        self.checks().iter().find_map(unmet)
+    }
+}
+
+pub fn run(args: Args, json: bool) -> Result<ExitCode> {
     let report = examine();
     if json {
         output::json(&report)?;
     } else {
         show(&report)?;
+    }
+    for need in args.require {
+        if let Some((status, why)) = need.unmet(&report.checks) {
+            return Err(exit::with(
+                status,
+                &format!("what is required is not there: {why}"),
+            ));
+        }
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -62,10 +128,12 @@ fn examine() -> Report {
     check(
         "MADV_MERGE",
         yes(merges),
-        if merges {
-            "pages merge when a program asks"
-        } else {
-            "this kernel was built without CONFIG_SKSM"
+        match sksm::require() {
+            Ok(()) => "pages merge when a program asks",
+            Err(Error::Undecided { .. }) => {
+                "whether this kernel merges cannot be found out now, without memory or a free descriptor"
+            }
+            Err(_) => "this kernel was built without CONFIG_SKSM",
         },
     );
     if merges {
@@ -74,6 +142,9 @@ fn examine() -> Report {
     } else {
         next.push("see what merging would save, on this kernel: sksm estimate --all".into());
         next.push("boot a kernel with CONFIG_SKSM to save it".into());
+        if memory_merge() {
+            next.push(format!("or, on this kernel, have {}", ksm::ADVICE));
+        }
     }
     if let Some(counters) = SystemStatistics::sksm() {
         let domain = fs::read_to_string("/sys/kernel/mm/sksm/domain").unwrap_or_default();
@@ -87,9 +158,19 @@ fn examine() -> Report {
             ),
         );
     }
+    if let Some(mode) = Mode::read() {
+        let (state, detail, step) = match Owner::of(std::process::id()) {
+            Ok(own) => merge_domain(&own, mode, &Names::new()),
+            Err(error) => (
+                State::Limited,
+                format!("that of this process cannot be told: {error}"),
+                None,
+            ),
+        };
+        check("merge domain", state, &detail);
+        next.extend(step);
+    }
 
-    let capabilities = capabilities();
-    let has = |capability: u32| capabilities >> capability & 1 != 0;
     let remote = merges && remote_advice();
     check(
         "process_madvise",
@@ -108,6 +189,11 @@ fn examine() -> Report {
     let scope = ptrace_scope();
     let ptrace = may_trace();
     let (state, detail) = match (ptrace, scope) {
+        (true, 0..=2) if !rights::may_open_all() => (
+            State::Limited,
+            "own processes can be read; CAP_DAC_READ_SEARCH is needed for those of other users"
+                .into(),
+        ),
         (true, 0..=2) => (State::Yes, "those of every user can be read".to_owned()),
         (false, 0) => (State::Limited, "own processes can be read".into()),
         (_, 3) => (
@@ -121,9 +207,13 @@ fn examine() -> Report {
     };
     check("reading processes", state, &detail);
     if !ptrace || !has(CAP_SYS_NICE) {
-        next.push("for processes of others, run sksm as root: sudo sksm estimate --all".into());
+        next.push(match rights::is_root() {
+            true => "for processes of others, give this root CAP_SYS_PTRACE and CAP_SYS_NICE: a container's has not all rights".into(),
+            false => "for processes of others, run sksm as root: sudo sksm estimate --all".into(),
+        });
     }
 
+    let scanner = Seen::now();
     let ksm = SystemStatistics::ksm();
     let running = ksm.as_ref().and_then(|ksm| ksm.get("run"));
     check(
@@ -135,8 +225,31 @@ fn examine() -> Report {
         },
         match running {
             Some(1) => "the scanner runs",
+            Some(_) if scanner.runs() => "there, and not started: `sksm scan` stands in for it",
             Some(_) => "there, but not started: echo 1 > /sys/kernel/mm/ksm/run",
             None => "this kernel was built without CONFIG_KSM",
+        },
+    );
+    let ksmd = running == Some(1);
+    let can = scan_can(&checks, &scanner, ksmd);
+    next.extend(scan_next(can.state, &scanner, ksmd));
+    checks.push(can);
+    let mut check = |name, state, detail: &str| {
+        checks.push(Check {
+            name,
+            state,
+            detail: detail.into(),
+        });
+    };
+    let memory_merge = memory_merge();
+    check(
+        "PR_SET_MEMORY_MERGE",
+        yes(memory_merge),
+        match memory_merge {
+            true => {
+                "programs can be started for KSM: sksm run --ksm -- CMD, or MemoryKSM=yes in a unit"
+            }
+            false => "programs cannot be started for KSM: that needs Linux 6.4 with CONFIG_KSM",
         },
     );
     let scan = File::open("/proc/self/pagemap").is_ok_and(|file| pagemap::scans(&file));
@@ -164,7 +277,7 @@ fn examine() -> Report {
         "seccomp",
         if filtered { State::Limited } else { State::Yes },
         if filtered {
-            "a filter is in force here; the preload object then does nothing, see SKSM_SECCOMP"
+            "a filter is in force here; the preload object tries out first whether it lets merging pass"
         } else {
             "no filter is in force here"
         },
@@ -177,6 +290,98 @@ fn examine() -> Report {
     }
 }
 
+const SCAN: &str = "sksm scan";
+
+/// Whether the scanner could run here, whether one does, and whether KSM's does beside it.
+fn scan_can(checks: &[Check], scanner: &Seen, ksmd: bool) -> Check {
+    let (mut state, mut detail) = match Need::Others.unmet(checks) {
+        // What is missing is told there.
+        Some((_, why)) => {
+            let name = why.split(':').next().unwrap_or_default();
+            (State::No, format!("cannot run here: see {name}"))
+        }
+        None => {
+            let others = checks
+                .iter()
+                .find(|check| check.name == "reading processes");
+            match others.is_some_and(|check| check.state == State::Yes) {
+                true => (State::Yes, "can run here".into()),
+                false => (
+                    State::Limited,
+                    "can run here, for processes of this user alone".into(),
+                ),
+            }
+        }
+    };
+    detail += &match (&scanner.state, &scanner.hidden) {
+        (Some(of), _) if of.running => {
+            format!("; one runs: {}", seen::running(of, scan_state::now()))
+        }
+        (Some(of), _) => format!("; one ran, {}", seen::running(of, scan_state::now())),
+        (None, Some(why)) => format!("; {why}"),
+        (None, None) => "; none runs as a service".into(),
+    };
+    if ksmd && (state != State::No || scanner.runs()) {
+        state = State::Limited;
+        detail += "; ksmd scans the same memory beside it";
+    }
+    Check {
+        name: SCAN,
+        state,
+        detail,
+    }
+}
+
+fn scan_next(can: State, scanner: &Seen, ksmd: bool) -> Vec<String> {
+    let mut next = Vec::new();
+    if can == State::No && !scanner.runs() {
+        return next;
+    }
+    if !scanner.runs() && scanner.hidden.is_none() {
+        next.push(
+            "merge what stays the same, in place of ksmd: systemctl enable --now sksm-scan".into(),
+        );
+    }
+    if ksmd {
+        next.push(
+            "have `sksm scan` do it alone: echo 0 > /sys/kernel/mm/ksm/run, which leaves merged what is; \
+             where ksmtuned starts it again: systemctl disable --now ksmtuned"
+                .into(),
+        );
+    }
+    next
+}
+
+/// Which domain a process is in, by what, and what to do about it.
+fn merge_domain(own: &Owner, mode: Mode, names: &Names) -> (State, String, Option<String>) {
+    let domain = match own.domain(mode) {
+        Ok(domain) => domain,
+        Err(apart) => {
+            let detail = format!("nothing of this process merges: {apart}");
+            return (State::No, detail, Some(apart.remedy()));
+        }
+    };
+    let by = match &own.group.mark {
+        Some((mark, group)) => format!("its control group {group} is marked {}", mark.name()),
+        None if own.group.hidden => format!(
+            "no mark of a control group is seen from here, those above may have one; the machine's is {}",
+            mode.name()
+        ),
+        None => format!(
+            "no control group is marked, the machine's is {}",
+            mode.name()
+        ),
+    };
+    let detail = format!("this process shares with: {} ({by})", names.of(&domain));
+    let alone = mode == Mode::Cgroup && own.group.mark.is_none();
+    let step = alone.then(|| {
+        "have a user's control groups share, if that is what you want: \
+         echo user > /sys/kernel/mm/sksm/domain"
+            .into()
+    });
+    (State::Yes, detail, step)
+}
+
 fn show(report: &Report) -> Result<()> {
     let mut text = format!("{BOLD}Linux {}{BOLD:#}\n", report.kernel);
     for check in &report.checks {
@@ -185,36 +390,14 @@ fn show(report: &Report) -> Result<()> {
             State::No => (BAD, "no"),
             State::Limited => (WARN, "so-so"),
         };
-        let (name, detail) = (check.name, &check.detail);
-        text += &format!("  {name:18} {style}{mark:6}{style:#} {detail}\n");
+        let (name, detail) = (check.name, output::clean(&check.detail));
+        text += &format!("  {name:20} {style}{mark:6}{style:#} {detail}\n");
     }
     text += &format!("{BOLD}What to do next{BOLD:#}\n");
     for step in &report.next {
         text += &format!("  {step}\n");
     }
     output::print(&text)
-}
-
-/// What Yama allows: 0, as without it, leaves processes of one user open to each other.
-pub fn ptrace_scope() -> u32 {
-    let scope = fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
-    scope.map_or(0, |scope| scope.trim().parse().unwrap_or(0))
-}
-
-fn status_field(name: &str) -> Option<String> {
-    let status = fs::read_to_string("/proc/self/status").ok()?;
-    let value = status.lines().find_map(|line| line.strip_prefix(name))?;
-    Some(value.trim().into())
-}
-
-fn capabilities() -> u64 {
-    let mask = status_field("CapEff:").unwrap_or_default();
-    u64::from_str_radix(&mask, 16).unwrap_or(0)
-}
-
-/// Whether this process may read those of all users, as far as its user namespace reaches.
-pub fn may_trace() -> bool {
-    capabilities() >> CAP_SYS_PTRACE & 1 != 0
 }
 
 /// Asks for no ranges of this process: the kernel looks at the advice first.
@@ -241,10 +424,106 @@ fn remote_advice() -> bool {
     }
 }
 
+/// Whether a program can have all of its memory scanned by KSM.
+fn memory_merge() -> bool {
+    const PR_GET_MEMORY_MERGE: i32 = 68;
+    // SAFETY: takes numbers only.
+    unsafe { libc::prctl(PR_GET_MEMORY_MERGE, 0, 0, 0, 0) >= 0 }
+}
+
 fn userfaultfd() -> bool {
     // SAFETY: opens a new descriptor, closed at once.
     unsafe {
         let fd = libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK);
         fd >= 0 && libc::close(fd as i32) == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_required_has_its_status() {
+        let check = |name, state| Check {
+            name,
+            state,
+            detail: "because".into(),
+        };
+        let checks = [
+            check("MADV_MERGE", State::Yes),
+            check("process_madvise", State::Yes),
+            check("CAP_SYS_NICE", State::No),
+            check("reading processes", State::Limited),
+            check("KSM", State::Limited),
+        ];
+        assert_eq!(Need::Merge.unmet(&checks), None);
+        let right = |status, name: &str| Some((status, format!("{name}: because")));
+        assert_eq!(
+            Need::Others.unmet(&checks),
+            right(exit::DENIED, "CAP_SYS_NICE")
+        );
+        assert_eq!(Need::Ksm.unmet(&checks), right(exit::UNSUPPORTED, "KSM"));
+        assert_eq!(
+            Need::Scan.unmet(&checks),
+            right(exit::DENIED, "CAP_SYS_NICE")
+        );
+        let checks = [check("MADV_MERGE", State::No)];
+        assert_eq!(
+            Need::Merge.unmet(&checks),
+            right(exit::UNSUPPORTED, "MADV_MERGE")
+        );
+    }
+
+    #[test]
+    fn the_scanner_and_ksmd_are_told_apart() {
+        let ready = |reading| {
+            [
+                ("MADV_MERGE", State::Yes),
+                ("process_madvise", State::Yes),
+                ("CAP_SYS_NICE", State::Yes),
+                ("reading processes", reading),
+            ]
+            .map(|(name, state)| Check {
+                name,
+                state,
+                detail: String::new(),
+            })
+        };
+        let all = ready(State::Yes);
+        let none = Seen::default();
+        let running = Seen {
+            state: Some(scan_state::tests::example()),
+            hidden: None,
+        };
+        let said = |checks: &[Check], scanner: &Seen, ksmd| {
+            let can = scan_can(checks, scanner, ksmd);
+            let next = scan_next(can.state, scanner, ksmd).join("\n");
+            (can.state, can.detail, next)
+        };
+        let (state, detail, next) = said(&all, &none, false);
+        assert!(state == State::Yes && detail == "can run here; none runs as a service");
+        assert!(next.contains("enable --now sksm-scan") && !next.contains("ksm/run"));
+        let (state, detail, next) = said(&all, &running, true);
+        assert!(state == State::Limited && detail.contains("one runs: process 42, since "));
+        assert!(
+            detail.ends_with("ksmd scans the same memory beside it"),
+            "{detail}"
+        );
+        assert!(
+            next.starts_with("have `sksm scan` do it alone: echo 0 > "),
+            "{next}"
+        );
+        let (state, detail, _) = said(&ready(State::Limited), &none, false);
+        assert!(state == State::Limited && detail.contains("of this user alone"));
+        // Which is not what a machine is set up for.
+        let unmet = Need::Scan.unmet(&ready(State::Limited));
+        assert_eq!(unmet.map(|(status, _)| status), Some(exit::DENIED));
+        assert_eq!(Need::Scan.unmet(&all), None);
+        let mut without = ready(State::Yes);
+        without[2].state = State::No;
+        let (state, detail, next) = said(&without, &none, true);
+        assert!(state == State::No && detail.starts_with("cannot run here: see CAP_SYS_NICE;"));
+        assert_eq!(next, "");
     }
 }

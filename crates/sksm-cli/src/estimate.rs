@@ -5,19 +5,23 @@
 //! of one that is read in full while others are sampled; and 8 more with `--settle`, which samples none. Of a frame that several
 //! processes have in common also its hash is kept.
 
+pub mod memory;
+pub mod nodes;
 pub mod pagemap;
+pub mod sample;
+pub mod subject;
+pub mod twins;
 
+mod before;
 mod count;
 mod frames;
-mod memory;
 mod page;
 mod pieces;
 mod plot;
 mod probe;
 mod read;
 mod repeated;
-mod sample;
-mod subject;
+mod report;
 mod worker;
 
 use std::collections::BTreeMap;
@@ -29,107 +33,93 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use serde::Serialize;
 
+use crate::census::Census;
+use crate::descriptors;
+use crate::domain::{Mode, Users};
+use crate::reason::{self, Crowd};
 use crate::target::{self, Targets};
-use crate::{exit, merge, output};
+use crate::what::What;
+use crate::{exit, output, rights, unit};
+use count::Domains;
 use frames::Mappings;
-use subject::{Subject, Unread};
+use nodes::Nodes;
+use report::{By, Group, KINDS, Report, Row, Saving};
+use subject::Subject;
 
 #[derive(clap::Args)]
+#[command(group(target::required()))]
+#[group(skip)]
 pub struct Args {
     #[command(flatten)]
     targets: Targets,
     /// What to look at: a list of text, data, heap, stack
-    #[arg(long, default_value = "text,data,heap")]
-    what: merge::What,
+    #[arg(long, default_value = What::DEFAULT)]
+    what: What,
+    /// What a row of the table is (default: a process, or a program where there are more than 20)
+    #[arg(long, value_enum)]
+    by: Option<By>,
     /// Look a second time after so many seconds, and tell what has stayed the same
     #[arg(long, value_name = "SECONDS")]
     settle: Option<u64>,
     /// Draw it, too
-    #[arg(long, value_name = "FILE.svg")]
+    #[arg(long, value_name = "FILE.svg", value_parser = svg)]
     plot: Option<PathBuf>,
+    /// What the machine's merge domain is taken for (default: as this kernel is set, else cgroup, a kernel's own default)
+    #[arg(long, value_enum)]
+    domain: Option<Mode>,
     /// How many mappings one merged page serves (default: as this kernel is set, else 256)
     #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(2..))]
     max_page_sharing: Option<u64>,
 }
 
-/// The kinds that are told apart, by the number that a page has of it.
-const KINDS: [&str; 5] = ["patched text", "data", "heap", "stack", "other anonymous"];
-
-/// What merging would do to some pages.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
-struct Saving {
-    /// Mappings of private pages.
-    mapped_pages: u64,
-    /// Physical pages behind them now.
-    pages: f64,
-    /// Physical pages that merging would free.
-    saved_pages: f64,
-}
-
-#[derive(Serialize)]
-struct Report {
-    page_size: usize,
-    max_page_sharing: u64,
-    /// Where pages merge within one user only, as is the default.
-    within_users: Saving,
-    /// Where all processes share.
-    across_users: Saving,
-    /// Of `within_users`: by pages that hold nothing but zeros.
-    zero: Saving,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    stable: Option<Saving>,
-    kinds: BTreeMap<&'static str, Saving>,
-    processes: Vec<Row>,
-    unread: Vec<Unread>,
-    /// Pages that went while they were looked at.
-    vanished_pages: u64,
-    /// Pages that other processes may hold as well, which cannot be told without CAP_SYS_ADMIN.
-    maybe_shared_pages: u64,
-    /// What was read; a frame that several processes have only once, where that can be told.
-    read_bytes: u64,
-    /// How long it took to read, hash and count all, on the clock and in all threads together.
-    seconds: f64,
-    cpu_seconds: f64,
-    /// The most memory that this command itself took.
-    own_peak_bytes: u64,
-}
-
-#[derive(Serialize)]
-struct Row {
-    pid: u32,
-    name: String,
-    #[serde(flatten)]
-    saving: Saving,
+/// A path that does not promise another kind of picture.
+fn svg(path: &str) -> Result<PathBuf, &'static str> {
+    let path = PathBuf::from(path);
+    match path.extension() {
+        Some(kind) if !kind.eq_ignore_ascii_case("svg") => {
+            Err("the picture is an SVG: give a name that ends in .svg")
+        }
+        _ => Ok(path),
+    }
 }
 
 pub fn run(args: Args, json: bool) -> Result<ExitCode> {
-    let pids = args.targets.pids()?;
+    let chosen = args.targets.choose()?;
     let plot = args.plot.as_deref().map(Plot::open).transpose()?;
-    raise_file_limit();
+    descriptors::raise();
     keep_large_blocks_apart();
-    let mut report = look(&args, &pids)?;
+    let mut report = look(&args, &chosen.pids)?;
     report.unread.sort_by_key(|unread| unread.pid);
+    let mut left_out = Crowd::default();
+    for unread in &report.unread {
+        left_out.add(unread.pid, &unread.name, &unread.reason);
+    }
+    if report.processes.is_empty() && !report.unread.is_empty() {
+        // Who has gone meanwhile would not have helped.
+        let mut there = report
+            .unread
+            .iter()
+            .filter(|unread| !unread.gone)
+            .peekable();
+        let denied = there.peek().is_some() && there.all(|unread| unread.denied);
+        let status = if denied { exit::DENIED } else { exit::FAILED };
+        return Err(exit::with(status, &left_out.lines()));
+    }
     if json {
         output::json(&report)?;
     } else {
-        show(&report)?;
+        show(&report, &left_out)?;
     }
     // Last, so that nothing is lost where it fails.
     if let Some(plot) = plot {
-        plot.write(&plot::draw(&report))?;
+        plot.write(&plot::draw(&report, &plot::Where::here()))?;
     }
-    Ok(
-        match (report.processes.is_empty(), report.unread.is_empty()) {
-            (_, true) => ExitCode::SUCCESS,
-            (true, false) if report.unread.iter().all(|unread| unread.denied) => {
-                ExitCode::from(exit::DENIED)
-            }
-            (true, false) => ExitCode::FAILURE,
-            (false, false) => ExitCode::from(exit::PARTLY),
-        },
-    )
+    let partly = |unread: &subject::Unread| chosen.must(unread.pid, unread.gone);
+    Ok(match report.unread.iter().any(partly) {
+        true => ExitCode::from(exit::PARTLY),
+        false => ExitCode::SUCCESS,
+    })
 }
 
 fn look(args: &Args, pids: &[u32]) -> Result<Report> {
@@ -139,6 +129,7 @@ fn look(args: &Args, pids: &[u32]) -> Result<Report> {
     let how = read::How {
         kinds: args.what.kinds,
         again: args.settle.is_some(),
+        spots: None,
     };
     let total: u64 = pids
         .iter()
@@ -148,13 +139,16 @@ fn look(args: &Args, pids: &[u32]) -> Result<Report> {
     let bar = output::progress("reading", total);
     let mut look = read::look(pids, how, &bar);
     bar.finish_and_clear();
-    let domains = numbered(&look.subjects);
+    let mode = args.domain.or_else(Mode::read).unwrap_or(Mode::Cgroup);
+    let domains = numbered(&look.subjects, mode);
+    let others = OTHERS.map(|mode| numbered(&look.subjects, mode));
     let max_page_sharing = args.max_page_sharing.unwrap_or_else(|| {
         let set = sksm::SystemStatistics::sksm().and_then(|sksm| sksm.get("max_page_sharing"));
-        set.unwrap_or(256)
+        set.and_then(|set| u64::try_from(set).ok()).unwrap_or(256)
     });
     let rules = count::Rules {
         domains: &domains,
+        others: others.each_ref(),
         most: max_page_sharing,
         zero: worker::hash_of_zeros(),
         tells_frames: pagemap::tells_frames(),
@@ -181,18 +175,40 @@ fn look(args: &Args, pids: &[u32]) -> Result<Report> {
             pid: subject.pid,
             name: subject.name.clone(),
             saving,
+            apart: subject.owner.domain(mode).err().map(|why| why.to_string()),
+            user: subject.owner.user(),
+            undumpable: subject.owner.left_alone(subject.pid),
         });
+    let rows: Vec<Row> = rows.collect();
+    let by = args.by.unwrap_or(match rows.len() {
+        ..=FEW => By::Process,
+        _ => By::Program,
+    });
+    let mut left = Census::default();
+    for row in &rows {
+        left.and(&Census::of(row.pid));
+    }
+    let nodes = Nodes::of_this_look();
+    let [within_users, across_users] = counted.others;
     Ok(Report {
         page_size: sksm::page_size(),
         max_page_sharing,
-        within_users: counted.within,
-        across_users: counted.across,
+        domain: mode.name(),
+        within_nodes: nodes == Nodes::Apart,
+        nodes,
+        within_domains: counted.within,
+        within_users,
+        across_users,
         zero: counted.zero,
         stable,
         kinds: (KINDS.into_iter().zip(counted.kinds))
             .filter(|(name, _)| *name != "stack" || args.what.kinds.has(sksm::Kind::Stack))
             .collect(),
-        processes: rows.collect(),
+        by,
+        groups: groups(&rows, by),
+        huge_pages: left.huge_bytes / huge_page(),
+        left,
+        processes: rows,
         unread: look.unread,
         vanished_pages: look.vanished,
         maybe_shared_pages: counted.maybe_shared,
@@ -203,17 +219,53 @@ fn look(args: &Args, pids: &[u32]) -> Result<Report> {
     })
 }
 
-/// The domains of processes, numbered from 0.
-fn numbered(subjects: &[Option<Arc<Subject>>]) -> Vec<usize> {
+/// So many rows are shown, and processes by themselves.
+const FEW: usize = 20;
+
+/// In bytes.
+pub fn huge_page() -> u64 {
+    let size = std::fs::read_to_string("/sys/kernel/mm/transparent_hugepage/hpage_pmd_size");
+    let size = size.ok().and_then(|size| size.trim().parse().ok());
+    size.filter(|size| *size > 0).unwrap_or(2 << 20)
+}
+
+/// Puts processes together, those with the largest saving first.
+fn groups(rows: &[Row], by: By) -> Vec<Group> {
+    let users = Users::read();
+    let mut groups: BTreeMap<String, Group> = BTreeMap::new();
+    for row in rows {
+        let name = match by {
+            By::Program => row.name.clone(),
+            By::Unit => unit::of(row.pid).unwrap_or("?".into()),
+            By::User => users.name(row.user),
+            By::Process => format!("{} {}", row.pid, row.name),
+        };
+        let group = groups.entry(name).or_default();
+        group.processes += 1;
+        group.saving.add(row.saving);
+    }
+    let named = groups.into_iter();
+    let mut groups: Vec<Group> = named.map(|(name, group)| Group { name, ..group }).collect();
+    groups.sort_by(|a, b| {
+        let order = |group: &Group| (group.saving.saved_pages, group.saving.pages);
+        let (a, b) = (order(a), order(b));
+        b.0.total_cmp(&a.0).then(b.1.total_cmp(&a.1))
+    });
+    groups
+}
+
+/// What else the machine's merge domain could be.
+const OTHERS: [Mode; count::OTHERS] = [Mode::User, Mode::Global];
+
+/// The domains of processes, where the machine's is this.
+fn numbered(subjects: &[Option<Arc<Subject>>], mode: Mode) -> Domains {
     let mut numbers = BTreeMap::new();
+    let domain = |subject: &Option<Arc<Subject>>| subject.as_ref()?.owner.domain(mode).ok();
     subjects
         .iter()
-        .map(|subject| match subject {
-            None => 0,
-            Some(subject) => {
-                let next = numbers.len();
-                *numbers.entry(subject.domain).or_insert(next)
-            }
+        .map(|subject| {
+            let next = numbers.len();
+            Some(*numbers.entry(domain(subject)?).or_insert(next))
         })
         .collect()
 }
@@ -244,7 +296,7 @@ impl Plot {
 }
 
 /// Of this process, in seconds.
-fn cpu_time() -> f64 {
+pub fn cpu_time() -> f64 {
     let mut time = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
@@ -252,22 +304,6 @@ fn cpu_time() -> f64 {
     // SAFETY: writes one timespec, into ours.
     unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
     time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
-}
-
-/// Two files are open for each process.
-fn raise_file_limit() {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    // Where it fails, opening the files will say so.
-    // SAFETY: reads and writes one valid structure.
-    unsafe {
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 {
-            limit.rlim_cur = limit.rlim_max;
-            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
-        }
-    }
 }
 
 /// So that they grow without being copied, and leave no holes. Else glibc keeps ever larger ones with the small.
@@ -279,31 +315,47 @@ fn keep_large_blocks_apart() {
     }
 }
 
-fn show(report: &Report) -> Result<()> {
+fn show(report: &Report, left_out: &Crowd) -> Result<()> {
     let size = |pages: f64| output::bytes((pages * report.page_size as f64) as i64);
     let row = |name: String, saving: &Saving| {
-        let share = if saving.pages > 0.0 {
-            format!("{:.0} %", 100.0 * saving.saved_pages / saving.pages)
-        } else {
-            "-".into()
-        };
+        let share = saving.share();
+        let share = share.map_or("-".into(), |share| format!("{share:.0} %"));
         vec![name, size(saving.pages), size(saving.saved_pages), share]
     };
-    let mut rows: Vec<_> = (report.processes.iter())
-        .map(|process| {
-            (
-                process.saving.saved_pages,
-                row(format!("{} {}", process.pid, process.name), &process.saving),
-            )
-        })
+    let counted = report.by != By::Process;
+    let with_count = |mut row: Vec<String>, count: usize| {
+        if counted {
+            row.insert(1, count.to_string());
+        }
+        row
+    };
+    let shown = report.groups.iter().take(FEW);
+    let mut rows: Vec<_> = shown
+        .map(|group| with_count(row(group.name.clone(), &group.saving), group.processes))
         .collect();
-    rows.sort_by(|a, b| b.0.total_cmp(&a.0));
-    let left_out = rows.len().saturating_sub(20);
-    let rows: Vec<_> = rows.into_iter().take(20).map(|(_, row)| row).collect();
-    output::table(&["process", "private memory", "saved", ""], &rows)?;
-    if left_out > 0 {
-        output::line(&format!("... and {left_out} more; --json lists all"))?;
+    let left = report.groups.len().saturating_sub(FEW);
+    if left > 0 {
+        let rest = report.groups.iter().skip(FEW);
+        let (mut count, mut sum) = (0, Saving::default());
+        for group in rest {
+            count += group.processes;
+            sum.add(group.saving);
+        }
+        rows.push(with_count(
+            row(format!("{left} more, see --json"), &sum),
+            count,
+        ));
     }
+    if report.groups.len() > 1 {
+        let all = row("all".into(), &report.within_domains);
+        rows.push(with_count(all, report.processes.len()));
+    }
+    let head = [report.by.name(), "processes", "private memory", "saved", ""];
+    let head: Vec<&str> = (head.into_iter().enumerate())
+        .filter(|(column, _)| counted || *column != 1)
+        .map(|(_, name)| name)
+        .collect();
+    output::table(&head, &rows)?;
     output::line("")?;
     let mut rows: Vec<_> = (KINDS.iter())
         .filter_map(|kind| Some(row((*kind).into(), report.kinds.get(kind)?)))
@@ -311,27 +363,58 @@ fn show(report: &Report) -> Result<()> {
     rows.push(row("of all that: pages of zeros".into(), &report.zero));
     output::table(&["kind", "private memory", "saved", ""], &rows)?;
     output::line("")?;
-    let mut rows = vec![
-        row("within each user".into(), &report.within_users),
-        row("across users".into(), &report.across_users),
-    ];
+    let own = format!("as domains are ({})", report.domain);
+    let mut rows = vec![row(own, &report.within_domains)];
+    for (mode, name, saving) in [
+        (Mode::User, "within each user (user)", &report.within_users),
+        (Mode::Global, "across users (global)", &report.across_users),
+    ] {
+        if report.domain != mode.name() {
+            rows.push(row(name.into(), saving));
+        }
+    }
     if let Some(stable) = &report.stable {
-        rows.push(row("within each user, unchanged".into(), stable));
+        rows.push(row("as domains are, unchanged".into(), stable));
     }
     output::table(&["merging", "private memory", "saved", ""], &rows)?;
-    let mut reasons: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-    for unread in &report.unread {
-        let names = reasons.entry(&unread.reason).or_default();
-        names.push(format!("{} {}", unread.pid, unread.name));
+    let more = report.within_users.saved_pages - report.within_domains.saved_pages;
+    if report.domain == Mode::Cgroup.name() && more > 0.01 * report.within_users.pages {
+        output::line(&format!(
+            "{} more where the control groups of a user share: echo user > /sys/kernel/mm/sksm/domain",
+            size(more)
+        ))?;
     }
-    for (reason, names) in reasons {
-        let (count, names) = (names.len(), names.join(", "));
-        output::note(&format!("left out, {count}: {names}: {reason}"));
+    if let Some(sentence) = report.nodes.sentence() {
+        output::line(&sentence)?;
     }
+    if report.huge_pages > 0 {
+        output::line(&format!(
+            "{} are in {} huge pages, of which a merge splits those that it takes many pages of",
+            output::bytes(report.left.huge_bytes as i64),
+            report.huge_pages
+        ))?;
+    }
+    for sentence in report.left.sentences() {
+        output::line(&output::clean(&sentence))?;
+    }
+    left_out.tell("left out");
+    let (mut apart, mut undumpable) = (Crowd::default(), Crowd::default());
+    for row in &report.processes {
+        if let Some(why) = &row.apart {
+            apart.add(row.pid, &row.name, why);
+        } else if row.undumpable {
+            undumpable.add(row.pid, &row.name, reason::NOT_DUMPABLE);
+        }
+    }
+    apart.tell("merge with nobody");
+    undumpable.tell("left alone");
     if report.maybe_shared_pages > 0 {
+        let how = match rights::is_root() {
+            true => "CAP_SYS_ADMIN would tell",
+            false => "run as root to tell",
+        };
         output::note(&format!(
-            "{} may be shared since a fork with processes that were not looked at, which would keep it; \
-             run as root to tell",
+            "{} may be shared since a fork with processes that were not looked at, which would keep it; {how}",
             size(report.maybe_shared_pages as f64)
         ));
     }

@@ -1,10 +1,14 @@
 //! Counters as text for Prometheus, in two formats: OpenMetrics 1.0, and the older text format, which node_exporter's textfile
 //! collector reads. They name a counter differently, so that no text is right in both.
 
+mod scanner;
+
 use std::fmt::Write;
 
+use crate::footprint::Footprint;
 use crate::output;
-use crate::stat::{Row, System};
+use crate::scan::state::State;
+use crate::system::System;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Format {
@@ -25,8 +29,27 @@ enum Kind {
     /// Only grows.
     Counter,
     Gauge,
-    /// A gauge of bytes, with that at the end of its name.
+    /// A gauge of bytes, with that at the end of its name; likewise the rest.
     Bytes,
+    Seconds,
+    Ratio,
+    /// Seconds that only grow.
+    CounterOfSeconds,
+}
+
+impl Kind {
+    fn counts(self) -> bool {
+        matches!(self, Counter | CounterOfSeconds)
+    }
+
+    fn unit(self) -> Option<&'static str> {
+        match self {
+            Counter | Gauge => None,
+            Bytes => Some("bytes"),
+            Seconds | CounterOfSeconds => Some("seconds"),
+            Ratio => Some("ratio"),
+        }
+    }
 }
 
 const fn file(file: &'static str, name: &'static str, kind: Kind, help: &'static str) -> File {
@@ -38,26 +61,26 @@ const fn file(file: &'static str, name: &'static str, kind: Kind, help: &'static
     }
 }
 
-use Kind::{Bytes, Counter, Gauge};
+use Kind::{Bytes, Counter, CounterOfSeconds, Gauge, Ratio, Seconds};
 
 const SKSM: &[File] = &[
     file(
         "pages_shared",
         "sksm_pages_shared",
         Gauge,
-        "Merged pages with more than one mapping",
+        "Merged pages with mappings that merges redirected to them",
     ),
     file(
         "pages_sharing",
         "sksm_pages_sharing",
         Gauge,
-        "Mappings beyond the first of shared pages: pages saved",
+        "Mappings that merges redirected and that are still there: pages saved",
     ),
     file(
         "pages_unshared",
         "sksm_pages_unshared",
         Gauge,
-        "Merged pages with one mapping",
+        "Merged pages without such mappings",
     ),
     file(
         "pages_zero",
@@ -102,10 +125,40 @@ const SKSM: &[File] = &[
         "Pages left alone because somebody else used them",
     ),
     file(
+        "pages_refused",
+        "sksm_pages_refused",
+        Counter,
+        "Pages of addresses that advice passed over: locked, not dumpable, in no domain",
+    ),
+    file(
+        "pages_swapped",
+        "sksm_pages_swapped",
+        Counter,
+        "Mappings of merged pages that were swapped out",
+    ),
+    file(
+        "pages_swapped_in",
+        "sksm_pages_swapped_in",
+        Counter,
+        "Mappings that came back from swap space as mappings of merged pages",
+    ),
+    file(
+        "pages_asleep",
+        "sksm_pages_asleep",
+        Gauge,
+        "Merged pages that are in swap space only",
+    ),
+    file(
         "bytes_metadata",
         "sksm_metadata",
         Bytes,
         "Memory for nodes and reverse maps",
+    ),
+    file(
+        "general_profit",
+        "sksm_general_profit",
+        Bytes,
+        "Memory saved, zero pages included, less that of nodes and reverse maps",
     ),
     file(
         "max_page_sharing",
@@ -165,6 +218,12 @@ const KSM: &[File] = &[
         "Pages that were scanned",
     ),
     file(
+        "general_profit",
+        "ksm_general_profit",
+        Bytes,
+        "Memory saved by KSM, zero pages included, less that of its metadata",
+    ),
+    file(
         "max_page_sharing",
         "ksm_max_page_sharing",
         Gauge,
@@ -177,30 +236,39 @@ struct Family {
     name: &'static str,
     kind: Kind,
     help: &'static str,
-    samples: Vec<(String, u64)>,
+    samples: Vec<(String, String)>,
 }
 
 impl Family {
+    /// Of one value.
+    fn one(name: &'static str, kind: Kind, help: &'static str, value: impl ToString) -> Self {
+        Family {
+            name,
+            kind,
+            help,
+            samples: vec![(String::new(), value.to_string())],
+        }
+    }
+
     fn write(&self, format: Format, text: &mut String) {
-        let unit = if self.kind == Bytes { "_bytes" } else { "" };
-        let family = format!("{}{unit}", self.name);
-        let sample = match self.kind {
-            Counter => format!("{family}_total"),
-            Gauge | Bytes => family.clone(),
+        let unit = self.kind.unit();
+        let family = match unit {
+            Some(unit) => format!("{}_{unit}", self.name),
+            None => self.name.into(),
+        };
+        let (sample, kind) = match self.kind.counts() {
+            true => (format!("{family}_total"), "counter"),
+            false => (family.clone(), "gauge"),
         };
         let described = match format {
             Format::OpenMetrics => &family,
             Format::Prometheus => &sample,
         };
-        let kind = match self.kind {
-            Counter => "counter",
-            Gauge | Bytes => "gauge",
-        };
         // Writing to a String cannot fail.
         _ = writeln!(text, "# HELP {described} {}", self.help);
         _ = writeln!(text, "# TYPE {described} {kind}");
-        if format == Format::OpenMetrics && self.kind == Bytes {
-            _ = writeln!(text, "# UNIT {described} bytes");
+        if let Some(unit) = unit.filter(|_| format == Format::OpenMetrics) {
+            _ = writeln!(text, "# UNIT {described} {unit}");
         }
         for (labels, value) in &self.samples {
             _ = writeln!(text, "{sample}{labels} {value}");
@@ -208,40 +276,55 @@ impl Family {
     }
 }
 
-pub fn text(system: &System, rows: &[Row], format: Format) -> String {
+pub fn text(
+    system: &System,
+    scanner: Option<&State>,
+    footprints: &[Footprint],
+    format: Format,
+) -> String {
     let mut families = Vec::new();
     for (files, counters) in [(SKSM, &system.sksm), (KSM, &system.ksm)] {
         for file in files {
             let value = counters.iter().find_map(|counters| counters.get(file.file));
-            families.extend(value.map(|value| Family {
-                name: file.name,
-                kind: file.kind,
-                help: file.help,
-                samples: vec![(String::new(), *value)],
-            }));
+            families.extend(value.map(|value| Family::one(file.name, file.kind, file.help, value)));
         }
     }
-    let process = |name, help, value: fn(&Row) -> u64| Family {
-        name,
-        kind: Bytes,
-        help,
-        samples: rows.iter().map(|row| (labels(row), value(row))).collect(),
+    families.extend(scanner.into_iter().flat_map(scanner::families));
+    let process = |name, help, value: fn(&Footprint) -> Option<i64>| {
+        let sample =
+            |footprint: &Footprint| Some((labels(footprint), value(footprint)?.to_string()));
+        let samples: Vec<_> = footprints.iter().filter_map(sample).collect();
+        (!samples.is_empty()).then_some(Family {
+            name,
+            kind: Bytes,
+            help,
+            samples,
+        })
     };
-    if !rows.is_empty() {
-        families.extend([
-            process("sksm_process_resident", "Present memory", |row| {
-                row.rss_bytes
-            }),
-            process(
-                "sksm_process_anonymous",
-                "Private memory, merged or not",
-                |row| row.anonymous_bytes,
-            ),
-            process("sksm_process_merged", "Memory in merged pages", |row| {
-                row.merged_bytes
-            }),
-        ]);
-    }
+    let processes = [
+        process("sksm_process_resident", "Present memory", |of| {
+            Some(of.rss_bytes as i64)
+        }),
+        process(
+            "sksm_process_anonymous",
+            "Private memory, merged or not",
+            |of| Some(of.anonymous_bytes as i64),
+        ),
+        process("sksm_process_merged", "Memory in merged pages", |of| {
+            Some(of.merged_bytes as i64)
+        }),
+        process(
+            "sksm_process_zero",
+            "Memory that SKSM and KSM made the zero page",
+            |of| of.zero_bytes,
+        ),
+        process(
+            "sksm_process_profit",
+            "What SKSM saves of it less metadata, zero pages left out",
+            |of| of.profit_bytes,
+        ),
+    ];
+    families.extend(processes.into_iter().flatten());
     let mut text = String::new();
     for family in families {
         family.write(format, &mut text);
@@ -252,11 +335,11 @@ pub fn text(system: &System, rows: &[Row], format: Format) -> String {
     text
 }
 
-fn labels(row: &Row) -> String {
-    let name = output::clean(&row.name)
+fn labels(footprint: &Footprint) -> String {
+    let name = output::clean(&footprint.name)
         .replace('\\', "\\\\")
         .replace('"', "\\\"");
-    format!("{{pid=\"{}\",name=\"{name}\"}}", row.pid)
+    format!("{{pid=\"{}\",name=\"{name}\"}}", footprint.pid)
 }
 
 #[cfg(test)]
@@ -265,35 +348,37 @@ mod tests {
 
     use super::*;
 
-    fn example() -> (System, Row) {
+    fn example() -> (System, Footprint) {
         let system = System {
-            sksm: Some([("calls", 3), ("bytes_metadata", 96)].into()),
+            sksm: Some([("calls", 3), ("general_profit", -96)].into()),
             ksm: Some([("ksm_zero_pages", 1)].into()),
         };
-        let row = Row {
+        let footprint = Footprint {
             pid: 7,
             name: "a \"b\\\n".into(),
             rss_bytes: 3,
             anonymous_bytes: 2,
             merged_bytes: 1,
+            zero_bytes: Some(-4096),
+            ..Footprint::default()
         };
-        (system, row)
+        (system, footprint)
     }
 
     const LABELS: &str = r#"{pid="7",name="a \"b\\\\n"}"#;
 
     #[test]
     fn openmetrics_is_as_specified() {
-        let (system, row) = example();
+        let (system, footprint) = example();
         let expected = format!(
             "\
 # HELP sksm_calls Calls that asked for merging
 # TYPE sksm_calls counter
 sksm_calls_total 3
-# HELP sksm_metadata_bytes Memory for nodes and reverse maps
-# TYPE sksm_metadata_bytes gauge
-# UNIT sksm_metadata_bytes bytes
-sksm_metadata_bytes 96
+# HELP sksm_general_profit_bytes Memory saved, zero pages included, less that of nodes and reverse maps
+# TYPE sksm_general_profit_bytes gauge
+# UNIT sksm_general_profit_bytes bytes
+sksm_general_profit_bytes -96
 # HELP ksm_zero_pages Zero pages placed by KSM and SKSM
 # TYPE ksm_zero_pages gauge
 ksm_zero_pages 1
@@ -309,10 +394,17 @@ sksm_process_anonymous_bytes{LABELS} 2
 # TYPE sksm_process_merged_bytes gauge
 # UNIT sksm_process_merged_bytes bytes
 sksm_process_merged_bytes{LABELS} 1
+# HELP sksm_process_zero_bytes Memory that SKSM and KSM made the zero page
+# TYPE sksm_process_zero_bytes gauge
+# UNIT sksm_process_zero_bytes bytes
+sksm_process_zero_bytes{LABELS} -4096
 # EOF
 "
         );
-        assert_eq!(text(&system, &[row], Format::OpenMetrics), expected);
+        assert_eq!(
+            text(&system, None, &[footprint], Format::OpenMetrics),
+            expected
+        );
     }
 
     /// There the type is that of the name in the sample's line.
@@ -323,14 +415,43 @@ sksm_process_merged_bytes{LABELS} 1
 # HELP sksm_calls_total Calls that asked for merging
 # TYPE sksm_calls_total counter
 sksm_calls_total 3
-# HELP sksm_metadata_bytes Memory for nodes and reverse maps
-# TYPE sksm_metadata_bytes gauge
-sksm_metadata_bytes 96
+# HELP sksm_general_profit_bytes Memory saved, zero pages included, less that of nodes and reverse maps
+# TYPE sksm_general_profit_bytes gauge
+sksm_general_profit_bytes -96
 # HELP ksm_zero_pages Zero pages placed by KSM and SKSM
 # TYPE ksm_zero_pages gauge
 ksm_zero_pages 1
 ";
-        assert_eq!(text(&system, &[], Format::Prometheus), expected);
+        assert_eq!(text(&system, None, &[], Format::Prometheus), expected);
+    }
+
+    /// The rules for Prometheus and the dashboard of Grafana name nothing else.
+    #[test]
+    fn what_a_fleet_watches_is_told() {
+        let all = |files: &[File]| files.iter().map(|file| (file.file, 1)).collect();
+        let system = System {
+            sksm: Some(all(SKSM)),
+            ksm: Some(all(KSM)),
+        };
+        let state = crate::scan::state::tests::example();
+        let text = text(&system, Some(&state), &[], Format::Prometheus);
+        let told: Vec<&str> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
+            .collect();
+        for file in [
+            include_str!("../../../packaging/prometheus/sksm.rules.yml"),
+            include_str!("../../../packaging/grafana/sksm.json"),
+        ] {
+            let words = file.split(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':');
+            let names = |word: &&str| word.starts_with("sksm_") || word.starts_with("ksm_");
+            let mut found = 0;
+            for name in words.filter(names).map(|name| name.trim_end_matches(':')) {
+                assert!(told.contains(&name), "{name}");
+                found += 1;
+            }
+            assert!(found > 10, "only {found}");
+        }
     }
 
     /// The library knows them by the same names.

@@ -9,6 +9,8 @@ use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
+use crate::failure;
+
 pub const BOLD: Style = Style::new().bold();
 pub const GOOD: Style = AnsiColor::Green.on_default();
 pub const BAD: Style = AnsiColor::Red.on_default().bold();
@@ -52,6 +54,7 @@ pub fn plain(text: &str) -> Result<()> {
 }
 
 pub fn json(value: &impl Serialize) -> Result<()> {
+    failure::printed();
     plain(&(serde_json::to_string_pretty(value)? + "\n"))
 }
 
@@ -103,6 +106,8 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> Result<()> {
                 line += &format!("  {cell:>width$}");
             }
         }
+        // The last heads may be empty.
+        line.truncate(line.trim_end().len());
         line
     };
     let mut text = format!("{BOLD}{}{BOLD:#}\n", line(&mut head.iter().copied()));

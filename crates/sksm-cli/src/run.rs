@@ -1,14 +1,20 @@
 //! The verb `run`.
 
+mod object;
+mod program;
+
 use std::env;
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
+use sksm::{Error, Support};
 
+use self::program::Finding;
+use crate::ksm;
 use crate::merge::What;
 use crate::output;
 
@@ -17,24 +23,52 @@ pub struct Args {
     /// What to merge: a list of text, data, heap, stack
     #[arg(long, default_value = "text")]
     what: What,
-    /// Merge again after this time: 500ms, 5s, 2m
+    /// Merge again after this time: 500ms, 5s, 2m, 1h; programs that it forks each after their own
     #[arg(long, value_name = "TIME", value_parser = milliseconds)]
     after: Option<u64>,
-    /// Merge again at this signal: USR1, USR2, HUP, or the number of a real-time signal
-    #[arg(long, value_name = "SIGNAL", value_parser = signal)]
+    /// Merge again at this signal: RTMIN+12 without a value; one that the program has no use for
+    ///
+    /// A real-time signal, counted from the first or the last (RTMAX-2), or as a number. USR1, USR2 and HUP are taken, too, but many
+    /// programs give them a meaning of their own once they run: OpenJDK crashes at USR2 from outside, Node opens its debugger at USR1.
+    #[arg(long, value_name = "SIGNAL", num_args = 0..=1, default_missing_value = "RTMIN+12", value_parser = signal)]
     signal: Option<i32>,
+    /// Try nothing out: the seccomp filter that is in force lets merging pass
+    ///
+    /// Otherwise a child of the program tries it before the program does, as a filter might kill for it.
+    #[arg(long)]
+    seccomp_allowed: bool,
+    /// Have the kernel's scanner, KSM, merge all of the program's memory, and of all that it starts; not SKSM
+    ///
+    /// For kernels that have no SKSM, from Linux 6.7. The scanner must run, and takes processor time for as long as it does.
+    #[arg(long, conflicts_with_all = ["what", "after", "signal", "seccomp_allowed", "verbose"])]
+    ksm: bool,
+    /// Tell by the exit status whether KSM was asked for before this program was started
+    #[arg(long, hide = true, exclusive = true)]
+    ksm_asked: bool,
     /// Say on standard error what was done
     #[arg(long, short)]
     verbose: bool,
+    /// Say nothing about a program that will not be merged
+    #[arg(long, short, conflicts_with = "verbose")]
+    quiet: bool,
     /// The program and its arguments
-    #[arg(last = true, required = true, value_name = "CMD")]
+    #[arg(
+        trailing_var_arg = true,
+        allow_hyphen_values = true,
+        required_unless_present = "ksm_asked",
+        value_name = "CMD"
+    )]
     command: Vec<OsString>,
 }
 
-const OBJECT: &str = "libsksm_preload.so";
-
 pub fn run(args: Args) -> Result<ExitCode> {
-    let object = find()?;
+    if args.ksm_asked {
+        return Ok(ExitCode::from(u8::from(!ksm::asked())));
+    }
+    if args.ksm {
+        return with_ksm(&args);
+    }
+    let object = object::find()?;
     // The loader takes both for the end of a path, and has no way to quote them.
     if object
         .as_os_str()
@@ -57,6 +91,14 @@ pub fn run(args: Args) -> Result<ExitCode> {
         .command
         .split_first()
         .context("there is no program to run")?;
+    let found = program::look(program).ok();
+    if !args.quiet {
+        let found = found.as_ref();
+        let finding = found.and_then(|(path, finding)| Some((path.as_path(), finding.as_ref()?)));
+        for note in notes(finding, args.seccomp_allowed) {
+            output::note(&note);
+        }
+    }
     let mut command = Command::new(program);
     command
         .args(rest)
@@ -68,16 +110,130 @@ pub fn run(args: Args) -> Result<ExitCode> {
     if let Some(signal) = args.signal {
         command.env("SKSM_SIGNAL", signal.to_string());
     }
+    if args.seccomp_allowed {
+        command.env("SKSM_SECCOMP", "allowed");
+    }
     if args.verbose {
         command.env("SKSM_VERBOSE", "1");
     }
-    // It only returns if it fails.
+    if let Some((_, Some(Finding::AddressSanitizer))) = found {
+        command.env("ASAN_OPTIONS", asan_options(env::var_os("ASAN_OPTIONS")));
+    }
+    Ok(become_program(command, program))
+}
+
+impl Args {
+    /// What is wrong with the command line, by its words: an option that there is not was taken for the program.
+    pub fn mistake(&self, mut words: impl Iterator<Item = OsString>) -> Option<String> {
+        let program = self.command.first()?;
+        let separated = words.any(|word| word == "--") && words.next().as_ref() == Some(program);
+        (program.as_bytes().starts_with(b"-") && !separated).then(|| {
+            let option = program.to_string_lossy();
+            format!("unexpected argument '{option}'; a program of that name comes after --")
+        })
+    }
+}
+
+/// Runs the program, whether KSM can be had or not, as without this option.
+fn with_ksm(args: &Args) -> Result<ExitCode> {
+    let (program, rest) = args
+        .command
+        .split_first()
+        .context("there is no program to run")?;
+    let told = match ksm::ask() {
+        Ok(price) => price,
+        Err(error) => format!("{error:#}; it runs unmerged"),
+    };
+    if !args.quiet {
+        output::note(&told);
+    }
+    let mut command = Command::new(program);
+    command.args(rest);
+    Ok(become_program(command, program))
+}
+
+/// Only returns if that fails, with the status for it.
+fn become_program(mut command: Command, program: &OsString) -> ExitCode {
     let error = command.exec();
     let found = error.kind() != std::io::ErrorKind::NotFound;
     let error =
         anyhow::Error::from(error).context(format!("cannot run {}", program.to_string_lossy()));
     output::error(&error);
-    Ok(ExitCode::from(if found { 126 } else { 127 }))
+    ExitCode::from(if found { 126 } else { 127 })
+}
+
+/// What a person is to know who expects a merge of this program.
+fn notes(finding: Option<(&Path, &Finding)>, seccomp_allowed: bool) -> Vec<String> {
+    let mut notes = Vec::new();
+    if let Some((path, finding)) = finding {
+        let path = path.display();
+        let reason = match finding {
+            Finding::Static => {
+                format!("{path} is statically linked: no object can be loaded into it")
+            }
+            Finding::OtherMachine { bits: 32 } if cfg!(target_pointer_width = "64") => {
+                format!("{path} is a 32-bit program, which the 64-bit object cannot be loaded into")
+            }
+            Finding::OtherMachine { .. } => {
+                format!("{path} is for another machine than the object")
+            }
+            Finding::MoreRights => format!(
+                "{path} runs with other rights than yours (set-uid, set-gid or capabilities): \
+                 no object is loaded into it"
+            ),
+            Finding::AddressSanitizer => String::new(),
+        };
+        if !reason.is_empty() {
+            notes.push(format!("{reason}; it runs unmerged"));
+        }
+    }
+    if let Some(reason) = unsupported(seccomp_allowed) {
+        notes.push(format!("{reason}; nothing is merged"));
+    }
+    notes
+}
+
+/// Why nothing merges, whatever the program.
+fn unsupported(seccomp_allowed: bool) -> Option<&'static str> {
+    let filtered = !seccomp_allowed
+        && std::fs::read_to_string("/proc/thread-self/status")
+            .is_ok_and(|status| !status.contains("\nSeccomp:\t0\n"));
+    if !filtered {
+        return match sksm::require() {
+            Ok(()) => None,
+            Err(Error::Undecided { .. }) => {
+                Some("whether this kernel merges cannot be found out now")
+            }
+            Err(_) => Some("this kernel has no MADV_MERGE"),
+        };
+    }
+    // SAFETY: this process has one thread. The child makes system calls, and ends.
+    let child = unsafe { libc::fork() };
+    if child == 0 {
+        let merges = sksm::support() == Support::Merge;
+        // SAFETY: takes a number.
+        unsafe { libc::_exit(i32::from(!merges)) };
+    }
+    let mut status = 0;
+    // SAFETY: writes the status, into ours.
+    if child < 0 || unsafe { libc::waitpid(child, &mut status, 0) } != child {
+        return Some("what the seccomp filter does cannot be tried");
+    }
+    match (libc::WIFEXITED(status), libc::WEXITSTATUS(status)) {
+        (true, 0) => None,
+        (true, _) => Some("this kernel has no MADV_MERGE, or the seccomp filter refuses it"),
+        (false, _) => Some("the seccomp filter kills for it"),
+    }
+}
+
+/// Has it start with an object loaded before it. What the user says comes last, and counts.
+fn asan_options(own: Option<OsString>) -> OsString {
+    let mut options = OsString::from("verify_asan_link_order=0");
+    if let Some(own) = own.filter(|own| !own.is_empty()) {
+        options.push(":");
+        options.push(own);
+    }
+    options
 }
 
 /// As the preload object reads it, which ignores what it does not understand.
@@ -87,64 +243,37 @@ fn milliseconds(time: &str) -> Result<u64, &'static str> {
         "ms" => Some(1),
         "s" | "" => Some(1000),
         "m" => Some(60_000),
+        "h" => Some(3_600_000),
         _ => None,
     };
     let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
     (digits.parse::<u64>().ok())
         .filter(|_| plain)
         .and_then(|number| number.checked_mul(unit?))
-        .ok_or("give a whole number of ms, s or m, as in 5s")
+        .ok_or("give a whole number of ms, s, m or h, as in 5s")
 }
 
-/// Only signals that end a program which does not expect them, and that the kernel sends for no reason of its own.
+/// A real-time signal; or one that ends a program which does not expect it, and that the kernel sends for no reason of its own.
 fn signal(name: &str) -> Result<i32, &'static str> {
-    let named = [
-        ("USR1", libc::SIGUSR1),
-        ("USR2", libc::SIGUSR2),
-        ("HUP", libc::SIGHUP),
-    ];
     let short = name.strip_prefix("SIG").unwrap_or(name);
-    let known = named
-        .iter()
-        .find(|(name, _)| *name == short)
-        .map(|(_, signal)| *signal);
-    let number = || short.parse::<i32>().ok();
-    let usable = |signal: &i32| {
-        named.iter().any(|(_, known)| known == signal)
-            || (libc::SIGRTMIN()..=libc::SIGRTMAX()).contains(signal)
+    let (first, last) = (libc::SIGRTMIN(), libc::SIGRTMAX());
+    let number = |digits: &str| digits.parse::<u8>().ok().map(i32::from);
+    let plus = |digits| number(digits).map(|count| first + count);
+    let minus = |digits| number(digits).map(|count| last - count);
+    let signal = match short {
+        "USR1" => Some(libc::SIGUSR1),
+        "USR2" => Some(libc::SIGUSR2),
+        "HUP" => Some(libc::SIGHUP),
+        "RTMIN" => Some(first),
+        "RTMAX" => Some(last),
+        _ => (short.strip_prefix("RTMIN+").map(plus))
+            .or_else(|| short.strip_prefix("RTMAX-").map(minus))
+            .unwrap_or_else(|| number(short)),
     };
-    known
-        .or_else(number)
-        .filter(usable)
-        .ok_or("give USR1, USR2, HUP, or the number of a real-time signal")
-}
-
-/// The preload object: where SKSM_PRELOAD says, beside this program, or where it is installed.
-fn find() -> Result<PathBuf> {
-    if let Some(path) = env::var_os("SKSM_PRELOAD") {
-        let path = PathBuf::from(path);
-        if !path.is_file() {
-            bail!("SKSM_PRELOAD names {}, which is no file", path.display());
-        }
-        // Not resolved: it may be a link for the sake of its path.
-        return Ok(std::path::absolute(path)?);
-    }
-    let own = env::current_exe()?.canonicalize()?;
-    let dir = own.parent().context("this program has no directory")?;
-    let places = [
-        dir.join(OBJECT),
-        dir.join("../lib/sksm").join(OBJECT),
-        dir.join("../lib").join(OBJECT),
-    ];
-    for place in &places {
-        if place.is_file() {
-            return Ok(place.canonicalize()?);
-        }
-    }
-    bail!(
-        "cannot find {OBJECT} in {}; SKSM_PRELOAD can name it",
-        places.map(|place| place.display().to_string()).join(", ")
-    )
+    let named = [libc::SIGUSR1, libc::SIGUSR2, libc::SIGHUP];
+    signal
+        .filter(|signal| named.contains(signal) || (first..=last).contains(signal))
+        .ok_or("give a real-time signal: RTMIN+12, RTMAX-2, or its number")
 }
 
 #[cfg(test)]
@@ -157,6 +286,7 @@ mod tests {
             ("5s", Some(5000)),
             ("500ms", Some(500)),
             ("2m", Some(120_000)),
+            ("1h", Some(3_600_000)),
             ("7", Some(7000)),
             ("5x", None),
             ("", None),
@@ -178,7 +308,12 @@ mod tests {
         assert_eq!(signal("SIGUSR1"), Ok(libc::SIGUSR1));
         assert_eq!(signal("12"), Ok(12));
         assert_eq!(signal("40"), Ok(40));
-        for bad in ["KILL", "9", "11", "0", "99", "", "x", "usr1"] {
+        assert_eq!(signal("RTMIN"), Ok(libc::SIGRTMIN()));
+        assert_eq!(signal("SIGRTMIN+12"), Ok(libc::SIGRTMIN() + 12));
+        assert_eq!(signal("RTMAX-2"), Ok(libc::SIGRTMAX() - 2));
+        for bad in [
+            "KILL", "9", "11", "0", "99", "", "x", "usr1", "RTMIN+99", "RTMIN-1", "RTMAX-99",
+        ] {
             assert!(signal(bad).is_err(), "{bad}");
         }
     }

@@ -1,21 +1,24 @@
 //! The verb `stat`: counters, as a table, JSON, or text for Prometheus.
 
-use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use serde::Serialize;
-use sksm::{Error, ProcessStatistics, SystemStatistics};
+use sksm::Error;
 
+use crate::footprint::Footprint;
 use crate::metrics::{self, Format};
-use crate::target::name_of;
+use crate::output::BOLD;
+use crate::reason::{self, Crowd};
+use crate::scan::seen::{self, Seen};
+use crate::system::{Counters, System};
+use crate::target::{Targets, name_of};
 use crate::{exit, output};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Of this process instead of the whole system; may be given more than once
-    #[arg(long, short, value_name = "PID", num_args = 1..)]
-    pid: Vec<u32>,
+    #[command(flatten)]
+    targets: Targets,
     /// OpenMetrics text
     #[arg(long, conflicts_with = "json")]
     openmetrics: bool,
@@ -24,91 +27,88 @@ pub struct Args {
     prometheus: bool,
 }
 
-type Counters = BTreeMap<&'static str, u64>;
-
-/// Counters by their names in sysfs.
-#[derive(Serialize, Clone)]
-pub struct System {
-    pub sksm: Option<Counters>,
-    pub ksm: Option<Counters>,
-}
-
-impl System {
-    pub fn read() -> Self {
-        let counters = |statistics: SystemStatistics| statistics.iter().collect();
-        System {
-            sksm: SystemStatistics::sksm().map(counters),
-            ksm: SystemStatistics::ksm().map(counters),
-        }
-    }
-}
-
-/// Memory of a process.
-#[derive(Serialize, Clone)]
-pub struct Row {
-    pub pid: u32,
-    pub name: String,
-    pub rss_bytes: u64,
-    pub anonymous_bytes: u64,
-    pub merged_bytes: u64,
-}
-
-impl Row {
-    pub fn of(pid: u32) -> Result<Self, Error> {
-        let statistics = ProcessStatistics::of(pid)?;
-        Ok(Row {
-            pid,
-            name: name_of(pid),
-            rss_bytes: statistics.rss,
-            anonymous_bytes: statistics.anonymous,
-            merged_bytes: statistics.ksm,
-        })
-    }
+/// Of the whole machine.
+#[derive(Serialize)]
+struct Whole<'a> {
+    #[serde(flatten)]
+    system: &'a System,
+    /// What runs `sksm scan`, or did.
+    scanner: &'a Seen,
 }
 
 pub fn run(args: Args, json: bool) -> Result<ExitCode> {
     let system = System::read();
     let mut first = None;
-    let mut rows = Vec::new();
-    // None twice: a metric is given once.
-    let pids: std::collections::BTreeSet<u32> = args.pid.iter().copied().collect();
-    for pid in pids {
-        match Row::of(pid) {
-            Ok(row) => rows.push(row),
-            Err(error) => {
-                output::note(&format!("{pid} {}: {error}", name_of(pid)));
-                first.get_or_insert(error);
+    let mut footprints = Vec::new();
+    // Without a choice, of the system.
+    let whole = args.targets.nobody();
+    let chosen = match whole {
+        true => None,
+        false => Some(args.targets.choose()?),
+    };
+    let (mut left_out, mut partly) = (Crowd::default(), false);
+    if let Some(chosen) = &chosen {
+        for pid in chosen.pids.iter().copied() {
+            match Footprint::of(pid) {
+                Ok(footprint) => footprints.push(footprint),
+                Err(error) => {
+                    let gone = matches!(error, Error::Gone { .. });
+                    partly |= chosen.must(pid, gone);
+                    left_out.add(pid, &name_of(pid), &reason::of(pid, &error));
+                    first.get_or_insert(error);
+                }
             }
         }
     }
-    if args.openmetrics || args.prometheus {
+    if let Some(error) = first.filter(|_| footprints.is_empty()) {
+        return Err(exit::because(&error, &left_out.lines()));
+    }
+    left_out.tell("left out");
+    let metrics = args.openmetrics || args.prometheus;
+    // Of processes nothing is told that the scanner knows.
+    let scanner = match whole || metrics {
+        true => Seen::now(),
+        false => Seen::default(),
+    };
+    scanner.hidden.iter().for_each(|why| output::note(why));
+    if metrics {
         let format = match args.prometheus {
             true => Format::Prometheus,
             false => Format::OpenMetrics,
         };
-        output::plain(&metrics::text(&system, &rows, format))?;
-    } else if args.pid.is_empty() {
+        output::plain(&metrics::text(
+            &system,
+            scanner.state.as_ref(),
+            &footprints,
+            format,
+        ))?;
+    } else if whole {
         if json {
-            output::json(&system)?;
+            output::json(&Whole {
+                system: &system,
+                scanner: &scanner,
+            })?;
         } else {
             show(&system)?;
+            if let Some(state) = &scanner.state {
+                output::print(&scanner_text(&seen::facts_now(state)))?;
+            }
         }
     } else if json {
-        output::json(&rows)?;
+        output::json(&footprints)?;
     } else {
-        show_processes(&rows)?;
+        show_processes(&footprints)?;
     }
-    match first {
-        Some(error) if rows.is_empty() => Err(error.into()),
-        Some(_) => Ok(ExitCode::from(exit::PARTLY)),
-        None if args.pid.is_empty() && system.sksm.is_none() && system.ksm.is_none() => {
+    match partly {
+        true => Ok(ExitCode::from(exit::PARTLY)),
+        false if whole && system.sksm.is_none() && system.ksm.is_none() => {
             Err(Error::Unsupported {
                 instead: sksm::support(),
                 errno: libc::EINVAL,
             }
             .into())
         }
-        None => Ok(ExitCode::SUCCESS),
+        false => Ok(ExitCode::SUCCESS),
     }
 }
 
@@ -125,7 +125,7 @@ fn show(system: &System) -> Result<()> {
         .map(|name| {
             let value = |counters: &&Counters| {
                 let value = counters.get(name);
-                value.map_or("-".into(), u64::to_string)
+                value.map_or("-".into(), i64::to_string)
             };
             let values = columns.iter().map(value);
             std::iter::once((*name).to_owned()).chain(values).collect()
@@ -134,14 +134,75 @@ fn show(system: &System) -> Result<()> {
     output::table(&["counter", "SKSM", "KSM"], &rows)
 }
 
-fn show_processes(rows: &[Row]) -> Result<()> {
-    let rows: Vec<Vec<String>> = (rows.iter())
-        .map(|row| {
-            let bytes = [row.rss_bytes, row.anonymous_bytes, row.merged_bytes];
-            std::iter::once(format!("{} {}", row.pid, row.name))
+/// What is known of the scanner, below the counters.
+fn scanner_text(facts: &[(&str, String)]) -> String {
+    let lines = facts
+        .iter()
+        .map(|(name, what)| format!("{name:16}  {}\n", output::clean(what)));
+    format!("\n{BOLD}scanner{BOLD:#}\n{}", lines.collect::<String>())
+}
+
+fn show_processes(footprints: &[Footprint]) -> Result<()> {
+    let rows: Vec<Vec<String>> = (footprints.iter())
+        .map(|of| {
+            let bytes = [of.rss_bytes, of.anonymous_bytes, of.merged_bytes];
+            let told = [of.zero_bytes, of.profit_bytes];
+            std::iter::once(format!("{} {}", of.pid, of.name))
                 .chain(bytes.map(|bytes| output::bytes(bytes as i64)))
+                .chain(told.map(|bytes| bytes.map_or("-".into(), output::bytes)))
                 .collect()
         })
         .collect();
-    output::table(&["process", "resident", "anonymous", "merged"], &rows)
+    let head = [
+        "process",
+        "resident",
+        "anonymous",
+        "merged",
+        "zero pages",
+        "saved net",
+    ];
+    output::table(&head, &rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::scan::state::tests::example;
+
+    #[test]
+    fn the_scanner_is_a_section_of_its_own() {
+        let state = example();
+        let text = scanner_text(&seen::facts(&state, state.updated));
+        let plain = anstream::adapter::strip_str(&text).to_string();
+        assert!(
+            plain.starts_with("\nscanner\nrunning           process 42, since "),
+            "{plain}"
+        );
+        assert!(
+            plain.contains("\nsaved             2048.0 MiB\n"),
+            "{plain}"
+        );
+    }
+
+    #[test]
+    fn in_json_it_stands_beside_the_counters() {
+        let system = System {
+            sksm: None,
+            ksm: None,
+        };
+        let of = |state| {
+            let (system, scanner) = (
+                &system,
+                &Seen {
+                    state,
+                    hidden: None,
+                },
+            );
+            serde_json::to_value(Whole { system, scanner }).unwrap()
+        };
+        let report = of(Some(example()));
+        assert_eq!(report["scanner"]["total"]["came_apart_pages"], 1234);
+        assert!(report["ksm"].is_null());
+        assert!(of(None)["scanner"].is_null());
+    }
 }

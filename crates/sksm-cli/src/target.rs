@@ -1,54 +1,218 @@
 //! Which processes are meant.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use anyhow::{Context, Result, anyhow, bail};
+use clap::ArgGroup;
 use regex_lite::Regex;
+use sksm::{Error, Process};
 
-/// Processes by number, control group or name.
-#[derive(clap::Args)]
-#[group(required = true, multiple = true)]
+use crate::domain::Users;
+
+/// Processes by number, name, control group or user.
+#[derive(clap::Args, Clone, Default)]
+#[group(skip)]
 pub struct Targets {
-    /// This process; may be given more than once
-    #[arg(long, short, value_name = "PID", num_args = 1..)]
+    /// These processes, as in 12 34 or 12,34
+    #[arg(value_name = "PID", value_delimiter = ',')]
+    pids: Vec<u32>,
+    /// The same, as an option
+    #[arg(long, short, value_name = "PID", num_args = 1.., value_delimiter = ',')]
     pid: Vec<u32>,
-    /// All processes of this control group and those below it
-    #[arg(long, value_name = "PATH")]
-    cgroup: Option<PathBuf>,
-    /// All processes whose name, as in /proc/PID/comm, matches
+    /// Processes with this name: a regular expression for the whole of it, as in python3 or 'qemu-.*'
+    ///
+    /// The name is that of /proc/PID/comm, of the executable, or the first word of the command line. May be given more than once.
+    /// With --cgroup and --user, processes that fit all of them.
     #[arg(long, value_name = "REGEX")]
-    name: Option<Regex>,
+    name: Vec<Whole>,
+    /// Processes of this control group and those below it: a path, or a unit of systemd, as in nginx.service
+    #[arg(long, value_name = "PATH|UNIT")]
+    cgroup: Vec<PathBuf>,
+    /// Processes of this user, by name or number
+    #[arg(long, value_name = "USER")]
+    user: Vec<String>,
     /// All processes
     #[arg(long)]
     all: bool,
+    /// But not these, by number or name
+    #[arg(long, value_name = "PID|REGEX", value_delimiter = ',')]
+    exclude: Vec<Whole>,
+}
+
+/// Requires that somebody is chosen.
+pub fn required() -> ArgGroup {
+    ArgGroup::new("processes")
+        .required(true)
+        .multiple(true)
+        .args(["pids", "pid", "name", "cgroup", "user", "all"])
+}
+
+/// A regular expression for the whole of a name.
+#[derive(Clone)]
+struct Whole {
+    given: String,
+    whole: Regex,
+}
+
+impl FromStr for Whole {
+    type Err = regex_lite::Error;
+
+    fn from_str(given: &str) -> Result<Self, Self::Err> {
+        // By itself first: what it is wrapped in is no business of the user's.
+        Regex::new(given)?;
+        Ok(Whole {
+            given: given.into(),
+            whole: Regex::new(&format!("^(?:{given})$"))?,
+        })
+    }
+}
+
+/// Which processes were chosen.
+pub struct Chosen {
+    /// In order, without this process itself.
+    pub pids: Vec<u32>,
+    /// Those that were given by their numbers.
+    numbers: BTreeSet<u32>,
+    /// Whether the others were named, and not merely all that there are.
+    named: bool,
+}
+
+impl Chosen {
+    /// Whether it is no success without this process, where that was refused, or is not there.
+    pub fn must(&self, pid: u32, gone: bool) -> bool {
+        self.numbers.contains(&pid) || self.named && !gone
+    }
 }
 
 impl Targets {
-    /// Their numbers, without this process itself.
-    pub fn pids(&self) -> Result<Vec<u32>> {
-        let mut pids: BTreeSet<u32> = self.pid.iter().copied().collect();
-        if let Some(path) = &self.cgroup {
-            let mut all = BTreeSet::new();
-            members(&group(path)?, &mut all)?;
-            // The root group has those of the kernel, too.
-            pids.extend(all.into_iter().filter(|pid| is_program(*pid)));
+    /// Whether all processes are meant, without exception.
+    pub fn everything(&self) -> bool {
+        let filters = [self.name.len(), self.cgroup.len(), self.user.len()];
+        self.all && self.exclude.is_empty() && filters == [0; 3]
+    }
+
+    /// Whether nobody is.
+    pub fn nobody(&self) -> bool {
+        let numbers = self.pids.len() + self.pid.len();
+        numbers == 0 && !self.all && !self.filtered() && self.exclude.is_empty()
+    }
+
+    fn filtered(&self) -> bool {
+        !self.name.is_empty() || !self.cgroup.is_empty() || !self.user.is_empty()
+    }
+
+    pub fn choose(&self) -> Result<Chosen> {
+        let numbers: BTreeSet<u32> = self.pids.iter().chain(&self.pid).copied().collect();
+        let mut pids = numbers.clone();
+        // All but those, where nothing else is said.
+        if self.all || self.filtered() || numbers.is_empty() {
+            pids.extend(self.fitting()?);
         }
-        if self.all || self.name.is_some() {
-            for pid in all()? {
-                let wanted = |name: &Regex| name.is_match(&name_of(pid));
-                if self.all || self.name.as_ref().is_some_and(wanted) {
-                    pids.insert(pid);
-                }
-            }
-        }
+        pids.retain(|pid| !self.excluded(*pid));
         pids.remove(&std::process::id());
         if pids.is_empty() {
-            bail!("no process fits");
+            bail!("{}", self.nobody_fits());
         }
-        Ok(pids.into_iter().collect())
+        // All of them wrong: nothing is to be looked at, and the first tells why.
+        if pids.iter().all(|pid| numbers.contains(pid)) {
+            let missing: Vec<_> = pids.iter().map_while(|pid| missing(*pid)).collect();
+            if let Some(first) = missing.first().filter(|_| missing.len() == pids.len()) {
+                bail!("{first}");
+            }
+        }
+        Ok(Chosen {
+            pids: pids.into_iter().collect(),
+            numbers,
+            named: !self.name.is_empty() || !self.cgroup.is_empty(),
+        })
     }
+
+    /// All that fit by name, control group and user.
+    fn fitting(&self) -> Result<BTreeSet<u32>> {
+        let users = Users::read();
+        let wanted: Vec<u32> = (self.user.iter())
+            .map(|user| {
+                users
+                    .number(user)
+                    .with_context(|| format!("there is no user {user}"))
+            })
+            .collect::<Result<_>>()?;
+        let mut inside = BTreeSet::new();
+        for path in &self.cgroup {
+            for group in groups(path, &mounted())? {
+                members(&group, &mut inside)?;
+            }
+        }
+        let fits = |pid: &u32| {
+            (self.cgroup.is_empty() || inside.contains(pid))
+                && (wanted.is_empty() || user_of(*pid).is_some_and(|user| wanted.contains(&user)))
+                && (self.name.is_empty() || any(&self.name, &names_of(*pid)))
+        };
+        Ok(all()?.into_iter().filter(fits).collect())
+    }
+
+    fn excluded(&self, pid: u32) -> bool {
+        let number = pid.to_string();
+        self.exclude.iter().any(|one| one.given == number)
+            || !self.exclude.is_empty() && any(&self.exclude, &names_of(pid))
+    }
+
+    /// In words; with names that merely begin like the one that was asked for, as people know them from `pgrep`.
+    fn nobody_fits(&self) -> String {
+        let part = |name: &Whole| Regex::new(&name.given).ok();
+        let parts: Vec<Regex> = self.name.iter().filter_map(part).collect();
+        let mut near: BTreeMap<String, usize> = BTreeMap::new();
+        for pid in all().unwrap_or_default() {
+            let name = name_of(pid);
+            if pid != std::process::id() && parts.iter().any(|part| part.is_match(&name)) {
+                *near.entry(name).or_default() += 1;
+            }
+        }
+        let Some(name) = near.keys().next() else {
+            return "no process fits".into();
+        };
+        let all: Vec<&str> = near.keys().take(5).map(String::as_str).collect();
+        format!(
+            "no process fits: names are compared as a whole, and there is {}; for all of them: --name '.*{}.*'",
+            all.join(", "),
+            self.name.first().map_or(name, |name| &name.given)
+        )
+    }
+}
+
+fn any(wanted: &[Whole], names: &[String]) -> bool {
+    (wanted.iter()).any(|one| names.iter().any(|name| one.whole.is_match(name)))
+}
+
+/// Why there is no process of this number that has memory, in words; none if there is.
+pub fn missing(pid: u32) -> Option<String> {
+    match Process::open(pid) {
+        Err(Error::Gone { .. }) => Some(format!("there is no process {pid}")),
+        Err(error @ (Error::Thread { .. } | Error::KernelThread { .. })) => Some(error.to_string()),
+        _ if zombie(pid) => Some(format!(
+            "process {pid} has exited, and has no memory any more"
+        )),
+        _ => None,
+    }
+}
+
+/// Nobody has waited for it yet.
+fn zombie(pid: u32) -> bool {
+    let stat = fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let after = stat.rsplit(|byte| *byte == b')').next().unwrap_or_default();
+    after.starts_with(b" Z")
+}
+
+/// The real user, who counts for merging as well.
+pub fn user_of(pid: u32) -> Option<u32> {
+    let status = fs::read(format!("/proc/{pid}/status")).ok()?;
+    let status = String::from_utf8_lossy(&status);
+    let line = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    line.split_whitespace().next()?.parse().ok()
 }
 
 /// The processes there are, kernel threads left out.
@@ -66,8 +230,64 @@ fn is_program(pid: u32) -> bool {
     line.is_ok_and(|line| !line.is_empty()) || fs::read_link(format!("/proc/{pid}/exe")).is_ok()
 }
 
+/// What a process is called: all of it, where the kernel has cut it.
 pub fn name_of(pid: u32) -> String {
-    fs::read(format!("/proc/{pid}/comm")).map_or_else(|_| "?".into(), |name| name_in(&name))
+    let Ok(comm) = fs::read(format!("/proc/{pid}/comm")) else {
+        return "?".into();
+    };
+    let name = name_in(&comm);
+    match comm.len() > CUT {
+        true => full(&name, &other_names(pid)).unwrap_or(name),
+        false => name,
+    }
+}
+
+/// All that it may be called: as the kernel does, in full, by its executable and by its command line.
+fn names_of(pid: u32) -> Vec<String> {
+    let comm = fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let name = name_in(&comm);
+    // Of a script that is the second word.
+    let full = full(&name, &other_names(pid)).filter(|_| comm.len() > CUT);
+    let called = words(pid).into_iter().next();
+    let names = executable(pid).into_iter().chain(called).chain(full);
+    names
+        .chain([name])
+        .filter(|name| !name.is_empty())
+        .collect()
+}
+
+/// So many bytes of a name the kernel keeps.
+const CUT: usize = 15;
+
+/// The first of these names that the kernel would cut to this one.
+fn full(name: &str, others: &[String]) -> Option<String> {
+    let found = others.iter().find(|other| other.starts_with(name));
+    found.filter(|_| !name.is_empty()).cloned()
+}
+
+/// The names of the files in its command line and of its executable, those first that name it in any case.
+fn other_names(pid: u32) -> Vec<String> {
+    let names = executable(pid).into_iter().chain(words(pid));
+    names.filter(|name| !name.is_empty()).collect()
+}
+
+/// None for those who may not see it.
+fn executable(pid: u32) -> Option<String> {
+    let exe = fs::read_link(format!("/proc/{pid}/exe")).ok()?;
+    let exe = exe.as_os_str().as_bytes();
+    Some(file_name(exe.strip_suffix(b" (deleted)").unwrap_or(exe)))
+}
+
+/// The first words of the command line, as files.
+fn words(pid: u32) -> Vec<String> {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let words = line.split(|byte| *byte == 0).take(8);
+    words.map(file_name).collect()
+}
+
+fn file_name(path: &[u8]) -> String {
+    let name = path.rsplit(|byte| *byte == b'/').next();
+    String::from_utf8_lossy(name.unwrap_or_default()).into_owned()
 }
 
 /// About how much private memory a process has, to show progress by.
@@ -94,15 +314,47 @@ fn name_in(comm: &[u8]) -> String {
     .into_owned()
 }
 
-/// A path as it is, or below where a hierarchy is mounted, as /proc/PID/cgroup shows it.
-fn group(path: &Path) -> Result<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+/// Where control groups are mounted here.
+fn mounted() -> Vec<PathBuf> {
+    hierarchies(&fs::read_to_string("/proc/self/mounts").unwrap_or_default())
+}
+
+/// A path as it is, or below where a hierarchy is mounted, as /proc/PID/cgroup shows it; or all groups of a unit's name.
+fn groups(path: &Path, mounted: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let is_group = |path: &PathBuf| path.join("cgroup.procs").is_file();
     let relative = path.strip_prefix("/").unwrap_or(path);
-    let below = hierarchies(&mounts).into_iter().map(|at| at.join(relative));
-    std::iter::once(path.to_owned())
-        .chain(below)
-        .find(|path| path.join("cgroup.procs").is_file())
-        .with_context(|| format!("{} is no control group", path.display()))
+    let below = mounted.iter().map(|at| at.join(relative));
+    if let Some(group) = std::iter::once(path.to_owned()).chain(below).find(is_group) {
+        return Ok(vec![group]);
+    }
+    if path.components().count() > 1 || path.is_absolute() {
+        bail!("{} is no control group", path.display());
+    }
+    let name = path.to_string_lossy();
+    let service = format!("{name}.service");
+    for name in [&*name, &service] {
+        for root in mounted {
+            let units = below_with_name(root, name);
+            if !units.is_empty() {
+                return Ok(units);
+            }
+        }
+    }
+    bail!(
+        "{name} is no control group, and no unit of that name has processes: see `systemctl status {name}`"
+    )
+}
+
+/// The groups of this name, which are not within each other.
+fn below_with_name(root: &Path, name: &str) -> Vec<PathBuf> {
+    let (mut found, mut rest) = (Vec::new(), groups_below(root));
+    while let Some(group) = rest.pop() {
+        match group.file_name().is_some_and(|file| file == name) {
+            true => found.push(group),
+            false => rest.extend(groups_below(&group)),
+        }
+    }
+    found
 }
 
 /// Where control groups are mounted, the unified hierarchy first.
@@ -164,6 +416,58 @@ mod tests {
         // Of what was never text as much as can be shown.
         assert_eq!(name_in(b"a\xffb\n"), "a\u{fffd}b");
         assert_eq!(name_in(b" a\nb \n"), " a\nb ");
+    }
+
+    #[test]
+    fn names_are_compared_as_a_whole() {
+        let names = ["ssh-agent".to_owned(), "x".into()];
+        let fits = |regex: &str| any(&[regex.parse().unwrap()], &names);
+        assert!(
+            fits("ssh-agent") && fits("ssh.*") && fits("a|x|b") && !fits("ssh") && !fits("agent")
+        );
+        assert!("(".parse::<Whole>().is_err() && "a)|(b".parse::<Whole>().is_err());
+    }
+
+    #[test]
+    fn what_the_kernel_cut_is_completed() {
+        let others = ["python3.11", "python3", "a-long-name-of-a-script"].map(str::to_owned);
+        let full = |name| full(name, &others);
+        assert_eq!(
+            full("a-long-name-of-").as_deref(),
+            Some("a-long-name-of-a-script")
+        );
+        assert_eq!(full("another-name-th"), None);
+        assert_eq!(full(""), None);
+    }
+
+    #[test]
+    fn units_are_found_by_name() {
+        let dir = tempfile::tempdir().unwrap();
+        for path in [
+            "system.slice/nginx.service/below",
+            "user.slice/a/nginx.service",
+            "user.slice/nginx",
+        ] {
+            fs::create_dir_all(dir.path().join(path)).unwrap();
+        }
+        let mounted = [dir.path().to_owned()];
+        let found = |name: &str| {
+            let mut found = groups(Path::new(name), &mounted).unwrap();
+            found.sort();
+            found
+        };
+        let units = ["system.slice/nginx.service", "user.slice/a/nginx.service"];
+        assert_eq!(
+            found("nginx.service"),
+            units.map(|unit| dir.path().join(unit))
+        );
+        fs::remove_dir(dir.path().join("user.slice/nginx")).unwrap();
+        assert_eq!(found("nginx"), units.map(|unit| dir.path().join(unit)));
+        let error = groups(Path::new("apache2"), &mounted)
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("systemctl status apache2"), "{error}");
+        groups(Path::new("/nginx.service"), &mounted).unwrap_err();
     }
 
     #[test]

@@ -2,34 +2,51 @@
 
 mod draw;
 mod sample;
+mod scanner;
 mod screen;
 mod state;
 
 use std::io::{IsTerminal, stdin, stdout};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use ratatui::crossterm::event::Event;
 
 use crate::output;
+use crate::target::Targets;
 use sample::{Sample, Sampler};
 use screen::{Caught, Screen, Signals};
 use state::{Answer, Sort, State};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Look every so many seconds; less often where a look takes long
-    #[arg(long, short, value_name = "SECONDS", default_value_t = 2)]
-    #[arg(value_parser = clap::value_parser!(u64).range(1..=state::LONGEST))]
-    interval: u64,
+    #[command(flatten)]
+    targets: Targets,
+    /// Look every so many seconds, as in 0.5; less often where a look takes long
+    #[arg(long, short, value_name = "SECONDS", default_value = "2", value_parser = interval)]
+    interval: Duration,
     /// What processes are sorted by at first
     #[arg(long, value_enum, default_value_t = Sort::Merged)]
     sort: Sort,
 }
 
+fn interval(seconds: &str) -> Result<Duration, String> {
+    let range = state::SHORTEST..=state::LONGEST;
+    let found = seconds
+        .parse()
+        .ok()
+        .and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+    found.filter(|found| range.contains(found)).ok_or_else(|| {
+        let [least, most] = [range.start(), range.end()].map(Duration::as_secs_f64);
+        format!("give seconds from {least} to {most}")
+    })
+}
+
 pub fn run(args: Args, json: bool) -> Result<ExitCode> {
+    let targets = args.targets;
     if json {
-        let mut sample = Sample::take()?;
+        let mut sample = Sample::take(&targets)?;
         state::order(&mut sample.processes, args.sort, false);
         output::json(&sample)?;
         return Ok(ExitCode::SUCCESS);
@@ -41,10 +58,10 @@ pub fn run(args: Args, json: bool) -> Result<ExitCode> {
         );
     }
     // What fails always is told before the terminal is taken.
-    let state = State::new(Sample::take()?, args.sort, args.interval);
+    let state = State::new(Sample::take(&targets)?, args.sort, args.interval);
     let signals = Signals::catch().context("cannot catch signals")?;
     let mut screen = Screen::enter().context("cannot take the terminal")?;
-    let ended = watch(state, &signals, &mut screen);
+    let ended = watch(state, targets, &signals, &mut screen);
     drop(screen);
     if let Some(Caught::End(signal)) = signals.caught() {
         screen::end_by(signal);
@@ -53,8 +70,8 @@ pub fn run(args: Args, json: bool) -> Result<ExitCode> {
 }
 
 /// Until the user or a signal ends it.
-fn watch(mut state: State, signals: &Signals, screen: &mut Screen) -> Result<()> {
-    let sampler = Sampler::start(state.interval());
+fn watch(mut state: State, targets: Targets, signals: &Signals, screen: &mut Screen) -> Result<()> {
+    let sampler = Sampler::start(state.interval, targets);
     loop {
         screen.draw(|frame| draw::draw(frame, &mut state))?;
         // Until something changes.
@@ -75,7 +92,7 @@ fn watch(mut state: State, signals: &Signals, screen: &mut Screen) -> Result<()>
                 Some(Event::Key(key)) => match state.press(key) {
                     Answer::Quit => return Ok(()),
                     Answer::Suspend => screen.suspend()?,
-                    Answer::Draw => sampler.every(state.interval()),
+                    Answer::Draw => sampler.every(state.interval),
                     Answer::Nothing => continue,
                 },
                 Some(Event::Resize(..)) => {}

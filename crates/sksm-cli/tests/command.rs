@@ -63,8 +63,8 @@ fn estimate() -> [f64; 3] {
     let report = json(&["estimate", "--json", "--pid", &pid]);
     assert_eq!(report["processes"][0]["pid"], std::process::id());
     [
-        &report["within_users"]["pages"],
-        &report["within_users"]["saved_pages"],
+        &report["within_domains"]["pages"],
+        &report["within_domains"]["saved_pages"],
         &report["zero"]["saved_pages"],
     ]
     .map(|value| value.as_f64().unwrap())
@@ -213,7 +213,7 @@ fn estimates(pids: &[&str], mut check: impl FnMut(Value)) {
 }
 
 fn figures(report: &Value) -> [f64; 2] {
-    ["pages", "saved_pages"].map(|name| report["within_users"][name].as_f64().unwrap())
+    ["pages", "saved_pages"].map(|name| report["within_domains"][name].as_f64().unwrap())
 }
 
 /// Pages that were read and never written are no memory, and look like pages that were.
@@ -357,8 +357,8 @@ fn samples_change_no_figure() {
     // It was as it was meant to be.
     assert!(shares[..2].iter().all(|share| *share < 0.3), "{shares:?}");
     assert!(shares[2..4].iter().all(|share| *share > 0.9), "{shares:?}");
-    let both = |share: &f64| (0.5..0.7).contains(share);
-    assert!(shares[4..].iter().all(both), "{shares:?}");
+    // Which pages the probe meets is chance: as a rule one of them is sampled, and the other read.
+    assert!(shares[4..].iter().all(|share| *share > 0.5), "{shares:?}");
 }
 
 /// A frame is not saved while a process has it that is not looked at: this one.
@@ -402,29 +402,33 @@ fn what_others_keep_is_not_saved() {
 fn memory_is_bounded() {
     const GIB: usize = 1 << 30;
     let _alone = alone();
-    let pid = std::process::id().to_string();
-    let look = |more: &[&str]| {
-        let arguments = [&["estimate", "--json", "--pid", &pid] as &[&str], more].concat();
+    let look = |children: &[&Forked], more: &[&str]| {
+        let pids: Vec<String> = children.iter().map(|child| child.pid()).collect();
+        let pids: Vec<&str> = pids.iter().map(String::as_str).collect();
+        let arguments = [&["estimate", "--json"] as &[&str], more, &["--pid"], &pids].concat();
         let report = json(&arguments);
         (
             figures(&report)[0] as usize,
             report["own_peak_bytes"].as_f64().unwrap(),
         )
     };
-    // Groups of equal pages, with samples that are zeros in some.
+    // Groups of equal pages, with samples that are zeros in some. In children: while a test forks, none of this process's pages
+    // are its alone.
     let pages = |bytes, equal: usize, zeros: usize| {
-        let all = bytes / sksm::page_size();
-        let pages = Pages::new(all, |number| [6, (number / equal) as u64]);
-        for number in (0..all).filter(|number| number % 10 >= zeros) {
-            // SAFETY: within the mapping.
-            unsafe {
-                let sample = pages.0.add(number * sksm::page_size() + SAMPLE);
-                sample
-                    .cast::<[usize; 2]>()
-                    .write_volatile([bytes, number / equal]);
+        Forked::new(move || {
+            let all = bytes / sksm::page_size();
+            let pages = Pages::new(all, |number| [6, (number / equal) as u64]);
+            for number in (0..all).filter(|number| number % 10 >= zeros) {
+                // SAFETY: within the mapping.
+                unsafe {
+                    let sample = pages.0.add(number * sksm::page_size() + SAMPLE);
+                    sample
+                        .cast::<[usize; 2]>()
+                        .write_volatile([bytes, number / equal]);
+                }
             }
-        }
-        pages
+            std::mem::forget(pages);
+        })
     };
     let settle: &[&str] = &["--settle", "0"];
     let cases = [
@@ -436,14 +440,15 @@ fn memory_is_bounded() {
     for (equal, zeros, more, mib) in cases {
         // So much that all is in use that does not depend on it.
         let few = pages(GIB / 4, equal, zeros);
-        let least = look(more);
+        let least = look(&[&few], more);
         let many = pages(GIB, equal, zeros);
-        let most = look(more);
+        let most = look(&[&few, &many], more);
         drop((few, many));
         assert!((most.0 - least.0) * sksm::page_size() >= GIB - GIB / 100);
         let used = (most.1 - least.1) / f64::from(1 << 20);
+        // How the workers share the pages among them is chance.
         assert!(
-            used < mib + 0.5,
+            used < mib + 1.0,
             "{used} MiB with {more:?}, {equal} equal, {zeros} zeros"
         );
     }
@@ -464,7 +469,7 @@ fn kinds_are_told_apart() {
     let (text, data) = (CopyOfFile::new(600), CopyOfFile::new(400));
     text.protect(libc::PROT_READ | libc::PROT_EXEC);
     let after = look();
-    for (kind, right) in [("patched text", 600.0), ("data", 400.0)] {
+    for (kind, right) in [("text", 600.0), ("data", 400.0)] {
         let more = of_kind(&after, kind) - of_kind(&before, kind);
         assert!((more - right).abs() < 40.0, "{more} pages of {kind}");
     }
@@ -489,6 +494,9 @@ fn kinds_are_told_apart() {
     child.kill().unwrap();
     child.wait().unwrap();
     assert!(of_kind(&with, "heap") > 0.0 && of_kind(&with, "stack") > 0.0);
+    // As `--what` has them.
+    let kinds: Vec<&String> = with["kinds"].as_object().unwrap().keys().collect();
+    assert_eq!(kinds, ["data", "heap", "stack", "text"]);
     // What was not looked at is not called empty.
     assert!(without["kinds"]["stack"].is_null());
 }
@@ -541,9 +549,222 @@ fn processes_are_found_by_name_and_control_group() {
         assert!(matches!(output.status.code(), Some(0 | 5)), "{output:?}");
         assert!(found(serde_json::from_slice(&output.stdout).unwrap()));
     }
+    // And by both, or one of them with another.
+    let others = json(&[
+        "estimate",
+        "--json",
+        "--name",
+        &name,
+        "--user",
+        "0",
+        "--exclude",
+        "1",
+    ]);
+    assert_eq!(found(others), is_root());
+    // Not of this program's name: other tests run under that at the same time.
+    let (_dir, other) = called("sksm-left-out");
+    let pid = other.0.id().to_string();
+    let output = sksm(&["estimate", "--name", "^sksm-left-out$", "--exclude", &pid]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let output = sksm(&["estimate", "--all", "--user", "no-such-user"]);
+    assert!(
+        text(&output.stderr).contains("no user no-such-user"),
+        "{output:?}"
+    );
     let output = sksm(&["estimate", "--cgroup", "/no/such/group"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("no control group"));
+}
+
+/// A program of this name, which waits.
+fn called(name: &str) -> (tempfile::TempDir, Running) {
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join(name);
+    std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
+    let running = Running::start(Command::new(program).arg("600"));
+    (dir, running)
+}
+
+/// The kernel keeps 15 bytes of it.
+#[test]
+fn long_names_are_known_in_full() {
+    let (_dir, running) = called("a-name-of-more-than-15-bytes");
+    let pid = running.0.id();
+    for verb in ["estimate", "stat"] {
+        let report = json(&[verb, "--json", "--name", "a-name-of-more-than-15-bytes"]);
+        let row = match verb {
+            "stat" => &report[0],
+            _ => &report["processes"][0],
+        };
+        assert_eq!(
+            (&row["pid"], &row["name"]),
+            (&pid.into(), &"a-name-of-more-than-15-bytes".into())
+        );
+    }
+    for verb in ["merge", "unmerge"] {
+        let report = json(&[verb, "--dry-run", "--json", "--name", "a-name-of-more.*"]);
+        assert_eq!(report["processes"][0]["pid"], pid);
+    }
+    // A part of a name is none, and what there is is told.
+    let output = sksm(&["merge", "--dry-run", "--name", "a-name-of"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let said = text(&output.stderr);
+    assert!(
+        said.contains("as a whole") && said.contains("a-name-of-more-than-15-bytes"),
+        "{said}"
+    );
+}
+
+#[test]
+fn numbers_are_given_in_any_way() {
+    let (first, second) = (called("sksm-one"), called("sksm-two"));
+    let [first, second] = [&first, &second].map(|(_, running)| running.0.id().to_string());
+    let both = format!("{first},{second}");
+    for arguments in [
+        &[&*first, &*second] as &[&str],
+        &[&*both],
+        &["--pid", &*both],
+        &["-p", &*first, &*second],
+        &[&*first, "--pid", &*second],
+    ] {
+        let report = json(&[&["estimate", "--json"], arguments].concat());
+        let rows = report["processes"].as_array().unwrap();
+        let pids: BTreeSet<String> = rows.iter().map(|row| row["pid"].to_string()).collect();
+        let right: BTreeSet<String> = [first.clone(), second.clone()].into();
+        assert_eq!(pids, right, "{arguments:?}");
+    }
+}
+
+#[test]
+fn processes_are_put_together() {
+    let running: Vec<_> = (0..3).map(|_| called("sksm-crew")).collect();
+    for (by, name) in [
+        ("program", "sksm-crew"),
+        ("user", if is_root() { "root" } else { "" }),
+    ] {
+        let report = json(&["estimate", "--json", "--name", "sksm-crew", "--by", by]);
+        let groups = report["groups"].as_array().unwrap();
+        assert_eq!((groups.len(), &report["by"]), (1, &by.into()), "{report}");
+        assert_eq!(groups[0]["processes"], 3);
+        assert!(name.is_empty() || groups[0]["name"] == name);
+        assert_eq!(
+            groups[0]["mapped_pages"],
+            report["within_domains"]["mapped_pages"]
+        );
+    }
+    let output = sksm(&["estimate", "--name", "sksm-crew", "--by", "unit"]);
+    let said = text(&output.stdout);
+    assert!(
+        said.starts_with("unit  ") && output.status.success(),
+        "{output:?}"
+    );
+    let output = sksm(&["estimate", "--name", "sksm-crew"]);
+    let said = text(&output.stdout);
+    // Each, and all.
+    assert_eq!(said.matches(" sksm-crew ").count(), 3, "{said}");
+    assert!(said.contains("\nall "), "{said}");
+    assert!(said.lines().all(|line| line.trim_end() == line), "{said:?}");
+    drop(running);
+}
+
+/// Numbers of processes that nobody reads.
+#[test]
+fn many_who_refuse_are_counted() {
+    if !is_root() {
+        return;
+    }
+    let running: Vec<_> = (0..8).map(|_| called("sksm-refuses")).collect();
+    let output = as_nobody(&["estimate", "--name", "sksm-refuses"]);
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    assert!(output.stdout.is_empty());
+    let said = text(&output.stderr);
+    assert!(said.contains("8 processes (root: 8)"), "{said}");
+    // Who was not named may refuse.
+    let output = as_nobody(&["estimate", "--all"]);
+    assert!(matches!(output.status.code(), Some(0 | 4)), "{output:?}");
+    assert!(output.stderr.len() < 1000, "{output:?}");
+    drop(running);
+}
+
+/// A few descriptors are enough for many processes.
+#[test]
+fn descriptors_are_no_limit() {
+    use std::os::unix::process::CommandExt;
+    let running: Vec<_> = (0..150).map(|_| called("sksm-many")).collect();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sksm"));
+    command.args(["estimate", "--json", "--name", "sksm-many"]);
+    // SAFETY: only a call that takes numbers, between fork and exec.
+    unsafe {
+        command.pre_exec(|| {
+            let limit = libc::rlimit {
+                rlim_cur: 256,
+                rlim_max: 256,
+            };
+            match libc::setrlimit(libc::RLIMIT_NOFILE, &limit) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        });
+    }
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(
+        report["processes"].as_array().unwrap().len(),
+        150,
+        "{}",
+        report["unread"]
+    );
+    drop(running);
+}
+
+#[test]
+fn a_kernel_thread_is_called_one() {
+    let thread = |pid: &String| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.contains("(kthreadd)")
+    };
+    let pid = "2".to_owned();
+    if !thread(&pid) {
+        return;
+    }
+    for verb in ["estimate", "stat"] {
+        let output = sksm(&[verb, &pid]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(
+            text(&output.stderr).contains("thread of the kernel"),
+            "{output:?}"
+        );
+        assert!(output.stdout.is_empty(), "{output:?}");
+    }
+}
+
+/// Every row is there, and it is said where and when it was drawn.
+#[test]
+fn the_picture_is_whole() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("plot.svg");
+    let pid = std::process::id().to_string();
+    let pages = Pages::new(40_000, |number| [12, number as u64 / 2]);
+    let output = sksm(&["estimate", &pid, "--plot", path.to_str().unwrap()]);
+    drop(pages);
+    assert!(output.status.success(), "{output:?}");
+    let svg = std::fs::read_to_string(path).unwrap();
+    // Its own kind of memory, itself, and all.
+    let rows = svg.matches("MiB<").count() + svg.matches("KiB<").count();
+    assert!(rows >= 3, "{svg}");
+    for words in [">stays<", ">saved<", ">heap<", ">all<", " %<"] {
+        assert!(svg.contains(words), "{words}: {svg}");
+    }
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    assert!(
+        svg.contains(&format!("Linux {}, 20", release.trim())),
+        "{svg}"
+    );
+    let output = sksm(&["estimate", &pid, "--plot", "plot.png"]);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(text(&output.stderr).contains(".svg"), "{output:?}");
 }
 
 /// Run by somebody else, who may not look at this process.
@@ -570,7 +791,8 @@ fn a_bad_path_of_the_plot_is_told_first() {
     let output = plot("/no/such/place.svg");
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     assert!(text(&output.stderr).contains("/no/such/place.svg"));
-    assert!(output.stdout.is_empty());
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["error"]["status"], 1, "{report}");
     let output = plot("/dev/full");
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -644,11 +866,10 @@ fn the_plot_is_drawn_and_what_settles_is_told() {
         "estimate", "--json", "--pid", &pid, "--plot", plot, "--settle", "0",
     ]);
     let svg = std::fs::read_to_string(&path).unwrap();
-    assert!(
-        svg.starts_with("<svg ") && svg.ends_with("</svg>\n") && svg.contains("other anonymous")
-    );
+    assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n") && svg.contains(">heap<"));
+    assert!(report["processes"][0]["saved_pages"].is_u64(), "{report}");
     let stable = report["stable"]["pages"].as_f64().unwrap();
-    assert!(stable > 0.0 && stable <= report["within_users"]["pages"].as_f64().unwrap());
+    assert!(stable > 0.0 && stable <= report["within_domains"]["pages"].as_f64().unwrap());
 }
 
 #[test]
@@ -656,7 +877,10 @@ fn a_process_that_is_not_there_is_named() {
     for verb in ["estimate", "stat"] {
         let output = sksm(&[verb, "--pid", "2147483647"]);
         assert_eq!(output.status.code(), Some(1), "{output:?}");
-        assert!(text(&output.stderr).contains("2147483647"), "{output:?}");
+        let said = text(&output.stderr);
+        assert_eq!(said, "error: there is no process 2147483647\n");
+        // No tables of zeros.
+        assert!(output.stdout.is_empty(), "{output:?}");
         // With others it is left out.
         let pid = std::process::id().to_string();
         let output = sksm(&[verb, "--pid", "2147483647", &pid]);
@@ -672,12 +896,269 @@ fn merging_says_where_it_cannot() {
         Support::Merge => assert!(output.status.success(), "{output:?}"),
         _ => {
             assert_eq!(output.status.code(), Some(3), "{output:?}");
-            assert!(text(&output.stderr).contains("CONFIG_SKSM"), "{output:?}");
+            let said = text(&output.stderr);
+            assert!(said.contains("CONFIG_SKSM"), "{output:?}");
+            // What this kernel has, and what it takes.
+            let ksm = support() == Support::Ksm;
+            assert_eq!(said.contains("sksm run --ksm"), ksm, "{said}");
         }
     }
     let report = json(&["merge", "--dry-run", "--json", "--pid", &pid]);
     assert_eq!(report["dry_run"], true);
     assert!(report["processes"][0]["pages"].as_u64().unwrap() > 0);
+}
+
+/// Pages of one process, and of two, in small pages.
+#[test]
+fn only_pages_with_twins_are_taken() {
+    let holds = |fill: fn(usize) -> [u64; 2]| {
+        Forked::new(|| {
+            let pages = Pages::new(1200, fill);
+            std::mem::forget(pages);
+        })
+    };
+    // A third are pairs within each, a third are in both, and a third differ.
+    let fill = |process: u64| {
+        move |number: usize| match number {
+            0..400 => [13, (process << 32) | (number as u64 / 2)],
+            400..800 => [14, number as u64],
+            _ => [15, (process << 32) | number as u64],
+        }
+    };
+    let _alone = alone();
+    let first = Forked::new(|| std::mem::forget(Pages::new(1200, fill(1))));
+    let second = Forked::new(|| std::mem::forget(Pages::new(1200, fill(2))));
+    let nothing = holds(|number| [16, number as u64]);
+    let taken = |processes: &[&Forked], more: &[&str]| {
+        let pids: Vec<String> = processes.iter().map(|one| one.pid()).collect();
+        let pids: Vec<&str> = pids.iter().map(String::as_str).collect();
+        let report = json(&[&["merge", "--dry-run", "--json"], more, &pids].concat());
+        let rows = report["processes"].as_array().unwrap();
+        let sum = rows.iter().map(|row| row["taken_pages"].as_f64().unwrap());
+        sum.sum::<f64>()
+    };
+    // What they have from this process is the same in all, but of one frame.
+    let near =
+        |found: f64, right: f64| assert!((found - right).abs() < 100.0, "{found}, not {right}");
+    near(taken(&[&first], &[]), 400.0);
+    near(taken(&[&first, &second], &[]), 1600.0);
+    near(taken(&[&nothing], &[]), 0.0);
+    near(taken(&[&first, &second], &["--settle", "0"]), 1600.0);
+    assert!(taken(&[&first, &second], &["--everything"]) >= 2400.0);
+    // And said.
+    let output = sksm(&["merge", "--dry-run", &nothing.pid()]);
+    assert!(
+        text(&output.stdout).contains("have no twin here"),
+        "{output:?}"
+    );
+}
+
+/// In 4 huge pages, of which one has many twins, one few, and two none.
+#[test]
+fn huge_pages_stay_where_few_twins_are() {
+    const HUGE: usize = 2 << 20;
+    let _alone = alone();
+    let holder = Forked::new(|| {
+        let len = 5 * HUGE;
+        let (prot, flags) = (
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
+        );
+        // SAFETY: a new mapping, placed by the kernel, and written within its length.
+        unsafe {
+            let start = libc::mmap(std::ptr::null_mut(), len, prot, flags, -1, 0);
+            assert_ne!(start, libc::MAP_FAILED);
+            let start = start.cast::<u8>();
+            let start = start.add(start.align_offset(HUGE));
+            libc::madvise(start.cast(), 4 * HUGE, libc::MADV_HUGEPAGE);
+            for number in 0..4 * 512 {
+                let content = match number {
+                    0..100 => number / 2,
+                    512..530 => number / 2,
+                    _ => 10_000 + number,
+                };
+                start
+                    .add(number * 4096)
+                    .cast::<[usize; 2]>()
+                    .write_volatile([17, content]);
+            }
+        }
+    });
+    let report = json(&["merge", "--dry-run", "--json", &holder.pid()]);
+    let row = &report["processes"][0];
+    // Where the kernel had huge pages to give.
+    if row["left"]["huge_bytes"].as_u64().unwrap() < 4 * HUGE as u64 {
+        return;
+    }
+    assert_eq!(
+        (&row["split_huge_pages"], &row["whole_huge_pages"]),
+        (&1.into(), &1.into()),
+        "{row}"
+    );
+    assert_eq!(row["spared_pages"], 18, "{row}");
+    let all = json(&[
+        "merge",
+        "--dry-run",
+        "--json",
+        "--everything",
+        &holder.pid(),
+    ]);
+    assert!(
+        all["processes"][0]["split_huge_pages"].as_u64().unwrap() >= 4,
+        "{all}"
+    );
+}
+
+/// Shared memory is the commonest reason why nothing merges.
+#[test]
+fn what_never_merges_is_told_with_its_name() {
+    let holder = Forked::new(|| {
+        let len = 2 << 20;
+        // SAFETY: a new file and mapping, written within its length.
+        unsafe {
+            let fd = libc::memfd_create(c"guest".as_ptr(), 0);
+            assert_eq!(libc::ftruncate(fd, len), 0);
+            let (prot, len) = (libc::PROT_READ | libc::PROT_WRITE, len as usize);
+            let start = libc::mmap(std::ptr::null_mut(), len, prot, libc::MAP_SHARED, fd, 0);
+            assert_ne!(start, libc::MAP_FAILED);
+            libc::memset(start, 1, len);
+            let locked = Pages::new(30, |number| [18, number as u64]);
+            assert_eq!(libc::mlock(locked.0.cast(), locked.1), 0);
+            std::mem::forget(locked);
+        }
+    });
+    for arguments in [&["merge", "--dry-run"] as &[&str], &["estimate"]] {
+        let pid = holder.pid();
+        let output = sksm(&[arguments, &[&pid]].concat());
+        let said = text(&output.stdout);
+        assert!(
+            said.contains("shared memory, which never merges (memfd:guest"),
+            "{output:?}"
+        );
+        assert!(said.contains("120 KiB locked"), "{output:?}");
+    }
+}
+
+#[test]
+fn undoing_says_where_it_cannot() {
+    let pid = std::process::id().to_string();
+    let report = json(&["unmerge", "--dry-run", "--json", "--pid", &pid]);
+    assert_eq!(report["whole_machine"], false);
+    assert_eq!(report["processes"][0]["pid"].to_string(), pid);
+    assert_eq!(report["processes"][0]["unmerged_bytes"], 0);
+    let output = sksm(&["unmerge", "--pid", &pid]);
+    if support() == Support::Merge {
+        assert!(output.status.success(), "{output:?}");
+        return;
+    }
+    assert_eq!(output.status.code(), Some(3), "{output:?}");
+    let said = text(&output.stderr);
+    assert!(said.contains("CONFIG_SKSM"), "{said}");
+    // There it is another file that undoes what was merged.
+    let ksm = support() == Support::Ksm;
+    assert_eq!(said.contains("/sys/kernel/mm/ksm/run"), ksm, "{said}");
+}
+
+/// Chosen as for `merge`, and the reason told where there is nothing to do.
+#[test]
+fn nothing_to_undo_is_no_error() {
+    let child = Forked::new(|| ());
+    let output = sksm(&["unmerge", "--dry-run", "--pid", &child.pid()]);
+    assert!(output.status.success(), "{output:?}");
+    // KSM of this machine may have merged something.
+    let said = text(&output.stdout);
+    assert!(said.contains("nothing to undo") || said.contains("nothing was undone"));
+    let output = sksm(&["unmerge", "--dry-run", "--name", "^no such name$"]);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(text(&output.stderr).contains("no process fits"));
+}
+
+/// A part of memory that only its process may merge, and a process that is no single user's.
+#[test]
+fn what_would_be_passed_over_is_told() {
+    let locked = Forked::new(|| {
+        let pages = Pages::new(50, |number| [2, number as u64]);
+        // SAFETY: of this mapping, which stays.
+        let done = unsafe { libc::madvise(pages.0.cast(), pages.1, libc::MADV_DONTDUMP) };
+        assert_eq!(done, 0);
+        std::mem::forget(pages);
+    });
+    let report = json(&["merge", "--dry-run", "--json", "--pid", &locked.pid()]);
+    let reasons = report["processes"][0]["passed_over_reasons"].to_string();
+    assert!(reasons.contains("left out of dumps"), "{report}");
+    if !is_root() {
+        return;
+    }
+    let hidden = Forked::new(|| {
+        // SAFETY: takes numbers only.
+        unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) };
+    });
+    let report = json(&["merge", "--dry-run", "--json", "--pid", &hidden.pid()]);
+    let reasons = report["processes"][0]["passed_over_reasons"].to_string();
+    assert!(reasons.contains("not dumpable"), "{report}");
+    assert!(
+        reasons.contains("echo user > memory.merge_domain"),
+        "{report}"
+    );
+    // Nothing of it would be taken.
+    assert_eq!(report["processes"][0]["taken_pages"], 0, "{report}");
+    let report = json(&["estimate", "--json", &hidden.pid()]);
+    assert_eq!(report["processes"][0]["undumpable"], true);
+    let output = sksm(&["estimate", &hidden.pid()]);
+    assert!(text(&output.stderr).contains("not dumpable"), "{output:?}");
+}
+
+#[test]
+fn who_changed_its_user_merges_with_nobody() {
+    if !is_root() {
+        return;
+    }
+    let _alone = alone();
+    let child = |effective| {
+        let (mut reader, mut writer) = UnixStream::pair().unwrap();
+        // SAFETY: as in `Forked::new`; the child only writes pages and waits.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            std::mem::forget(Pages::new(600, |_| [11, 11]));
+            // SAFETY: takes numbers only.
+            unsafe {
+                libc::setresuid(NOBODY, effective, NOBODY);
+                libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0);
+            }
+            writer.write_all(b"!").unwrap();
+            loop {
+                // SAFETY: takes nothing.
+                unsafe { libc::pause() };
+            }
+        }
+        reader.read_exact(&mut [0]).unwrap();
+        Forked(child)
+    };
+    for (effective, apart) in [(NOBODY, false), (NOBODY - 1, true)] {
+        let child = child(effective);
+        let report = json(&[
+            "estimate",
+            "--json",
+            "--domain",
+            "user",
+            "--pid",
+            &child.pid(),
+        ]);
+        let [pages, saved] = figures(&report);
+        assert!(pages >= 600.0, "{report}");
+        assert_eq!(saved < 100.0, apart, "{report}");
+        assert_eq!(
+            report["processes"][0]["apart"].is_string(),
+            apart,
+            "{report}"
+        );
+        let across = report["across_users"]["saved_pages"].as_f64().unwrap();
+        assert_eq!(across < 100.0, apart, "{report}");
+        // Said in words as well.
+        let output = sksm(&["estimate", "--domain", "global", "--pid", &child.pid()]);
+        let said = text(&output.stderr);
+        assert_eq!(said.contains("merge with nobody"), apart, "{said}");
+    }
 }
 
 /// Nothing merges in memory that the kernel may drop: neither verb counts it.
@@ -728,6 +1209,19 @@ fn doctor_knows_the_kernel() {
     assert_eq!(*state == "yes", support() == Support::Merge);
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
     assert_eq!(report["kernel"], release.trim());
+    // Which programs can be started for KSM is told in any case, and advised where there is nothing better.
+    let memory_merge = checks
+        .iter()
+        .find(|check| check["name"] == "PR_SET_MEMORY_MERGE");
+    let there = memory_merge.unwrap()["state"] == "yes";
+    let advised = report["next"].to_string().contains("sksm run --ksm");
+    assert_eq!(advised, there && support() != Support::Merge, "{report}");
+    // And what is required has its status.
+    let required = sksm(&["doctor", "--require", "merge"]);
+    let status = if support() == Support::Merge { 0 } else { 3 };
+    assert_eq!(required.status.code(), Some(status), "{required:?}");
+    assert_eq!(text(&required.stderr).contains("MADV_MERGE"), status != 0);
+    assert!(text(&required.stdout).contains("What to do next"));
     // No colours where there is no terminal.
     let output = sksm(&["doctor"]);
     assert!(text(&output.stdout).contains("What to do next"));
@@ -761,10 +1255,12 @@ fn stat_is_fit_for_prometheus() {
             let rest = line.strip_prefix("# TYPE ").expect(line);
             kind = rest.strip_prefix(name).expect(line).trim();
             assert!(matches!(kind, "counter" | "gauge"), "{line}");
-            let unit = format!("# UNIT {name} bytes");
-            let has_unit = lines.next_if(|line| *line == unit).is_some();
-            let bytes = name.ends_with("_bytes") && format == "--openmetrics";
-            assert_eq!(has_unit, bytes, "{line}");
+            // The unit ends the name.
+            let unit = name.rsplit_once('_').map_or("", |(_, unit)| unit);
+            let told = format!("# UNIT {name} {unit}");
+            let has_unit = lines.next_if(|line| *line == told).is_some();
+            let known = matches!(unit, "bytes" | "seconds" | "ratio") && format == "--openmetrics";
+            assert_eq!(has_unit, known, "{line}");
             let sample = match (kind, format) {
                 ("counter", "--openmetrics") => format!("{name}_total"),
                 ("counter", _) => {
@@ -778,7 +1274,7 @@ fn stat_is_fit_for_prometheus() {
                 let (key, value) = line.rsplit_once(' ').expect(line);
                 let labels = key.strip_prefix(&*sample).expect(line);
                 assert!(labels.is_empty() || labels.starts_with("{pid=\""));
-                value.parse::<u64>().expect(line);
+                value.parse::<f64>().expect(line);
                 assert!(!series.contains(&key), "{key} twice");
                 series.push(key);
             }
@@ -860,16 +1356,262 @@ fn run_ends_as_the_program() {
     assert!(text(&output.stderr).contains("SKSM_PRELOAD"));
 }
 
+/// As `cargo install` leaves it: the command alone.
+#[test]
+fn run_needs_no_installed_object() {
+    let dir = tempfile::tempdir().unwrap();
+    let command = dir.path().join("sksm");
+    std::fs::copy(env!("CARGO_BIN_EXE_sksm"), &command).unwrap();
+    let run = |home: &std::path::Path| {
+        Command::new(&command)
+            .args([
+                "run",
+                "--verbose",
+                "--",
+                "sh",
+                "-c",
+                "true; sh -c exit; exit 7",
+            ])
+            .env("XDG_CACHE_HOME", home)
+            .env_remove("SKSM_PRELOAD")
+            .output()
+            .unwrap()
+    };
+    let home = dir.path().join("cache");
+    for _ in 0..2 {
+        let output = run(&home);
+        assert_eq!(output.status.code(), Some(7), "{output:?}");
+        // The program, and the one that it starts.
+        let loaded = text(&output.stderr).matches(" at start: ").count();
+        assert_eq!(loaded, 2, "{output:?}");
+    }
+    assert_eq!(
+        std::fs::read_dir(home.join("sksm-preload"))
+            .unwrap()
+            .count(),
+        1
+    );
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let output = run(&file);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(text(&output.stderr).contains("SKSM_PRELOAD"), "{output:?}");
+}
+
 #[test]
 fn what_run_is_given_reaches_the_object() {
     let object = tempfile::NamedTempFile::new().unwrap();
     let output = Command::new(env!("CARGO_BIN_EXE_sksm"))
-        .args(["run", "--after", "2m", "--signal", "HUP", "-v", "--"])
-        .args(["sh", "-c", "echo $SKSM_AFTER $SKSM_SIGNAL $SKSM_VERBOSE"])
+        .args(["run", "--after", "2m", "--signal", "HUP", "-v"])
+        .args(["--seccomp-allowed", "--"])
+        .args(["sh", "-c"])
+        .arg("echo $SKSM_AFTER $SKSM_SIGNAL $SKSM_VERBOSE $SKSM_SECCOMP")
         .env("SKSM_PRELOAD", object.path())
         .output()
         .unwrap();
-    assert_eq!(text(&output.stdout), "120000ms 1 1\n");
+    assert_eq!(text(&output.stdout), "120000ms 1 1 allowed\n");
+    let output = Command::new(env!("CARGO_BIN_EXE_sksm"))
+        .args(["run", "--after", "1h", "--signal", "--"])
+        .args(["sh", "-c", "echo $SKSM_AFTER $SKSM_SIGNAL"])
+        .env("SKSM_PRELOAD", object.path())
+        .output()
+        .unwrap();
+    // A real-time signal.
+    let signal = libc::SIGRTMIN() + 12;
+    assert_eq!(text(&output.stdout), format!("3600000ms {signal}\n"));
+}
+
+#[test]
+fn run_takes_a_program_as_env_does() {
+    let object = tempfile::NamedTempFile::new().unwrap();
+    for words in [
+        &["-q", "echo", "-n", "--what"][..],
+        &["-q", "--", "echo", "-n", "--what"],
+    ] {
+        let output = Command::new(env!("CARGO_BIN_EXE_sksm"))
+            .arg("run")
+            .args(words)
+            .env("SKSM_PRELOAD", object.path())
+            .output()
+            .unwrap();
+        assert_eq!(text(&output.stdout), "--what", "{output:?}");
+    }
+}
+
+/// Whether the kernel has it or not, the program runs, and what KSM will do is said unless nobody wants to hear it.
+#[test]
+fn ksm_is_asked_for_and_told() {
+    let own = env!("CARGO_BIN_EXE_sksm");
+    let asked = sksm(&["run", "--ksm", own, "run", "--ksm-asked"]);
+    let told = text(&asked.stderr);
+    match asked.status.code() {
+        Some(0) => assert!(told.contains("KSM"), "{told}"),
+        Some(1) => assert!(told.contains("it runs unmerged"), "{told}"),
+        _ => panic!("{asked:?}"),
+    }
+    assert_eq!(sksm(&["run", "--ksm-asked"]).status.code(), Some(1));
+    let quiet = sksm(&["run", "--ksm", "--quiet", "sh", "-c", "exit 7"]);
+    assert_eq!((quiet.status.code(), text(&quiet.stderr)), (Some(7), ""));
+}
+
+/// `sksm run` of a program, with an object that is none: how it ended.
+fn run_program(options: &[&str], program: &[&str], set_up: impl FnOnce(&mut Command)) -> Output {
+    let object = tempfile::NamedTempFile::new().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sksm"));
+    command
+        .arg("run")
+        .args(options)
+        .arg("--")
+        .args(program)
+        .env("SKSM_PRELOAD", object.path());
+    set_up(&mut command);
+    command.output().unwrap()
+}
+
+/// Builds a C program that prints a word; none where this compiler cannot.
+fn hello(dir: &std::path::Path, flags: &[&str]) -> Option<String> {
+    let source = dir.join("hello.c");
+    let code = "#include <stdio.h>\nint main(void) { puts(\"hello\"); return 0; }";
+    std::fs::write(&source, code).unwrap();
+    let program = dir.join("hello");
+    let mut compiler = Command::new("cc");
+    compiler.arg("-o").arg(&program).args(flags).arg(&source);
+    let built = compiler.output().unwrap().status.success();
+    built.then(|| program.to_str().unwrap().to_owned())
+}
+
+#[test]
+fn run_says_what_no_object_is_loaded_into() {
+    let dir = tempfile::tempdir().unwrap();
+    let program = hello(dir.path(), &["-static"]).unwrap();
+    let output = run_program(&[], &[&program], |_| {});
+    assert_eq!(text(&output.stdout), "hello\n");
+    assert!(
+        text(&output.stderr).contains("is statically linked"),
+        "{output:?}"
+    );
+    // Of a script it is the interpreter that counts.
+    let script = dir.path().join("script");
+    std::fs::write(&script, format!("#!{program}\n")).unwrap();
+    std::fs::set_permissions(&script, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let output = run_program(&[], &[script.to_str().unwrap()], |_| {});
+    assert!(
+        text(&output.stderr).contains("is statically linked"),
+        "{output:?}"
+    );
+    // It cannot run here; what counts is the header.
+    let mut bytes = std::fs::read(&program).unwrap();
+    bytes[4] = 1;
+    let other = dir.path().join("other");
+    std::fs::write(&other, bytes).unwrap();
+    std::fs::set_permissions(&other, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let output = run_program(&[], &[other.to_str().unwrap()], |_| {});
+    assert!(
+        text(&output.stderr).contains("is a 32-bit program"),
+        "{output:?}"
+    );
+
+    let program = hello(dir.path(), &[]).unwrap();
+    let unmerged = |output: &Output| text(&output.stderr).contains("runs unmerged");
+    let output = run_program(&[], &[&program], |_| {});
+    assert!(!unmerged(&output), "{output:?}");
+    let kernel = text(&output.stderr).contains("this kernel has no MADV_MERGE");
+    assert_eq!(kernel, support() != Support::Merge, "{output:?}");
+    let output = run_program(&["--quiet"], &[&program], |_| {});
+    assert!(!text(&output.stderr).contains("note:"), "{output:?}");
+    if std::os::unix::fs::chown(&program, Some(1), None).is_ok() {
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o4755)).unwrap();
+        let output = run_program(&[], &[&program], |_| {});
+        assert!(text(&output.stderr).contains("set-uid"), "{output:?}");
+    }
+}
+
+/// gcc's would refuse to start.
+#[test]
+fn run_arranges_for_address_sanitizer() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(program) = hello(dir.path(), &["-fsanitize=address"]) else {
+        return;
+    };
+    // The object must be one, or nothing is loaded before it.
+    let other = dir.path().join("empty.c");
+    std::fs::write(&other, "int nothing;").unwrap();
+    let object = dir.path().join("object.so");
+    let mut compiler = Command::new("cc");
+    compiler
+        .args(["-shared", "-fPIC", "-o"])
+        .arg(&object)
+        .arg(other);
+    assert!(compiler.status().unwrap().success());
+    for own in ["", "detect_leaks=0"] {
+        let output = run_program(&[], &[&program], |command| {
+            command
+                .env("SKSM_PRELOAD", &object)
+                .env("ASAN_OPTIONS", own);
+        });
+        assert_eq!(text(&output.stdout), "hello\n", "{output:?}");
+    }
+    // The user's own word counts.
+    let output = run_program(&[], &[&program], |command| {
+        command.env("SKSM_PRELOAD", &object);
+        command.env("ASAN_OPTIONS", "verify_asan_link_order=1");
+    });
+    assert!(!output.status.success(), "{output:?}");
+}
+
+/// What it does is tried by a child, which it may kill.
+#[test]
+fn run_says_what_a_filter_does() {
+    use std::os::unix::process::CommandExt;
+    let word = |code: u32, jf, k| libc::sock_filter {
+        code: code as u16,
+        jt: 0,
+        jf,
+        k,
+    };
+    for (result, reason) in [
+        (
+            libc::SECCOMP_RET_KILL_PROCESS,
+            "the seccomp filter kills for it",
+        ),
+        (
+            libc::SECCOMP_RET_ERRNO | libc::EPERM as u32,
+            "or the seccomp filter refuses it",
+        ),
+    ] {
+        let filter = [
+            word(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0),
+            word(
+                libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
+                3,
+                libc::SYS_madvise as u32,
+            ),
+            // The advice: only those that no C library gives.
+            word(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 32),
+            word(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 1, 26),
+            word(libc::BPF_RET | libc::BPF_K, 0, result),
+            word(libc::BPF_RET | libc::BPF_K, 0, libc::SECCOMP_RET_ALLOW),
+        ];
+        let set = move || {
+            let program = libc::sock_fprog {
+                len: filter.len() as u16,
+                filter: filter.as_ptr().cast_mut(),
+            };
+            let mode = libc::SECCOMP_MODE_FILTER;
+            // SAFETY: takes numbers, and a program that is valid for the call.
+            let done = unsafe {
+                libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+                    && libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const program) == 0
+            };
+            done.then_some(()).ok_or_else(std::io::Error::last_os_error)
+        };
+        let output = run_program(&[], &["echo", "hello"], |command| {
+            // SAFETY: makes two system calls, and allocates nothing.
+            unsafe { command.pre_exec(set) };
+        });
+        assert_eq!(text(&output.stdout), "hello\n");
+        assert!(text(&output.stderr).contains(reason), "{output:?}");
+    }
 }
 
 /// A full disk, or a reader that has gone.
@@ -883,6 +1625,7 @@ fn output_that_cannot_be_written_is_an_error() {
         &["stat", "--pid", &pid, "--openmetrics"],
         &["estimate", "--pid", &pid],
         &["merge", "--dry-run", "--pid", &pid],
+        &["unmerge", "--dry-run", "--pid", &pid],
     ] {
         let into = |file: Stdio, errors: Stdio| {
             Command::new(env!("CARGO_BIN_EXE_sksm"))
@@ -948,21 +1691,91 @@ fn names_do_not_steer_the_terminal() {
     assert_eq!(named["processes"][0]["pid"].to_string(), pid);
 }
 
+/// Who has shared memory names it.
+#[test]
+fn names_of_shared_memory_do_not_steer_the_terminal() {
+    let len = 2 << 20;
+    // SAFETY: a new file and a new mapping of it, written within its length.
+    let map = unsafe {
+        let file = libc::memfd_create(c"\x1b[31mred".as_ptr(), libc::MFD_CLOEXEC);
+        assert!(file >= 0 && libc::ftruncate(file, len as i64) == 0);
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let map = libc::mmap(std::ptr::null_mut(), len, prot, libc::MAP_SHARED, file, 0);
+        assert_ne!(map, libc::MAP_FAILED);
+        libc::memset(map, 1, len);
+        libc::close(file);
+        map
+    };
+    let output = sksm(&["estimate", "--pid", &std::process::id().to_string()]);
+    // SAFETY: that mapping.
+    unsafe { libc::munmap(map, len) };
+    let shown = text(&output.stdout);
+    assert!(shown.contains("memfd:\\u{1b}[31mred"), "{shown}");
+    assert!(!shown.contains('\u{1b}'), "{shown}");
+}
+
+/// On a terminal of any width; lines without a place to break them, as of a path, may be longer.
+#[test]
+fn help_is_broken_between_words() {
+    for verb in ["estimate", "merge", "scan", "stat", "top", "doctor"] {
+        let help = |columns: &str| {
+            let mut command = Command::new(env!("CARGO_BIN_EXE_sksm"));
+            let output = command
+                .args([verb, "--help"])
+                .env("COLUMNS", columns)
+                .output();
+            String::from_utf8(output.unwrap().stdout).unwrap()
+        };
+        let (narrow, wide) = (help("60"), help("100"));
+        assert!(
+            narrow.lines().all(|line| line.chars().count() <= 60),
+            "{narrow}"
+        );
+        let words = |text: &str| {
+            text.split_whitespace()
+                .map(str::to_owned)
+                .collect::<BTreeSet<_>>()
+        };
+        assert_eq!(words(&narrow), words(&wide));
+    }
+}
+
 #[test]
 fn a_wrong_command_line_is_refused() {
     for wrong in [
         &["merge"] as &[&str],
         &["merge", "--pid", "1", "--what", "texts"],
+        &["unmerge"],
+        &["unmerge", "--pid", "1", "--what", "heap"],
         &["estimate", "--name", "("],
+        &["estimate", "--all", "--domain", "none"],
         &["estimate", "--all", "--max-page-sharing", "1"],
         &["stat", "--json", "--openmetrics"],
         &["stat", "--json", "--prometheus"],
         &["stat", "--openmetrics", "--prometheus"],
         &["run", "--after", "5x", "--", "true"],
+        &["run", "--afer", "5s", "--", "true"],
         &["run", "--signal", "KILL", "--", "true"],
         &["run", "--json", "--", "true"],
         &["--json", "run", "--", "true"],
+        &["scan", "--stable", "soon"],
+        &["scan", "--stable", "0"],
+        &["scan", "--cpu", "5"],
+        &["scan", "--cpu", "200%"],
+        &["scan", "--when", "never"],
+        &["scan", "--when", "pressure=much"],
+        &["scan", "--huge-min", "0"],
+        &["scan", "--huge-min", "513"],
+        &["scan", "--config"],
+        &["scan", "--verbose"],
+        &["scan", "--name", "("],
         &["top", "--interval", "0"],
+        &["top", "--interval", "nan"],
+        &["top", "--interval", "1e9"],
+        &["doctor", "--require", "nonsense"],
+        &["estimate", "--exclude", "1"],
+        &["estimate", "--all", "--by", "colour"],
+        &["merge", "--all", "--everything", "--settle", "1"],
         &["top", "--sort", "colour"],
         &["nonsense"],
     ] {
@@ -971,14 +1784,87 @@ fn a_wrong_command_line_is_refused() {
     }
 }
 
+#[test]
+fn scanning_says_where_it_cannot() {
+    if support() == Support::Merge {
+        return;
+    }
+    for arguments in [
+        &["scan"] as &[&str],
+        &["scan", "--once", "--all", "--stable", "1s"],
+        &["scan", "--pid", "2147483647"],
+    ] {
+        let output = sksm(arguments);
+        assert_eq!(output.status.code(), Some(3), "{output:?}");
+        let said = text(&output.stderr);
+        assert!(
+            said.contains("MADV_MERGE") && said.contains("boot a kernel with CONFIG_SKSM"),
+            "{said}"
+        );
+        assert!(output.stdout.is_empty(), "{output:?}");
+    }
+}
+
+/// What it should be is told, and where the mistake is in a file.
+#[test]
+fn mistakes_in_what_a_scan_is_told_are_named() {
+    for (arguments, advice) in [
+        (["scan", "--stable", "soon"], "as in 90s or 5m"),
+        (["scan", "--cpu", "200%"], "as in 5%"),
+        (["scan", "--when", "never"], "available-below=20%"),
+        (["scan", "--huge-min", "513"], "1..=512"),
+    ] {
+        let said = sksm(&arguments).stderr;
+        assert!(text(&said).contains(advice), "{}", text(&said));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("scan.conf");
+    let path = file.to_str().unwrap();
+    let scan = || {
+        let output = sksm(&["scan", "--config", path]);
+        let code = output.status.code();
+        assert!(matches!(code, Some(1 | 2)), "{output:?}");
+        text(&output.stderr).to_owned()
+    };
+    let said = scan();
+    assert!(
+        said.contains(&format!("cannot read {path}: No such file")),
+        "{said}"
+    );
+    for (lines, line, told) in [
+        ("# all well\nstable = 5m\ncpu = much\n", 3, "give a share"),
+        ("when = never\n", 1, "give always"),
+        ("\n\nhuge-min = many\n", 3, "many"),
+        ("colour = red\n", 1, "--colour"),
+        ("config = other\n", 1, "names no other"),
+        ("opted-in = yes\n", 1, "yes"),
+        ("stable\n", 1, "--stable"),
+    ] {
+        std::fs::write(&file, lines).unwrap();
+        let said = scan();
+        let place = format!("{path}: line {line}: ");
+        assert!(said.contains(&place) && said.contains(told), "{said}");
+    }
+    // One that is right is no reason to fail, but the kernel may be one.
+    std::fs::write(&file, "stable = 1s\ncpu = 100%\n").unwrap();
+    let pid = "2147483647";
+    let output = sksm(&["scan", "--config", path, "--once", "--pid", pid]);
+    let said = text(&output.stderr);
+    assert!(!said.contains("line "), "{said}");
+    let right = if support() == Support::Merge { 1 } else { 3 };
+    assert_eq!(output.status.code(), Some(right), "{output:?}");
+}
+
 /// Names of fields, as docs/json.md writes them.
 fn fields(value: &Value, at: &str, found: &mut BTreeSet<String>) {
     match value {
+        // It has a section of its own.
+        Value::Object(_) if at == "scanner" => _ = found.insert(at.into()),
         Value::Object(fields_of) => {
             for (name, value) in fields_of {
                 // Where the data gives the keys.
                 let name = match at {
-                    "sksm" | "ksm" | "kinds" => "NAME",
+                    "sksm" | "ksm" | "kinds" | "processes[].left" => "NAME",
                     _ => name,
                 };
                 let dot = if at.is_empty() { "" } else { "." };
@@ -999,11 +1885,12 @@ fn fields(value: &Value, at: &str, found: &mut BTreeSet<String>) {
 fn json_is_as_documented() {
     let page = include_str!("../../../docs/json.md");
     let pid = std::process::id().to_string();
-    let examples: [(&str, &[&str]); 6] = [
+    let examples: [(&str, &[&str]); 7] = [
         ("doctor", &["doctor"]),
         ("stat", &["stat"]),
         ("stat --pid", &["stat", "--pid", &pid]),
         ("merge", &["merge", "--dry-run", "--pid", &pid]),
+        ("unmerge", &["unmerge", "--dry-run", "--pid", &pid]),
         ("estimate", &["estimate", "--settle", "0", "--pid", &pid]),
         ("top", &["top"]),
     ];
@@ -1037,17 +1924,124 @@ fn json_is_as_documented() {
     }
 }
 
+/// One document, whatever goes wrong, with what the page about JSON has of errors; and the same in words.
+#[test]
+fn errors_are_json_as_well() {
+    let page = include_str!("../../../docs/json.md");
+    let section = page
+        .split("\n## ")
+        .find(|part| part.starts_with("errors\n"));
+    let rows = section.unwrap().lines();
+    let documented: BTreeSet<&str> = rows
+        .filter_map(|line| Some(line.strip_prefix("| `")?.split_once('`')?.0))
+        .collect();
+    let mut cases: Vec<(&[&str], &str, i32, &str)> = vec![
+        (
+            &["estimate", "--json", "--pid", "2147483647"],
+            "failed",
+            1,
+            "there is no process 2147483647",
+        ),
+        (
+            &["--json", "estimate"],
+            "usage",
+            2,
+            "required arguments were not provided",
+        ),
+        (&["stat", "--json", "--nonsense"], "usage", 2, "--nonsense"),
+        (
+            &["run", "--json", "--", "true"],
+            "usage",
+            2,
+            "--json is for verbs that print something of their own",
+        ),
+        (&["--json"], "usage", 2, "requires a subcommand"),
+    ];
+    if support() != Support::Merge {
+        cases.push((
+            &["merge", "--json", "--all"],
+            "unsupported",
+            3,
+            "MADV_MERGE",
+        ));
+    }
+    for (arguments, kind, status, message) in cases {
+        let output = sksm(arguments);
+        assert_eq!(output.status.code(), Some(status), "{output:?}");
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["error"]["kind"], kind, "{report}");
+        assert_eq!(report["error"]["status"], status, "{report}");
+        let told = report["error"]["message"].as_str().unwrap();
+        assert!(
+            told.contains(message) && !told.contains('\u{1b}'),
+            "{report}"
+        );
+        assert!(!output.stderr.is_empty(), "{output:?}");
+        let mut printed = BTreeSet::new();
+        fields(&report, "", &mut printed);
+        let printed: BTreeSet<&str> = printed.iter().map(String::as_str).collect();
+        assert_eq!(printed, documented);
+    }
+    if is_root() {
+        let own = std::process::id().to_string();
+        let output = as_nobody(&["stat", "--json", "--pid", &own]);
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["error"]["kind"], "denied", "{report}");
+    }
+    // What is behind `--` is another program's, and help is no error.
+    let output = sksm(&["run", "--nonsense", "--", "ls", "--json"]);
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0));
+    let output = sksm(&["--json", "--help"]);
+    assert!(output.status.success() && output.stdout.starts_with(b"Merge equal"));
+}
+
+/// Who may trace processes of other users, but not open what is their user's alone, is not told that nothing has a twin.
+#[test]
+fn what_cannot_be_read_is_left_out_of_a_merge() {
+    if !is_root() {
+        return;
+    }
+    use std::os::unix::process::CommandExt;
+    let mut other = Command::new("sleep");
+    let other = Running::start(other.arg("600").uid(NOBODY).gid(NOBODY));
+    let pid = other.0.id().to_string();
+    let merge = |right: &str| {
+        let only = format!("-all,{right}");
+        Command::new("setpriv")
+            .args([
+                format!("--bounding-set={only}"),
+                format!("--inh-caps={only}"),
+            ])
+            .args([env!("CARGO_BIN_EXE_sksm"), "merge", "--dry-run", "--json"])
+            .args(["--pid", &pid])
+            .output()
+            .unwrap()
+    };
+    let output = merge("+sys_ptrace,+sys_nice");
+    assert_eq!(output.status.code(), Some(4), "{output:?}");
+    let said = text(&output.stderr);
+    assert!(said.contains("CAP_DAC_READ_SEARCH"), "{said}");
+    let output = merge("+sys_ptrace,+sys_nice,+dac_read_search");
+    assert!(output.status.success(), "{output:?}");
+}
+
 #[test]
 fn pages_and_completions_are_made() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().to_str().unwrap();
     assert!(sksm(&["generate", "--dir", path]).status.success());
     for (file, part) in [
-        ("sksm.1", "Exit status"),
+        ("sksm.1", "sksm\\-preload"),
         ("sksm-estimate.1", "settle"),
         ("sksm-run.1", "verbose"),
         ("sksm-top.1", "interval"),
+        ("sksm-scan.1", "/etc/sksm/scan.conf"),
+        ("sksm-scan.1", "/run/sksm\\-scan/state.json"),
+        ("sksm-scan.1", "SIGHUP"),
+        ("sksm-scan.1", "SIGTERM"),
+        ("sksm-unmerge.1", "/sys/kernel/mm/sksm/unmerge"),
         ("sksm.bash", "estimate"),
+        ("sksm.bash", "unmerge"),
         ("sksm.bash", "--interval"),
         ("_sksm", "doctor"),
         ("sksm.fish", "stat"),
@@ -1055,4 +2049,30 @@ fn pages_and_completions_are_made() {
         let text = std::fs::read_to_string(dir.path().join(file)).unwrap();
         assert!(text.contains(part), "{file}");
     }
+    // Every page has every section, and names no page that is not made.
+    let made: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
+    let mut pages = 0;
+    for entry in made {
+        let path = entry.unwrap().path();
+        if path.extension().is_none_or(|chapter| chapter != "1") {
+            continue;
+        }
+        pages += 1;
+        let text = std::fs::read_to_string(&path).unwrap();
+        for section in ["EXIT STATUS", "ENVIRONMENT", "FILES", "SEE ALSO"] {
+            let line = format!("\n.SH \"{section}\"\n");
+            let short = format!("\n.SH {section}\n");
+            let there = text.contains(&line) || text.contains(&short);
+            assert!(there, "{}: no {section}", path.display());
+        }
+        let words = ["\\fB", "\\fR", "\\"].iter();
+        let words = words.fold(text.clone(), |words, mark| words.replace(mark, ""));
+        for word in words.split_whitespace() {
+            if let Some((name, _)) = word.split_once("(1)") {
+                let other = dir.path().join(format!("{name}.1"));
+                assert!(other.is_file() || !name.starts_with("sksm"), "{name}");
+            }
+        }
+    }
+    assert_eq!(pages, 9);
 }

@@ -90,8 +90,8 @@ fn patch_and_advise(step: Step) -> Outcome {
 fn advise(step: Step, text: &Text) -> Result<(), i32> {
     match step {
         Step::Idle | Step::Patch => Ok(()),
-        Step::Merge => sksm::merge_exact(text.start, text.len)
-            .map_err(|error| error.raw_os_error().unwrap_or(libc::EINVAL)),
+        // The bare call, as for KSM: the library first asks whether this kernel has it, and keeps the answer in a page.
+        Step::Merge => text.madvise(sksm::MADV_MERGE),
         Step::Ksm => text.madvise(libc::MADV_MERGEABLE),
     }
 }

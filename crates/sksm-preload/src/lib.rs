@@ -5,44 +5,61 @@
 //! | --- | --- |
 //! | `SKSM` | what to merge: a list of `text`, `data`, `heap`, `stack`; `text` if it is not set |
 //! | `SKSM_MIN_PAGES` | leave smaller mappings alone |
-//! | `SKSM_AFTER` | merge again after this time, as in `5s`, `500ms` or `2m`, on a thread of the object's own |
-//! | `SKSM_SIGNAL` | merge again at this signal, as in `USR2` or `10`, unless the program takes that for itself |
-//! | `SKSM_VERBOSE` | `1`: one line on standard error for each of these |
-//! | `SKSM_SECCOMP` | `allowed`: the seccomp filter that the program is started under lets `madvise` pass, as Docker's does |
-//! | `SKSM_EXPERIMENT`, `SKSM_EXPERIMENT_FD` | instead of all that, a step of the experiment, see [`experiment::Step`] |
+//! | `SKSM_AFTER` | merge again after this time, as in `500ms`, `5s`, `2m` or `1h`; children that the program forks each after their own |
+//! | `SKSM_SIGNAL` | merge again at this signal, as in `RTMIN+12` or `46`, unless the program takes that for itself |
+//! | `SKSM_VERBOSE` | `1`: one line on standard error for each of these, and for each that is not understood |
+//! | `SKSM_SECCOMP` | `allowed`: try nothing out, the seccomp filter that the program is started under lets it pass |
 //!
-//! It never breaks the program: nothing is said without `SKSM_VERBOSE`, `errno` is kept, and it does nothing
+//! It never breaks the program: nothing is said without `SKSM_VERBOSE`, nor once the program has put something else in the place of
+//! its standard error; `errno` is kept, and it does nothing
 //!
 //! * where the kernel has no MADV_MERGE,
 //! * in programs that run with more rights than who started them (set-uid),
-//! * under a seccomp filter, which might kill for a call that it does not know, unless `SKSM_SECCOMP` says otherwise,
+//! * under a seccomp filter that kills for it: a child of the program tries that out before `main`,
+//! * under a seccomp filter that has come after `main`,
 //! * for a variable that it does not understand.
 //!
-//! `SKSM_SIGNAL` alone has an effect there too: the signal does not end the program.
+//! `SKSM_SIGNAL` alone has an effect there too: the signal does not end the program. It should be a real-time signal: others mean
+//! something in many programs once they run (OpenJDK crashes at `USR2` from outside), and whoever sends one to such a program by then
+//! has what the program makes of it. With `SKSM_VERBOSE` it is looked at a second after the start, after the time, and said.
 //!
-//! Two things are the caller's to weigh. Where it merges, `SKSM_AFTER` makes the program one of several threads, and works only in
-//! the process itself, not in children that it has forked by then; they have the signal. And a program that later installs a
-//! filter that kills for `openat` is killed by what `SKSM_AFTER` and `SKSM_SIGNAL` ask for.
+//! Three things are the caller's to weigh. `SKSM_AFTER` and `SKSM_SIGNAL` interrupt the program's main thread, for 10 ms and then again
+//! every 100 ms until all is merged. Its system calls are started again, but those that no handler lets go on (`poll`, `select`,
+//! `epoll_wait`, `nanosleep`, `sigtimedwait`, socket calls with a timeout, as signal(7) lists them) return early with `EINTR`. In a
+//! program that cancels threads (`pthread_cancel`) glibc takes its signal back, and nothing is merged later. And a program that later
+//! installs a filter that kills for `openat` is killed by what they ask for.
 //!
-//! It lives in every process, so it allocates nothing and keeps clear of all of std that needs memory or relocations.
+//! It lives in every process, so it allocates nothing and keeps clear of all of std that needs memory or relocations. It needs glibc
+//! 2.17 or later, or musl.
 
 #![cfg_attr(not(feature = "std"), no_std)]
 #![deny(missing_docs)]
 
 mod again;
+mod asan;
 mod environment;
+#[cfg(feature = "experiment")]
 mod experiment;
+mod filter;
 mod merging;
+mod next;
+mod refused;
 mod report;
 mod settings;
 mod start;
+#[cfg(feature = "experiment")]
 mod text;
 
+/// A step of the experiment of `sksm-demo`, which `SKSM_EXPERIMENT` and `SKSM_EXPERIMENT_FD` ask for instead of all that: only where
+/// it is built for that, as it makes all text of libc's writable for a moment.
+///
 /// The loader calls what stands in this section once libc is ready, before the program's own constructors and `main`.
+#[cfg(feature = "experiment")]
 #[used]
 #[unsafe(link_section = ".init_array")]
 static CONSTRUCTOR: extern "C" fn() = constructor;
 
+#[cfg(feature = "experiment")]
 extern "C" fn constructor() {
     keep_errno(experiment::run);
 }

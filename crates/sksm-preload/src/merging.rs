@@ -1,11 +1,13 @@
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use sksm::{Error, Kind, Kinds, Support, maps};
+use sksm::{Error, Kind, Support, maps};
 
-use crate::report::Line;
+use crate::filter::{self, Tried};
+use crate::refused;
+use crate::report::{Line, StandardError};
 use crate::settings::Settings;
 
-/// What to merge, kept for the times after the first: set once before main, read by a thread or a signal handler.
+/// What to merge, kept for the times after the first: set once before main, read by a signal handler.
 pub static WANTED: Wanted = Wanted::new();
 
 pub struct Wanted {
@@ -13,6 +15,102 @@ pub struct Wanted {
     min_pages: AtomicUsize,
     verbose: AtomicBool,
     filter_allows: AtomicBool,
+    /// The filters before main, as [`filter::in_force`] tells them; [`UNKNOWN`] where it does not.
+    filters: AtomicU32,
+    /// An [`Obstacle`]; 0: none.
+    obstacle: AtomicU8,
+    stderr: StandardError,
+}
+
+const UNKNOWN: u32 = u32::MAX;
+
+/// What stands against merging here.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Obstacle {
+    /// What to merge is not understood.
+    Settings = 1,
+    /// The kernel.
+    Support,
+    /// The kernel, or a filter that lets no such call pass to it.
+    Refused,
+    /// A filter ends the program for it.
+    Kills,
+    /// A filter that nothing can be tried under.
+    Untried,
+    /// A filter that has come since.
+    Later,
+}
+
+/// How far a merge has come.
+#[derive(Clone, Copy, Default)]
+pub struct Progress {
+    /// All mappings below this address are done.
+    pub next: usize,
+    pub bytes: usize,
+    pub mappings: u64,
+    pub refused: u64,
+    /// Pages that were passed over before it began, where that is known.
+    pub passed_over: Option<u64>,
+    pub unreadable: bool,
+}
+
+impl Progress {
+    /// Nothing is done yet.
+    pub fn begin() -> Self {
+        Progress {
+            // Asked for where it is told only.
+            passed_over: WANTED.is_verbose().then(refused::pages).flatten(),
+            ..Self::default()
+        }
+    }
+
+    pub fn tell(&self, line: &mut Line) {
+        line.text(b"merged ")
+            .number(self.mappings)
+            .text(b" mappings, ");
+        line.number(self.bytes as u64 / 1024).text(b" KiB");
+        if self.refused > 0 {
+            line.text(b"; ").number(self.refused).text(b" refused");
+        }
+        let pages = self
+            .passed_over
+            .and_then(|before| refused::pages()?.checked_sub(before))
+            .unwrap_or(0);
+        if pages > 0 {
+            line.text(b"; passed over ").number(pages);
+            line.text(b" pages, see sksm doctor");
+        }
+        if self.unreadable {
+            line.text(b"; cannot read /proc/self/maps");
+        }
+    }
+}
+
+impl Obstacle {
+    const ALL: [Obstacle; 6] = [
+        Obstacle::Settings,
+        Obstacle::Support,
+        Obstacle::Refused,
+        Obstacle::Kills,
+        Obstacle::Untried,
+        Obstacle::Later,
+    ];
+
+    pub fn tell(self, line: &mut Line) {
+        line.text(b"nothing done").text(match self {
+            Obstacle::Settings => b", SKSM is not understood".as_slice(),
+            Obstacle::Support => b", this kernel has no MADV_MERGE",
+            Obstacle::Refused => {
+                b", this kernel has no MADV_MERGE, or the seccomp filter refuses it"
+            }
+            Obstacle::Kills => b", the seccomp filter would end the program for it",
+            Obstacle::Untried => {
+                b" under a seccomp filter, where nothing can be tried; see SKSM_SECCOMP"
+            }
+            Obstacle::Later => b" under a seccomp filter that has come since; see SKSM_SECCOMP",
+        });
+    }
 }
 
 impl Wanted {
@@ -22,13 +120,16 @@ impl Wanted {
             min_pages: AtomicUsize::new(0),
             verbose: AtomicBool::new(false),
             filter_allows: AtomicBool::new(false),
+            filters: AtomicU32::new(0),
+            obstacle: AtomicU8::new(0),
+            stderr: StandardError::unknown(),
         }
     }
 
-    pub fn set(&self, kinds: Kinds, settings: &Settings) {
+    pub fn set(&self, settings: &Settings) {
         let mut set = 0;
         for kind in Kind::MERGEABLE {
-            if kinds.has(kind) {
+            if settings.kinds.is_some_and(|kinds| kinds.has(kind)) {
                 set |= kind as u64;
             }
         }
@@ -37,35 +138,85 @@ impl Wanted {
         self.verbose.store(settings.verbose, Ordering::Relaxed);
         self.filter_allows
             .store(settings.filter_allows, Ordering::Relaxed);
+        if settings.verbose {
+            self.stderr.remember();
+        }
     }
 
-    /// Merges, and says so if it is to; whether it can. It makes only calls that a signal handler may make.
-    pub fn merge(&self, when: &[u8]) -> bool {
-        let filtered = !self.filter_allows.load(Ordering::Relaxed) && filtered();
-        let merges = !filtered && sksm::support() == Support::Merge;
-        self.say(when, |line| {
-            if filtered {
-                line.text(b"nothing done under a seccomp filter; see SKSM_SECCOMP");
-            } else if !merges {
-                line.text(b"nothing done, this kernel has no MADV_MERGE");
-            } else {
-                self.merge_mappings(line);
-            }
-        });
-        merges
+    pub fn is_verbose(&self) -> bool {
+        self.verbose.load(Ordering::Relaxed)
+    }
+
+    /// Finds out, before main, whether anything can be merged here.
+    pub fn find_obstacle(&self) -> Result<(), Obstacle> {
+        let filters = filter::in_force().unwrap_or(UNKNOWN);
+        self.filters.store(filters, Ordering::Relaxed);
+        self.survives(|| _ = supported())?;
+        match filters {
+            _ if supported() => Ok(()),
+            0 => Err(Obstacle::Support),
+            _ => Err(Obstacle::Refused),
+        }
+    }
+
+    /// Before main, under a filter that might end the program for it: tries this in a child.
+    pub fn survives(&self, call: impl FnOnce()) -> Result<(), Obstacle> {
+        let trusted = self.filter_allows.load(Ordering::Relaxed);
+        if trusted || self.filters.load(Ordering::Relaxed) == 0 {
+            return Ok(());
+        }
+        let quietly = || {
+            self.verbose.store(false, Ordering::Relaxed);
+            call();
+        };
+        match filter::try_in_child(quietly) {
+            Tried::Survived => Ok(()),
+            Tried::Killed => Err(Obstacle::Kills),
+            Tried::NoChild => Err(Obstacle::Untried),
+        }
+    }
+
+    /// Whether something has come up since. It makes only calls that a signal handler may make.
+    pub fn find_later_obstacle(&self) -> Result<(), Obstacle> {
+        if self.filter_allows.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let filters = filter::in_force().unwrap_or(UNKNOWN);
+        // Those of the start have let it pass.
+        if filters == 0 || filters == self.filters.load(Ordering::Relaxed) {
+            Ok(())
+        } else {
+            Err(Obstacle::Later)
+        }
+    }
+
+    pub fn set_obstacle(&self, obstacle: Option<Obstacle>) {
+        let number = obstacle.map_or(0, |obstacle| obstacle as u8);
+        self.obstacle.store(number, Ordering::Relaxed);
+    }
+
+    /// Why nothing is done at all.
+    pub fn tell_obstacle(&self, line: &mut Line) {
+        let number = self.obstacle.load(Ordering::Relaxed);
+        if let Some(obstacle) = (Obstacle::ALL.iter()).find(|known| **known as u8 == number) {
+            obstacle.tell(line);
+        } else {
+            line.text(b"nothing done");
+        }
     }
 
     /// Says something if it is to.
     pub fn say(&self, when: &[u8], what: impl FnOnce(&mut Line)) {
+        if !self.is_verbose() {
+            return;
+        }
         let mut line = Line::default();
         line.text(b"sksm: process ");
         // SAFETY: getpid cannot fail.
         line.number(unsafe { libc::getpid() } as u64);
         line.text(b" ").text(when).text(b": ");
         what(&mut line);
-        if self.verbose.load(Ordering::Relaxed) {
-            line.write(libc::STDERR_FILENO);
-        }
+        self.stderr.write(&mut line);
     }
 
     fn wants(&self, mapping: &maps::Line<'_>) -> bool {
@@ -74,108 +225,64 @@ impl Wanted {
         kinds & mapping.kind() as u64 != 0 && mapping.region.len >= min
     }
 
-    fn merge_mappings(&self, line: &mut Line) {
-        let (mut advised, mut mappings, mut refused) = (0, 0, 0);
+    /// Merges on from where it had come to, at most `step` bytes at once, until there is no `time` left; whether all is done. It
+    /// makes only calls that a signal handler may make.
+    pub fn merge(&self, progress: &mut Progress, step: usize, time: impl Fn() -> bool) -> bool {
+        let mut done = true;
         let read = maps::each_own(|mapping| {
-            if self.wants(mapping) {
-                match sksm::merge_exact(mapping.region.start, mapping.region.len) {
+            let (start, end) = (
+                mapping.region.start,
+                mapping.region.start + mapping.region.len,
+            );
+            if end <= progress.next {
+                return true;
+            }
+            progress.next = progress.next.max(start);
+            while self.wants(mapping) && progress.next < end {
+                let len = (end - progress.next).min(step);
+                match sksm::merge_exact(progress.next, len) {
                     Ok(()) => {
-                        mappings += 1;
-                        advised += mapping.region.len;
+                        progress.bytes += len;
+                        progress.next += len;
+                        progress.mappings += u64::from(progress.next == end);
+                        // Not before: whoever has little time still comes on.
+                        if !time() {
+                            done = false;
+                            return false;
+                        }
                     }
-                    Err(Error::Interrupted { .. }) => return false,
-                    Err(_) => refused += 1,
+                    Err(Error::Interrupted { .. }) => {
+                        done = false;
+                        return false;
+                    }
+                    Err(_) => {
+                        progress.refused += 1;
+                        break;
+                    }
                 }
             }
+            progress.next = end;
             true
         });
-        line.text(b"merged ").number(mappings).text(b" mappings, ");
-        line.number(advised as u64 / 1024).text(b" KiB");
-        if refused > 0 {
-            line.text(b"; ").number(refused).text(b" refused");
-        }
-        if read.is_err() {
-            line.text(b"; cannot read /proc/self/maps");
-        }
+        progress.unreadable = read.is_err();
+        done
     }
 }
 
-/// Whether a seccomp filter is in force for this thread; yes if that cannot be found out.
-///
-/// Not by prctl(PR_GET_SECCOMP), for which a filter may kill, as strict mode does: to read a file is what the loader has just
-/// done. Of a filter that comes later no call can tell that it might not kill for.
-fn filtered() -> bool {
-    // SAFETY: a path that ends in a nul byte.
-    let fd = unsafe {
-        libc::open(
-            c"/proc/thread-self/status".as_ptr(),
-            libc::O_RDONLY | libc::O_CLOEXEC,
-        )
-    };
-    if fd < 0 {
-        return true;
-    }
-    let mut mode = Mode::default();
-    let mut text = [0; 512];
-    loop {
-        // SAFETY: the buffer is valid for writes of its length.
-        let count = unsafe { libc::read(fd, text.as_mut_ptr().cast(), text.len()) };
-        let count = usize::try_from(count).unwrap_or(0);
-        for byte in text.get(..count).unwrap_or_default() {
-            mode.see(*byte);
-        }
-        if count == 0 || mode.found.is_some() {
-            break;
-        }
-    }
-    // SAFETY: opened above, and closed by nobody else.
-    unsafe { libc::close(fd) };
-    mode.found != Some(b'0')
-}
-
-/// Finds seccomp's mode in `/proc/PID/status` byte by byte: the groups that stand before it may fill many pages.
-#[derive(Default)]
-struct Mode {
-    /// So much of the line's start has just been seen.
-    matched: usize,
-    found: Option<u8>,
-}
-
-impl Mode {
-    fn see(&mut self, byte: u8) {
-        const START: &[u8] = b"\nSeccomp:\t";
-        match START.get(self.matched) {
-            Some(next) if *next == byte => self.matched += 1,
-            // It may begin anew; its first byte does not come again in it.
-            Some(_) => self.matched = usize::from(byte == b'\n'),
-            None => _ = self.found.get_or_insert(byte),
-        }
-    }
+fn supported() -> bool {
+    sksm::support() == Support::Merge
 }
 
 #[cfg(test)]
 mod tests {
+    use sksm::Kinds;
+
     use super::*;
 
     #[test]
-    fn a_filter_shows() {
-        for (status, found) in [
-            ("Name:\tx\nSeccomp:\t0\nSeccomp_filters:\t0\n", Some(b'0')),
-            ("Name:\tx\nSeccomp:\t2\nSeccomp_filters:\t1\n", Some(b'2')),
-            ("Name:\tSeccomp:\t0\n\nSecc\nSeccomp:\t2\n", Some(b'2')),
-            // Without the line nobody knows.
-            ("Name:\tx\n", None),
-            ("Name:\tx\nSeccomp:\t", None),
-        ] {
-            let mut mode = Mode::default();
-            status.bytes().for_each(|byte| mode.see(byte));
-            assert_eq!(mode.found, found, "{status}");
-        }
-    }
-
-    #[test]
     fn small_mappings_are_left_alone() {
-        let settings = |min_pages| Settings {
+        let settings = |kind, min_pages| Settings {
+            kinds: Some(Kinds::of(&[kind])),
             min_pages,
             ..Settings::default()
         };
@@ -192,10 +299,10 @@ mod tests {
             (4, [false, false, true]),
             (usize::MAX, [false; 3]),
         ] {
-            wanted.set(Kinds::of(&[Kind::Heap]), &settings(min));
+            wanted.set(&settings(Kind::Heap, min));
             assert_eq!([1, 3, 4].map(wants), expected, "at least {min}");
         }
-        wanted.set(Kinds::of(&[Kind::Text]), &settings(0));
+        wanted.set(&settings(Kind::Text, 0));
         assert!(!wants(4));
     }
 }

@@ -1,15 +1,17 @@
 use core::ffi::c_int;
+use core::mem::MaybeUninit;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 /// One line, built on the stack and sent by one write: short enough that a pipe takes it whole, whoever else writes.
 pub struct Line {
-    bytes: [u8; 128],
+    bytes: [u8; 256],
     len: usize,
 }
 
 impl Default for Line {
     fn default() -> Self {
         Line {
-            bytes: [0; 128],
+            bytes: [0; 256],
             len: 0,
         }
     }
@@ -27,6 +29,19 @@ impl Line {
         self
     }
 
+    /// Appends what others have written: its start, without what steers a terminal.
+    pub fn quoted(&mut self, text: &[u8]) -> &mut Self {
+        for byte in text.iter().take(40) {
+            let plain = matches!(byte, b' '..=b'~');
+            self.text(if plain {
+                core::slice::from_ref(byte)
+            } else {
+                b"?"
+            });
+        }
+        self
+    }
+
     /// Appends in decimal. Not by core::fmt, whose tables would cost every process relocated pages.
     pub fn number(&mut self, number: u64) -> &mut Self {
         if number >= 10 {
@@ -36,6 +51,7 @@ impl Line {
     }
 
     /// Sends the line and closes the descriptor: the program shall not inherit it.
+    #[cfg(feature = "experiment")]
     pub fn send(&mut self, fd: c_int) {
         self.write(fd);
         // SAFETY: a descriptor that is none is an error without effect.
@@ -44,13 +60,63 @@ impl Line {
 
     /// Sends the line.
     pub fn write(&mut self, fd: c_int) {
+        // A line that was cut still ends in one.
+        self.len = self.len.min(self.bytes.len() - 1);
         self.text(b"\n");
         // SAFETY: `len` bytes of the line are written; a descriptor that is none is an error without effect.
         unsafe { libc::write(fd, self.bytes.as_ptr().cast(), self.len) };
     }
 }
 
+/// Standard error as it was before `main`: a program may close it, and get its number for a file of its own.
+pub struct StandardError {
+    device: AtomicU64,
+    inode: AtomicU64,
+}
+
+impl StandardError {
+    pub const fn unknown() -> Self {
+        StandardError {
+            device: AtomicU64::new(0),
+            inode: AtomicU64::new(0),
+        }
+    }
+
+    /// Remembers what it is now.
+    pub fn remember(&self) {
+        if let Some((device, inode)) = file(libc::STDERR_FILENO) {
+            self.device.store(device, Ordering::Relaxed);
+            self.inode.store(inode, Ordering::Relaxed);
+        }
+    }
+
+    /// Sends the line if it is still the same.
+    pub fn write(&self, line: &mut Line) {
+        let known = (
+            self.device.load(Ordering::Relaxed),
+            self.inode.load(Ordering::Relaxed),
+        );
+        if file(libc::STDERR_FILENO) == Some(known) {
+            line.write(libc::STDERR_FILENO);
+        }
+    }
+}
+
+/// Which file a descriptor is of: its device and its number there.
+fn file(fd: c_int) -> Option<(u64, u64)> {
+    let mut stat = MaybeUninit::<libc::stat>::uninit();
+    // The call itself: libc's function has another name before glibc 2.33.
+    // SAFETY: writes one structure, into ours, which has the kernel's layout on 64-bit machines.
+    let result = unsafe { libc::syscall(libc::SYS_fstat, fd, stat.as_mut_ptr()) };
+    // SAFETY: written if the call succeeded.
+    (result == 0).then(|| unsafe {
+        let stat = stat.assume_init_ref();
+        (stat.st_dev, stat.st_ino)
+    })
+}
+
 /// A descriptor in decimal; the standard ones are the program's, not ours to write to.
+#[cfg(any(feature = "experiment", test))]
 pub fn report_fd(value: &[u8]) -> Option<c_int> {
     let mut fd: c_int = 0;
     for byte in value {
@@ -79,7 +145,28 @@ mod tests {
 
     #[test]
     fn too_long_a_line_is_cut() {
-        assert_eq!(written(|line| _ = line.text(&[b'x'; 500])).len(), 128);
+        assert_eq!(written(|line| _ = line.text(&[b'x'; 500])).len(), 256);
+    }
+
+    #[test]
+    fn descriptors_of_one_file_are_the_same() {
+        let file = |fd: &dyn std::os::fd::AsRawFd| super::file(fd.as_raw_fd());
+        let [one, other] = [(); 2].map(|()| tempfile());
+        assert!(file(&one).is_some());
+        assert_eq!(file(&one), file(&one.try_clone().unwrap()));
+        assert_ne!(file(&one), file(&other));
+        assert_eq!(super::file(-1), None);
+    }
+
+    /// A new file without a name.
+    fn tempfile() -> std::fs::File {
+        use std::os::fd::FromRawFd;
+        // SAFETY: a name that ends in a nul byte; the descriptor is new, and owned here alone.
+        unsafe {
+            let fd = libc::memfd_create(c"test".as_ptr(), 0);
+            assert!(fd >= 0);
+            std::fs::File::from_raw_fd(fd)
+        }
     }
 
     #[test]

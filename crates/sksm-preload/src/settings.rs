@@ -1,6 +1,6 @@
 use core::ffi::{CStr, c_int};
 
-use sksm::{Kind, Kinds};
+use sksm::Kinds;
 
 use crate::environment::variable;
 
@@ -15,6 +15,33 @@ pub struct Settings {
     pub after: Option<u64>,
     pub signal: Option<c_int>,
     pub filter_allows: bool,
+    pub misunderstood: Misunderstood,
+}
+
+/// Variables with values that mean nothing here.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Misunderstood([Option<(&'static CStr, &'static [u8])>; 5]);
+
+impl Misunderstood {
+    pub fn each(&self) -> impl Iterator<Item = (&'static CStr, &'static [u8])> {
+        self.0.iter().flatten().copied()
+    }
+
+    /// What the value means; notes it down if that is nothing.
+    fn read<T>(
+        &mut self,
+        name: &'static CStr,
+        value: &'static [u8],
+        parse: impl FnOnce(&[u8]) -> Option<T>,
+    ) -> Option<T> {
+        let meaning = parse(value);
+        if meaning.is_none() {
+            if let Some(place) = self.0.iter_mut().find(|place| place.is_none()) {
+                *place = Some((name, value));
+            }
+        }
+        meaning
+    }
 }
 
 impl Settings {
@@ -23,21 +50,32 @@ impl Settings {
     }
 
     fn read(variable: impl Fn(&CStr) -> Option<&'static [u8]>) -> Self {
+        // An empty one counts as not set, but for SKSM: nobody empties a list to have the default.
+        let set = |name| variable(name).filter(|value| !value.is_empty());
+        let mut wrong = Misunderstood::default();
+        let list = variable(c"SKSM").unwrap_or(b"text");
         Settings {
-            kinds: match variable(c"SKSM") {
-                None => Some(Kinds::of(&[Kind::Text])),
-                Some(list) => Kinds::parse(list),
-            },
-            min_pages: variable(c"SKSM_MIN_PAGES")
-                .and_then(number)
-                .and_then(|pages| usize::try_from(pages).ok())
+            kinds: wrong.read(c"SKSM", list, Kinds::parse),
+            min_pages: set(c"SKSM_MIN_PAGES")
+                .and_then(|value| wrong.read(c"SKSM_MIN_PAGES", value, pages))
                 .unwrap_or(0),
-            verbose: variable(c"SKSM_VERBOSE").is_some_and(|value| !matches!(value, b"" | b"0")),
-            after: variable(c"SKSM_AFTER").and_then(milliseconds),
-            signal: variable(c"SKSM_SIGNAL").and_then(signal),
-            filter_allows: variable(c"SKSM_SECCOMP") == Some(b"allowed"),
+            verbose: set(c"SKSM_VERBOSE").is_some_and(|value| value != b"0"),
+            after: set(c"SKSM_AFTER")
+                .and_then(|value| wrong.read(c"SKSM_AFTER", value, milliseconds)),
+            signal: set(c"SKSM_SIGNAL").and_then(|value| wrong.read(c"SKSM_SIGNAL", value, signal)),
+            filter_allows: set(c"SKSM_SECCOMP")
+                .and_then(|value| {
+                    let allowed = |value: &[u8]| (value == b"allowed").then_some(());
+                    wrong.read(c"SKSM_SECCOMP", value, allowed)
+                })
+                .is_some(),
+            misunderstood: wrong,
         }
     }
+}
+
+fn pages(digits: &[u8]) -> Option<usize> {
+    usize::try_from(number(digits)?).ok()
 }
 
 pub fn number(digits: &[u8]) -> Option<u64> {
@@ -56,29 +94,44 @@ fn milliseconds(time: &[u8]) -> Option<u64> {
         (digits, 1000)
     } else if let Some(digits) = time.strip_suffix(b"m") {
         (digits, 60_000)
+    } else if let Some(digits) = time.strip_suffix(b"h") {
+        (digits, 3_600_000)
     } else {
         (time, 1000)
     };
     number(digits)?.checked_mul(unit)
 }
 
-/// Only signals that end a program which does not expect them, and that the kernel sends for no reason of its own.
+/// A real-time signal, as a number or counted from the first or the last; or one that ends a program which does not expect it,
+/// and that the kernel sends for no reason of its own.
 fn signal(name: &[u8]) -> Option<c_int> {
     let name = name.strip_prefix(b"SIG").unwrap_or(name);
-    match name {
+    let (first, last) = (libc::SIGRTMIN(), libc::SIGRTMAX());
+    let count = |digits| c_int::try_from(number(digits)?).ok();
+    let signal = match name {
         b"USR1" => return Some(libc::SIGUSR1),
         b"USR2" => return Some(libc::SIGUSR2),
         b"HUP" => return Some(libc::SIGHUP),
-        _ => {}
-    }
-    let number = c_int::try_from(number(name)?).ok()?;
-    let real_time = libc::SIGRTMIN()..=libc::SIGRTMAX();
-    let known = matches!(number, libc::SIGUSR1 | libc::SIGUSR2 | libc::SIGHUP);
-    (known || real_time.contains(&number)).then_some(number)
+        b"RTMIN" => first,
+        b"RTMAX" => last,
+        _ => {
+            if let Some(digits) = name.strip_prefix(b"RTMIN+") {
+                first.checked_add(count(digits)?)?
+            } else if let Some(digits) = name.strip_prefix(b"RTMAX-") {
+                last.checked_sub(count(digits)?)?
+            } else {
+                count(name)?
+            }
+        }
+    };
+    let named = matches!(signal, libc::SIGUSR1 | libc::SIGUSR2 | libc::SIGHUP);
+    (named || (first..=last).contains(&signal)).then_some(signal)
 }
 
 #[cfg(test)]
 mod tests {
+    use sksm::Kind;
+
     use super::*;
 
     #[test]
@@ -110,11 +163,34 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_understood_is_known() {
+        let settings = Settings::read(|name| match name.to_bytes() {
+            b"SKSM_AFTER" => Some(b"1d".as_slice()),
+            b"SKSM_SIGNAL" | b"SKSM_SECCOMP" => Some(b"KILL"),
+            b"SKSM_MIN_PAGES" => Some(b""),
+            _ => None,
+        });
+        let names: Vec<_> = (settings.misunderstood.each())
+            .map(|(name, value)| (name.to_str().unwrap(), value))
+            .collect();
+        let expected = [
+            ("SKSM_AFTER", b"1d".as_slice()),
+            ("SKSM_SIGNAL", b"KILL"),
+            ("SKSM_SECCOMP", b"KILL"),
+        ];
+        assert_eq!(names, expected);
+        assert!(!settings.filter_allows);
+        let list = Settings::read(|name| (name == c"SKSM").then_some(b""));
+        assert_eq!(list.misunderstood.each().count(), 1);
+    }
+
+    #[test]
     fn times_are_read() {
         for (text, time) in [
             ("5s", Some(5000)),
             ("500ms", Some(500)),
             ("2m", Some(120_000)),
+            ("1h", Some(3_600_000)),
             ("7", Some(7000)),
             ("", None),
             ("s", None),
@@ -132,7 +208,23 @@ mod tests {
         assert_eq!(signal(b"SIGUSR1"), Some(libc::SIGUSR1));
         assert_eq!(signal(b"12"), Some(12));
         assert_eq!(signal(b"40"), Some(40));
-        for bad in ["KILL", "9", "11", "0", "99", "", "x"] {
+        assert_eq!(signal(b"RTMIN"), Some(libc::SIGRTMIN()));
+        assert_eq!(signal(b"SIGRTMIN+12"), Some(libc::SIGRTMIN() + 12));
+        assert_eq!(signal(b"RTMAX-2"), Some(libc::SIGRTMAX() - 2));
+        for bad in [
+            "KILL",
+            "9",
+            "11",
+            "0",
+            "99",
+            "",
+            "x",
+            "RTMIN+99",
+            "RTMIN-1",
+            "RTMAX-99",
+            "RTMAX+1",
+            "RTMIN+99999999999",
+        ] {
             assert_eq!(signal(bad.as_bytes()), None, "{bad}");
         }
     }

@@ -1,50 +1,90 @@
 //! The moment after all constructors and before `main`: libc's start function is called with another `main`, which calls the
 //! program's own.
 
+use core::ffi::c_int;
+
 use crate::again;
-use crate::environment::{secure, variable};
-use crate::merging::WANTED;
+use crate::environment::secure;
+use crate::merging::{Obstacle, Progress, WANTED};
 use crate::settings::Settings;
+
+const WHEN: &[u8] = b"at start";
 
 /// What is asked for, before main runs.
 #[cfg_attr(test, expect(dead_code, reason = "a test's own main is left alone"))]
 fn before_main() {
     let settings = Settings::from_environment();
-    let Some(kinds) = settings.kinds else {
-        return;
-    };
-    WANTED.set(kinds, &settings);
-    let merges = WANTED.merge(b"at start");
-    // Also where nothing merges: whoever sends the signal to all processes means none of them to die of it.
-    if let Some(signal) = settings.signal {
-        again::at_signal(signal);
+    WANTED.set(&settings);
+    for (name, value) in settings.misunderstood.each() {
+        WANTED.say(WHEN, |line| {
+            line.text(name.to_bytes()).text(b" is not understood: ");
+            line.quoted(value);
+        });
     }
-    // A second thread changes what a program may do (unshare(2) for one), and is worth nothing where nothing merges.
-    if let Some(milliseconds) = settings.after.filter(|_| merges) {
-        if let Err(error) = again::after(milliseconds) {
-            WANTED.say(b"after the time", |line| {
-                line.text(b"nothing will be done, there is no thread for it: error number ");
-                line.number(error as u64);
-            });
+    let obstacle = match settings.kinds {
+        Some(_) => WANTED.find_obstacle(),
+        None => Err(Obstacle::Settings),
+    };
+    match obstacle {
+        Ok(()) => {
+            let mut progress = Progress::begin();
+            WANTED.merge(&mut progress, usize::MAX, || true);
+            WANTED.say(WHEN, |line| progress.tell(line));
+        }
+        // Said already.
+        Err(Obstacle::Settings) => {}
+        Err(obstacle) => WANTED.say(WHEN, |line| obstacle.tell(line)),
+    }
+    // Also where nothing merges: whoever sends the signal to all processes means none of them to die of it.
+    let taken = settings.signal.is_some_and(take_signal);
+    WANTED.set_obstacle(obstacle.err());
+    if obstacle.is_ok() && (settings.after.is_some() || taken) {
+        let set_up = || again::set_up(settings.after);
+        match WANTED.survives(|| _ = set_up()) {
+            Ok(()) => {
+                if let Err(failure) = set_up() {
+                    again::tell(WHEN, failure);
+                }
+            }
+            Err(obstacle) => {
+                WANTED.set_obstacle(Some(obstacle));
+                WANTED.say(b"for later", |line| obstacle.tell(line));
+            }
         }
     }
+}
+
+fn take_signal(signal: c_int) -> bool {
+    match WANTED.survives(|| _ = again::take(signal)) {
+        Ok(()) if again::take(signal) => return true,
+        Ok(()) => WANTED.say(WHEN, |line| {
+            line.text(b"signal ").number(signal as u64);
+            line.text(b" is the program's already, or ignored; it will merge nothing");
+        }),
+        Err(obstacle) => WANTED.say(WHEN, |line| obstacle.tell(line)),
+    }
+    false
 }
 
 /// Whether this program is to be left alone altogether.
 #[cfg_attr(test, expect(dead_code, reason = "a test's own main is left alone"))]
 fn left_alone() -> bool {
-    secure() || variable(c"SKSM_EXPERIMENT").is_some()
+    #[cfg(feature = "experiment")]
+    if crate::environment::variable(c"SKSM_EXPERIMENT").is_some() {
+        return true;
+    }
+    secure()
 }
 
 #[cfg(not(test))]
 mod interposed {
-    use core::ffi::{c_char, c_int, c_void};
+    use core::ffi::{c_char, c_void};
     use core::mem::transmute;
     use core::ptr;
     use core::sync::atomic::{AtomicPtr, Ordering};
 
     use super::*;
-    use crate::keep_errno;
+    use crate::{keep_errno, next};
 
     type Main = extern "C" fn(c_int, *mut *mut c_char, *mut *mut c_char) -> c_int;
     type Start = unsafe extern "C" fn(
@@ -73,8 +113,7 @@ mod interposed {
         rtld_fini: *mut c_void,
         stack_end: *mut c_void,
     ) -> c_int {
-        // SAFETY: a name that ends in a nul byte.
-        let next = unsafe { libc::dlsym(libc::RTLD_NEXT, c"__libc_start_main".as_ptr()) };
+        let next = next::find(c"__libc_start_main");
         if next.is_null() {
             // There is no libc to start the program; it cannot get here.
             // SAFETY: abort takes nothing and does not return.

@@ -7,29 +7,74 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use sksm::{Support, support};
 
 /// The object as it is installed. Cargo builds no shared objects for tests, so it is built here.
 fn preload() -> &'static Path {
     static OBJECT: OnceLock<PathBuf> = OnceLock::new();
-    OBJECT.get_or_init(|| {
-        let target = Path::new(env!("CARGO_TARGET_TMPDIR"));
-        let status = Command::new(env!("CARGO"))
-            .args(["build", "--quiet", "--offline", "--package", "sksm-preload"])
-            .args([
-                "--profile",
-                "preload",
-                "--no-default-features",
-                "--target-dir",
-            ])
-            .arg(target)
-            .current_dir(env!("CARGO_MANIFEST_DIR"))
-            .status()
-            .unwrap();
-        assert!(status.success());
-        target.join("preload/libsksm_preload.so")
-    })
+    OBJECT.get_or_init(|| build("installed", &[]))
+}
+
+/// The object as the demo has it.
+fn with_experiment() -> &'static Path {
+    static OBJECT: OnceLock<PathBuf> = OnceLock::new();
+    OBJECT.get_or_init(|| build("experiment", &["--features", "experiment"]))
+}
+
+fn build(name: &str, features: &[&str]) -> PathBuf {
+    // A directory each: every build leaves its result in the same place, where another process of the tests may just look.
+    let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let status = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--offline", "--package", "sksm-preload"])
+        .args([
+            "--profile",
+            "preload",
+            "--no-default-features",
+            "--target-dir",
+        ])
+        .arg(&target)
+        .args(features)
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .status()
+        .unwrap();
+    assert!(status.success());
+    target.join("preload/libsksm_preload.so")
+}
+
+/// Has the kernel merge, for all that the object can see; as slowly as `PRETEND_NS` says for a page.
+fn pretend() -> &'static Path {
+    static OBJECT: OnceLock<PathBuf> = OnceLock::new();
+    let source = r#"
+#define _GNU_SOURCE
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
+#include <time.h>
+#include <unistd.h>
+static long long now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+int madvise(void *start, size_t len, int advice) {
+    if (advice != 26) return syscall(SYS_madvise, start, len, advice);
+    const char *slow = getenv("PRETEND_NS");
+    if (slow) {
+        long long end = now() + atoll(slow) * (long long)(len / 4096);
+        while (now() < end) {}
+    }
+    return 0;
+}
+/* The engine's directory is where it is looked for. */
+int statfs(const char *path, struct statfs *found) {
+    if (!strcmp(path, "/sys/kernel/mm/sksm")) path = "/sys/kernel";
+    return syscall(SYS_statfs, path, found);
+}"#;
+    OBJECT.get_or_init(|| compile("pretend.so", &["-shared", "-fPIC", "-O1"], source))
 }
 
 /// A pipe whose ends children inherit.
@@ -47,7 +92,7 @@ fn echo(step: &str) -> (Output, String) {
     let (mut report, end) = pipe();
     let output = Command::new("/bin/echo")
         .arg("hello")
-        .env("LD_PRELOAD", preload())
+        .env("LD_PRELOAD", with_experiment())
         .env("SKSM_EXPERIMENT", step)
         .env("SKSM_EXPERIMENT_FD", end.as_raw_fd().to_string())
         .output()
@@ -86,7 +131,7 @@ fn without_a_descriptor_it_only_works() {
         let mut command = Command::new("/bin/echo");
         command
             .arg("hello")
-            .env("LD_PRELOAD", preload())
+            .env("LD_PRELOAD", with_experiment())
             .env("SKSM_EXPERIMENT", "patch");
         if let Some(fd) = fd {
             command.env("SKSM_EXPERIMENT_FD", fd);
@@ -133,7 +178,7 @@ impl Sleeper {
         let (report, end) = pipe();
         let child = Command::new("/bin/sleep")
             .arg("100")
-            .env("LD_PRELOAD", preload())
+            .env("LD_PRELOAD", with_experiment())
             .env("SKSM_EXPERIMENT", step)
             .env("SKSM_EXPERIMENT_FD", end.as_raw_fd().to_string())
             .stdout(Stdio::null())
@@ -261,9 +306,43 @@ fn it_says_what_it_did_when_asked() {
 }
 
 #[test]
-fn a_list_that_is_not_understood_does_nothing() {
-    let line = said(with_object("/bin/echo", &["hello"]).env("SKSM", "everything"));
-    assert_eq!(line, "");
+fn what_is_not_understood_is_said() {
+    for (name, value) in [
+        ("SKSM", "everything"),
+        ("SKSM_MIN_PAGES", "many"),
+        ("SKSM_AFTER", "1d"),
+        ("SKSM_SIGNAL", "KILL"),
+        ("SKSM_SECCOMP", "yes"),
+    ] {
+        let line = said(with_object("/bin/echo", &["hello"]).env(name, value));
+        let reason = format!(" at start: {name} is not understood: {value}\n");
+        assert!(line.contains(&reason), "{line}");
+        // A list that is not understood is nothing to do.
+        assert_eq!(line.contains(outcome()), name != "SKSM", "{line}");
+        let quiet = with_object("/bin/echo", &["hello"])
+            .env(name, value)
+            .output();
+        assert_said_hello(&quiet.unwrap());
+    }
+    let units = said(with_object("/bin/echo", &["hello"]).env("SKSM_AFTER", "1h"));
+    assert!(!units.contains("not understood"), "{units}");
+}
+
+/// A program with the object on a kernel that merges, for all that it can see.
+fn where_it_merges(program: impl AsRef<Path>, arguments: &[&str]) -> Command {
+    let mut command = with_object(program.as_ref().to_str().unwrap(), arguments);
+    let both = format!("{}:{}", pretend().display(), preload().display());
+    command.env("LD_PRELOAD", both);
+    command
+}
+
+/// Of each line that says this: the process.
+fn who_said(lines: &str, what: &str) -> BTreeSet<u32> {
+    let of_line = |line: &str| {
+        let (process, _) = line.strip_prefix("sksm: process ")?.split_once(what)?;
+        process.trim().parse().ok()
+    };
+    lines.lines().filter_map(of_line).collect()
 }
 
 #[test]
@@ -272,29 +351,316 @@ fn it_merges_again_after_the_time_where_it_can() {
     let again = support() == Support::Merge;
     assert_eq!(line.contains(" after the time: "), again, "{line}");
     assert!(line.lines().all(|line| line.contains(outcome())), "{line}");
+    let line = said(where_it_merges("/bin/sleep", &["1"]).env("SKSM_AFTER", "10ms"));
+    assert!(line.contains(" after the time: merged "), "{line}");
 }
 
+/// A daemon, whose parent waits for it, and workers that it forks when its own time has passed.
 #[test]
-fn no_thread_is_started_for_nothing() {
-    let threads = |command: &mut Command| {
-        let output = command.env("SKSM_AFTER", "100s").output().unwrap();
-        String::from_utf8(output.stdout).unwrap()
+fn workers_and_daemons_merge_each_after_its_own_time() {
+    let script = "use POSIX; my $daemon = fork; alarm 60; if ($daemon) { wait; exit } \
+                  POSIX::setsid(); sysread STDIN, my $byte, 1; \
+                  for (1, 2) { next if fork; alarm 60; sysread STDIN, $byte, 1; exit } wait; wait";
+    let mut child = where_it_merges("perl", &["-e", script])
+        .env("SKSM_AFTER", "50ms")
+        .env("SKSM_VERBOSE", "1")
+        .stdin(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let what = " after the time: merged ";
+    let mut said = String::new();
+    let mut wait_for = |processes, lines: &mut dyn Iterator<Item = std::io::Result<String>>| {
+        while who_said(&said, what).len() < processes {
+            let line = lines.next().unwrap_or_else(|| panic!("they ended: {said}"));
+            said += &(line.unwrap() + "\n");
+        }
     };
-    let own = || with_object("grep", &["Threads:", "/proc/self/status"]);
-    let with_support = if support() == Support::Merge { 2 } else { 1 };
-    assert_eq!(threads(&mut own()), format!("Threads:\t{with_support}\n"));
-    // One that would allow it, for all that anybody can see.
-    let allow = libc::SECCOMP_RET_ALLOW;
-    assert_eq!(threads(filtered(&mut own(), allow)), "Threads:\t1\n");
+    wait_for(2, &mut lines);
+    input.write_all(b"\n").unwrap();
+    wait_for(4, &mut lines);
+    drop(input);
+    assert!(child.wait().unwrap().success());
+    said.extend(lines.map(|line| line.unwrap() + "\n"));
+    assert_eq!(said.matches(" after the time: ").count(), 4, "{said}");
 }
+
+/// Python 3.12 and later warn at a fork of a program with threads.
+#[test]
+fn there_is_no_thread_for_it() {
+    let mut command = where_it_merges("grep", &["Threads:", "/proc/self/status"]);
+    let output = command.env("SKSM_AFTER", "100s").output().unwrap();
+    assert_eq!(text(&output.stdout), "Threads:\t1\n");
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+/// Neither what a program blocks or waits for, nor what it resets, is in the way, and its calls go on.
+#[test]
+fn the_programs_signals_are_its_own() {
+    let source = r#"
+#define _GNU_SOURCE
+#include <signal.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+int main(int argc, char **argv) {
+    sigset_t all, pending;
+    struct signalfd_siginfo got;
+    char byte;
+    sigfillset(&all);
+    if (!strcmp(argv[1], "reset"))
+        for (int i = 1; i <= SIGRTMAX; i++) signal(i, SIG_DFL);
+    if (!strcmp(argv[1], "block")) sigprocmask(SIG_BLOCK, &all, NULL);
+    int fd = signalfd(-1, &all, SFD_NONBLOCK);
+    if (read(0, &byte, 1) != 0) return 1;
+    if (read(fd, &got, sizeof got) > 0) return 2;
+    sigpending(&pending);
+    for (int i = 1; i <= SIGRTMAX; i++) if (sigismember(&pending, i) == 1) return 3;
+    return 0;
+}"#;
+    let program = compile("signals", &[], source);
+    for what in ["plain", "reset", "block"] {
+        let mut child = where_it_merges(&program, &[what])
+            .env("SKSM_AFTER", "200ms")
+            .env("SKSM_VERBOSE", "1")
+            .stdin(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let merged = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for line in lines.map(Result::unwrap) {
+                    assert!(!line.contains("later"), "{line}");
+                    merged.fetch_or(line.contains(" after the time: merged "), SeqCst);
+                }
+            });
+            outlived(&merged);
+            // It ends by that, and so does what it says.
+            drop(child.stdin.take());
+        });
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{what}");
+        assert!(merged.into_inner(), "{what}: nothing was merged");
+    }
+}
+
+/// Waits until it is done, or until so many programs that were started later have ended, each after more than that time.
+fn outlived(done: &AtomicBool) {
+    for _ in 0..50 {
+        if done.load(SeqCst) {
+            break;
+        }
+        let status = Command::new("/bin/sleep").arg("0.3").status().unwrap();
+        assert!(status.success());
+    }
+}
+
+/// A signal that means nothing else, as the guide has it.
+const SIGNAL: &str = "RTMIN+12";
 
 #[test]
 fn it_merges_again_at_the_signal() {
-    let arguments = ["-c", "kill -USR2 $$; kill -USR2 $$; echo alive"];
-    let line = said(with_object("bash", &arguments).env("SKSM_SIGNAL", "USR2"));
-    assert_eq!(line.matches(" at the signal: ").count(), 2, "{line}");
+    let script = format!("kill -{SIGNAL} $$; kill -{SIGNAL} $$; echo alive");
+    let arguments = ["-c", script.as_str()];
+    let line = said(with_object("bash", &arguments).env("SKSM_SIGNAL", SIGNAL));
+    if support() != Support::Merge {
+        assert_eq!(line.matches(" at the signal: ").count(), 2, "{line}");
+    }
     let without = with_object("bash", &arguments).output().unwrap();
     assert!(!without.status.success(), "nobody else catches it");
+    let script = format!("kill -{SIGNAL} $$; sleep 1");
+    let line = said(where_it_merges("bash", &["-c", &script]).env("SKSM_SIGNAL", SIGNAL));
+    assert!(line.contains(" at the signal: merged "), "{line}");
+}
+
+/// What is sent to a program that has its own use for the signal is no merge.
+#[test]
+fn a_signal_that_is_not_the_objects_is_told() {
+    let taken = "$SIG{USR2} = sub {}; my $end = time + 3; sleep 1 while time < $end";
+    let line = said(where_it_merges("perl", &["-e", taken]).env("SKSM_SIGNAL", "USR2"));
+    assert_eq!(
+        line.matches(" by now: signal 12 is the program's").count(),
+        1,
+        "{line}"
+    );
+    let left = "my $end = time + 2; sleep 1 while time < $end";
+    let line = said(where_it_merges("perl", &["-e", left]).env("SKSM_SIGNAL", "USR2"));
+    assert!(!line.contains("is the program's"), "{line}");
+    // Also a worker's, and after the time.
+    let worker = "$SIG{USR2} = sub {}; exit if fork; select undef, undef, undef, 0.5";
+    let mut command = where_it_merges("perl", &["-e", worker]);
+    command
+        .env("SKSM_SIGNAL", "USR2")
+        .env("SKSM_AFTER", "100ms");
+    let line = said(&mut command);
+    assert_eq!(who_said(&line, " by now: signal 12 is").len(), 1, "{line}");
+    let script = "trap '' USR2; exec /bin/echo hello";
+    let line = said(with_object("sh", &["-c", script]).env("SKSM_SIGNAL", "USR2"));
+    assert!(
+        line.contains("signal 12 is the program's already, or ignored"),
+        "{line}"
+    );
+}
+
+/// A coroutine's stack has no room for more than the coroutine.
+#[test]
+fn a_small_stack_is_not_used() {
+    let source = r#"
+#define _GNU_SOURCE
+#include <signal.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+#include <unistd.h>
+static ucontext_t back, in;
+static void coroutine(void) {
+    volatile char used[2800];
+    memset((char *)used, 1, sizeof used);
+    kill(getpid(), SIGRTMIN + 12);
+    // Not by sleeping: the timer comes here.
+    for (volatile long i = 0; i < 300000000; i++) {}
+}
+int main(void) {
+    char *stack = mmap(NULL, 8192, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    mprotect(stack, 4096, PROT_NONE);
+    getcontext(&in);
+    in.uc_stack.ss_sp = stack + 4096;
+    in.uc_stack.ss_size = 4096;
+    in.uc_link = &back;
+    makecontext(&in, coroutine, 0);
+    swapcontext(&back, &in);
+    return 0;
+}"#;
+    let program = compile("coroutine", &["-O1"], source);
+    let line = said(where_it_merges(&program, &[]).env("SKSM_SIGNAL", SIGNAL));
+    assert!(line.contains(" at the signal: merged "), "{line}");
+}
+
+/// Whatever there is to merge, no request waits for all of it.
+#[test]
+fn a_long_merge_leaves_the_program_time() {
+    // By its own processor time, which others that run meanwhile take no part in.
+    let source = r#"
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+static long long now(clockid_t clock) {
+    struct timespec t;
+    clock_gettime(clock, &t);
+    return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+int main(void) {
+    char *large = malloc(64 << 20);
+    memset(large, 1, 64 << 20);
+    long long longest = 0, last = now(CLOCK_THREAD_CPUTIME_ID), end = now(CLOCK_MONOTONIC) + 8000000000LL;
+    while (now(CLOCK_MONOTONIC) < end) {
+        long long next = now(CLOCK_THREAD_CPUTIME_ID);
+        if (next - last > longest) longest = next - last;
+        last = next;
+    }
+    printf("%lld\n", longest / 1000000 + large[5] - 1);
+    return 0;
+}"#;
+    let program = compile("long", &["-O1"], source);
+    let output = where_it_merges(&program, &[])
+        .env("SKSM", "heap")
+        .env("SKSM_AFTER", "500ms")
+        .env("SKSM_VERBOSE", "1")
+        .env("PRETEND_NS", "20000")
+        .output()
+        .unwrap();
+    let lines = text(&output.stderr);
+    // 64 MiB, which take 330 ms.
+    let (_, merged) = lines.split_once(" after the time: merged ").unwrap();
+    let kib: u64 = merged.split(' ').nth(2).unwrap().parse().unwrap();
+    assert!(kib > 64 << 10, "{lines}");
+    let longest: u64 = text(&output.stdout).trim().parse().unwrap();
+    // A slice is 10 ms by the clock, of which others may take most.
+    assert!((1..100).contains(&longest), "{longest} ms");
+}
+
+/// A daemon closes all it has inherited, and opens its files.
+#[test]
+fn nothing_is_written_into_the_programs_files() {
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("database");
+    let script = format!("exec 2>'{}'; sleep 1 2>/dev/null", file.display());
+    let mut command = where_it_merges("bash", &["-c", &script]);
+    command
+        .env("SKSM_AFTER", "100ms")
+        .env("SKSM_SIGNAL", SIGNAL);
+    let line = said(&mut command);
+    assert!(line.contains(" at start: merged "), "{line}");
+    assert!(!line.contains(" after the time: "), "{line}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "");
+    // Moved elsewhere and back it is the same.
+    let script = "exec 3>&2 2>/dev/null 2>&3; read -t 1 < <(sleep 5)";
+    let line = said(
+        where_it_merges("bash", &["-c", &format!("{script}; true")]).env("SKSM_AFTER", "100ms"),
+    );
+    assert!(line.contains(" after the time: "), "{line}");
+}
+
+#[test]
+fn programs_with_address_sanitizer_start() {
+    let source = "#include <stdio.h>\nint main(void) { puts(\"hello\"); return 0; }";
+    let probe = Path::new(env!("CARGO_TARGET_TMPDIR")).join("has-asan.c");
+    std::fs::write(&probe, source).unwrap();
+    let mut compiler = Command::new("cc");
+    compiler
+        .args(["-fsanitize=address", "-o", "/dev/null"])
+        .arg(probe);
+    if !compiler.output().unwrap().status.success() {
+        return skip("preload/asan", "this compiler has no AddressSanitizer");
+    }
+    let program = compile("asan", &["-fsanitize=address"], source);
+    let mut command = with_object(program.to_str().unwrap(), &[]);
+    assert_said_hello(&command.output().unwrap());
+    let line = said(&mut command);
+    assert!(line.contains(outcome()), "{line}");
+    let line = said(where_it_merges(&program, &[]).env("SKSM_AFTER", "1h"));
+    assert!(line.contains("merged "), "{line}");
+}
+
+/// What only the demo needs makes text writable.
+#[test]
+fn the_installed_object_holds_no_experiment() {
+    let object = std::fs::read(preload()).unwrap();
+    for word in ["SKSM_EXPERIMENT", "mprotect"] {
+        let found = object
+            .windows(word.len())
+            .any(|bytes| bytes == word.as_bytes());
+        assert!(!found, "{word}");
+    }
+    let line = said(with_object("/bin/echo", &["hello"]).env("SKSM_EXPERIMENT", "patch"));
+    assert!(line.contains(outcome()), "{line}");
+}
+
+/// Programs bring libraries of their own in containers: those of RHEL 7 and all later ones will do.
+#[test]
+fn an_old_libc_is_enough() {
+    let output = Command::new("objdump")
+        .arg("-T")
+        .arg(preload())
+        .output()
+        .unwrap();
+    let mut versions: Vec<Vec<u32>> = text(&output.stdout)
+        .split("GLIBC_")
+        .skip(1)
+        .map(|rest| {
+            let version = rest.split(|letter: char| letter != '.' && !letter.is_ascii_digit());
+            let numbers = version.take(1).flat_map(|version| version.split('.'));
+            numbers.map(|number| number.parse().unwrap()).collect()
+        })
+        .collect();
+    versions.sort();
+    assert!(*versions.last().unwrap() <= vec![2, 17], "{versions:?}");
 }
 
 /// The kernel lists a process's groups before it tells of a filter.
@@ -323,6 +689,11 @@ fn a_filter_is_seen_behind_many_groups() {
 
 /// Puts a filter over the program in which `madvise` has this result.
 fn filtered(command: &mut Command, result: u32) -> &mut Command {
+    filtered_call(command, libc::SYS_madvise, result)
+}
+
+/// Puts a filter over the program in which this call has this result.
+fn filtered_call(command: &mut Command, call: i64, result: u32) -> &mut Command {
     use std::os::unix::process::CommandExt;
     let word = |code: u32, k| libc::sock_filter {
         code: code as u16,
@@ -333,10 +704,7 @@ fn filtered(command: &mut Command, result: u32) -> &mut Command {
     let mut filter = [
         // The number of the call.
         word(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0),
-        word(
-            libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K,
-            libc::SYS_madvise as u32,
-        ),
+        word(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, call as u32),
         word(libc::BPF_RET | libc::BPF_K, result),
         word(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW),
     ];
@@ -367,16 +735,129 @@ fn filtered(command: &mut Command, result: u32) -> &mut Command {
 
 #[test]
 fn a_filter_that_kills_is_not_provoked() {
-    for result in [
-        libc::SECCOMP_RET_KILL_PROCESS,
-        libc::SECCOMP_RET_ERRNO | libc::EPERM as u32,
+    let kill = libc::SECCOMP_RET_KILL_PROCESS;
+    let refuse = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+    for (result, reason) in [
+        (
+            kill,
+            "nothing done, the seccomp filter would end the program for it",
+        ),
+        (
+            libc::SECCOMP_RET_TRAP,
+            "nothing done, the seccomp filter would end the program for it",
+        ),
+        (refuse, "no MADV_MERGE, or the seccomp filter refuses it"),
     ] {
         let mut command = with_object("/bin/echo", &["hello"]);
+        command.env("SKSM_AFTER", "1h").env("SKSM_SIGNAL", SIGNAL);
         let output = filtered(&mut command, result).output().unwrap();
         assert_said_hello(&output);
         let mut command = with_object("/bin/echo", &["hello"]);
         let line = said(filtered(&mut command, result));
-        assert!(line.contains("see SKSM_SECCOMP"), "{line}");
+        assert!(line.contains(reason), "{line}");
+    }
+}
+
+/// As Docker's.
+#[test]
+fn a_filter_that_lets_it_pass_is_no_obstacle() {
+    let mut command = where_it_merges("/bin/sleep", &["1"]);
+    command.env("SKSM_AFTER", "100ms");
+    let line = said(filtered(&mut command, libc::SECCOMP_RET_ALLOW));
+    assert!(line.contains(" at start: merged "), "{line}");
+    assert!(line.contains(" after the time: merged "), "{line}");
+}
+
+/// There are no timers to be had, which the trial finds out.
+#[test]
+fn a_filter_may_kill_for_timers() {
+    let mut command = where_it_merges("/bin/sleep", &["0.5"]);
+    command.env("SKSM_AFTER", "100ms");
+    let kill = libc::SECCOMP_RET_KILL_PROCESS;
+    let line = said(filtered_call(&mut command, libc::SYS_timer_create, kill));
+    assert!(line.contains(" at start: merged "), "{line}");
+    assert!(
+        line.contains(" for later: nothing done, the seccomp filter "),
+        "{line}"
+    );
+    let mut command = where_it_merges("/bin/sleep", &["0.5"]);
+    command.env("SKSM_AFTER", "100ms");
+    let refuse = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+    let line = said(filtered_call(&mut command, libc::SYS_timer_create, refuse));
+    assert!(
+        line.contains("there is no timer for it: error number 1\n"),
+        "{line}"
+    );
+}
+
+/// Nobody knows what it does, and no child of a large program is worth finding out.
+#[test]
+fn under_a_later_filter_nothing_is_done() {
+    let source = r#"
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
+#include <time.h>
+int main(void) {
+    struct sock_filter allow = { BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW };
+    struct sock_fprog program = { 1, &allow };
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program)) return 1;
+    struct timespec rest = { 1, 0 };
+    while (nanosleep(&rest, &rest)) {}
+    return 0;
+}"#;
+    let program = compile("later", &[], source);
+    let line = said(where_it_merges(&program, &[]).env("SKSM_AFTER", "100ms"));
+    assert!(
+        line.contains("under a seccomp filter that has come since"),
+        "{line}"
+    );
+    let mut command = where_it_merges(&program, &[]);
+    command
+        .env("SKSM_AFTER", "100ms")
+        .env("SKSM_SECCOMP", "allowed");
+    let line = said(&mut command);
+    assert!(line.contains(" after the time: merged "), "{line}");
+}
+
+/// Neither at the signal nor in a child are calls made that such a filter may kill for.
+#[test]
+fn under_a_later_filter_no_timer_is_made() {
+    let source = r#"
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <signal.h>
+#include <stddef.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+#define KILL_FOR(call) \
+    { BPF_JMP | BPF_JEQ | BPF_K, 0, 1, call }, { BPF_RET | BPF_K, 0, 0, SECCOMP_RET_KILL_PROCESS }
+int main(int count, char **words) {
+    struct sock_filter filter[] = {
+        { BPF_LD | BPF_W | BPF_ABS, 0, 0, offsetof(struct seccomp_data, nr) },
+        KILL_FOR(SYS_timer_create), KILL_FOR(SYS_timer_settime), KILL_FOR(SYS_sigaltstack),
+        { BPF_RET | BPF_K, 0, 0, SECCOMP_RET_ALLOW },
+    };
+    struct sock_fprog program = { sizeof filter / sizeof *filter, filter };
+    prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0);
+    if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program)) return 1;
+    if (count > 1) return raise(SIGRTMIN + 12);
+    int status;
+    pid_t child = fork();
+    if (child == 0) _exit(0);
+    return waitpid(child, &status, 0) != child || status != 0;
+}"#;
+    let program = compile("confined", &[], source);
+    for words in [&["signal"][..], &[]] {
+        let mut command = where_it_merges(&program, words);
+        command
+            .env("SKSM_AFTER", "1h")
+            .env("SKSM_SIGNAL", "RTMIN+12");
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{words:?}: {output:?}");
     }
 }
 
@@ -397,15 +878,22 @@ fn a_filter_can_be_declared_harmless() {
     );
 }
 
-/// Builds a C program and runs it with the object.
-fn run_c(name: &str, flags: &[&str], source: &str) -> Output {
+/// Builds something written in C.
+fn compile(name: &str, flags: &[&str], source: &str) -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let file = dir.join(format!("{name}.c"));
     std::fs::write(&file, source).unwrap();
-    let program = dir.join(name);
+    let result = dir.join(name);
     let mut compiler = Command::new("cc");
-    compiler.args(flags).arg(&file).arg("-o").arg(&program);
-    assert!(compiler.status().unwrap().success());
+    compiler.arg("-o").arg(&result).args(flags).arg(&file);
+    let output = compiler.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    result
+}
+
+/// Builds a C program and runs it with the object.
+fn run_c(name: &str, flags: &[&str], source: &str) -> Output {
+    let program = compile(name, flags, source);
     with_object(program.to_str().unwrap(), &[])
         .env("SKSM_VERBOSE", "1")
         .output()

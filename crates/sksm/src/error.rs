@@ -1,48 +1,60 @@
 use crate::{Region, Support};
 
 /// What failed, on what range, and what to do about it.
+///
+/// Match with `..`: most variants may be told more about. `Unsupported`, `Gone` and `Read` are whole, so that a program that finds out
+/// by itself, from files in `/proc` for instance, can report the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// This kernel does not know the advice. [`crate::advise_ksm`] is the explicit way to KSM where that is offered instead.
+    /// This kernel does not know the advice, or has not shown that it means merging by it (see [`crate::support`]); nothing was
+    /// done. [`crate::advise_ksm`] is the explicit way to KSM where that is offered instead.
     #[error("this kernel has no MADV_MERGE; boot a kernel with CONFIG_SKSM{}", instead_hint(*.instead))]
     Unsupported {
         /// What this kernel offers instead.
         instead: Support,
-        /// The error number.
+        /// `EINVAL`, which the kernel gives for an advice that it does not know.
         errno: i32,
     },
+    /// Whether this kernel merges cannot be found out now (see [`crate::support`]); nothing was done. It may merge all the same.
+    #[error(
+        "whether this kernel merges cannot be found out now, without memory or a free descriptor \
+         for it; nothing was done, call again later"
+    )]
+    #[non_exhaustive]
+    Undecided {},
     /// The address is not the start of a page, or the range runs past the end of the address space.
     #[error("{region} must start at a page and end within the address space; merge_range rounds")]
+    #[non_exhaustive]
     Invalid {
         /// The range as it was given.
         region: Region,
         /// The error number; none if the range was refused without asking the kernel.
         errno: Option<i32>,
     },
-    /// Some of the range is not mapped. The mapped parts are merged.
-    #[error("part of {region} is not mapped; the mapped parts are merged, leave the rest out")]
+    /// Some of the range is not mapped. What was asked for is done to the mapped parts.
+    #[error("part of {region} is not mapped; the mapped parts are done, leave the rest out")]
+    #[non_exhaustive]
     Hole {
         /// The range as it was given.
         region: Region,
         /// The error number.
         errno: i32,
     },
-    /// The kernel found no memory for its bookkeeping. What was merged so far stays merged.
+    /// The kernel found no memory: to merge, for its bookkeeping; to undo it, for the copies. What was done so far stays so.
     #[error(
-        "the kernel is out of memory for merging {region}; what was merged so far stays merged, \
-         try again later"
+        "the kernel is out of memory for {region}; what was done so far stays so, try again later"
     )]
+    #[non_exhaustive]
     NoMemory {
         /// The range as it was given.
         region: Region,
         /// The error number.
         errno: i32,
     },
-    /// A signal ended the call. What was merged so far stays merged.
-    #[error(
-        "a signal ended the merge of {region}; what was merged so far stays merged, call again"
-    )]
+    /// A signal ended the call. What was done so far stays so.
+    #[error("a signal ended the call for {region}; what was done so far stays so, call again")]
+    #[non_exhaustive]
     Interrupted {
         /// The range as it was given.
         region: Region,
@@ -51,9 +63,10 @@ pub enum Error {
     },
     /// The caller may not advise the other process.
     #[error(
-        "not allowed to merge {region} of the other process: run as root, or with CAP_SYS_NICE and \
+        "not allowed to advise {region} of the other process: run as root, or with CAP_SYS_NICE and \
          the rights that ptrace asks for"
     )]
+    #[non_exhaustive]
     Denied {
         /// The range in the other process.
         region: Region,
@@ -61,7 +74,7 @@ pub enum Error {
         errno: i32,
     },
     /// The other process has ended, or never was.
-    #[error("there is no such process, or it has ended: nothing is left to merge")]
+    #[error("there is no such process, or it has ended: its memory has gone with it")]
     Gone {
         /// The error number.
         errno: i32,
@@ -70,6 +83,7 @@ pub enum Error {
     #[error(
         "{tid} is a thread of process {process}: give that number, all threads share its memory"
     )]
+    #[non_exhaustive]
     Thread {
         /// The number as it was given.
         tid: u32,
@@ -78,6 +92,7 @@ pub enum Error {
     },
     /// A thread of the kernel's own has no memory that could merge.
     #[error("{pid} is a thread of the kernel and has no memory of its own: leave it out")]
+    #[non_exhaustive]
     KernelThread {
         /// The number as it was given.
         pid: u32,
@@ -88,6 +103,7 @@ pub enum Error {
          is writable and executable",
         Reason(*.errno)
     )]
+    #[non_exhaustive]
     Protect {
         /// The pages of the patch.
         region: Region,
@@ -96,18 +112,14 @@ pub enum Error {
     },
     /// The pages of a patch are not mapped, or not all with one protection.
     #[error("{region} is not mapped throughout with one protection; patch its parts one by one")]
+    #[non_exhaustive]
     Mixed {
         /// The pages of the patch.
         region: Region,
     },
-    /// A patch was begun by a thread that already had one.
-    #[error("this thread is patching already; finish that patch before the one of {region}")]
-    Nested {
-        /// The range of the second patch.
-        region: Region,
-    },
     /// The bytes to write are not all within the patch.
     #[error("{region} is not within the range that the patch was begun for; begin it for more")]
+    #[non_exhaustive]
     Outside {
         /// Where the bytes were to go.
         region: Region,
@@ -124,7 +136,8 @@ pub enum Error {
         errno: i32,
     },
     /// Any other error.
-    #[error("merging {region} failed: {}", Reason(*.errno))]
+    #[error("the call for {region} failed: {}", Reason(*.errno))]
+    #[non_exhaustive]
     Os {
         /// The range as it was given.
         region: Region,
@@ -135,11 +148,12 @@ pub enum Error {
 
 impl Error {
     /// The error number that the kernel gave, if it was asked and that says what failed.
+    #[must_use]
     pub fn raw_os_error(&self) -> Option<i32> {
         match *self {
             Error::Invalid { errno, .. } => errno,
-            Error::Mixed { .. }
-            | Error::Nested { .. }
+            Error::Undecided { .. }
+            | Error::Mixed { .. }
             | Error::Outside { .. }
             | Error::Thread { .. }
             | Error::KernelThread { .. }
@@ -156,7 +170,13 @@ impl Error {
         }
     }
 
-    /// The meaning of `errno` after the kernel refused a merge.
+    /// What a kernel that does not know the advice says, or would.
+    pub(crate) fn unsupported(instead: Support) -> Self {
+        let errno = libc::EINVAL;
+        Error::Unsupported { instead, errno }
+    }
+
+    /// The meaning of `errno` after the kernel refused a merge, or to undo one.
     pub(crate) fn from_errno(errno: i32, support: Support, region: Region) -> Self {
         match errno {
             libc::EINVAL if support != Support::Merge => Error::Unsupported {
@@ -204,19 +224,29 @@ impl core::fmt::Display for Reason {
     }
 }
 
-/// The error number of this thread's last failed call.
-pub(crate) fn errno() -> i32 {
-    // SAFETY: errno's location is valid for this thread.
-    unsafe { *libc::__errno_location() }
-}
-
+/// The text and the kind stay, for who only shows errors or asks for [`std::io::Error::kind`]; the error itself can be had by
+/// [`std::io::Error::downcast`]. So it has no [`std::io::Error::raw_os_error`] any more.
 #[cfg(feature = "std")]
 impl From<Error> for std::io::Error {
     fn from(error: Error) -> Self {
-        match error.raw_os_error() {
-            Some(errno) => std::io::Error::from_raw_os_error(errno),
-            None => std::io::Error::new(std::io::ErrorKind::InvalidInput, error),
-        }
+        use std::io::ErrorKind;
+        let kind = match error {
+            Error::Unsupported { .. } => ErrorKind::Unsupported,
+            Error::Invalid { .. }
+            | Error::Hole { .. }
+            | Error::Mixed { .. }
+            | Error::Outside { .. }
+            | Error::Thread { .. }
+            | Error::KernelThread { .. } => ErrorKind::InvalidInput,
+            Error::Gone { .. } | Error::NotMapped => ErrorKind::NotFound,
+            Error::NoMemory { .. } | Error::Undecided { .. } => ErrorKind::OutOfMemory,
+            Error::Interrupted { .. } => ErrorKind::Interrupted,
+            Error::Denied { .. } => ErrorKind::PermissionDenied,
+            Error::Protect { errno, .. } | Error::Read { errno, .. } | Error::Os { errno, .. } => {
+                std::io::Error::from_raw_os_error(errno).kind()
+            }
+        };
+        std::io::Error::new(kind, error)
     }
 }
 
@@ -264,8 +294,51 @@ mod tests {
             for support in [Support::Merge, Support::Ksm, Support::None] {
                 let error = Error::from_errno(errno, support, REGION);
                 assert_eq!(error.raw_os_error(), Some(errno));
-                assert_eq!(std::io::Error::from(error).raw_os_error(), Some(errno));
             }
+        }
+    }
+
+    #[cfg(feature = "std")]
+    #[test]
+    fn as_an_error_of_io_it_keeps_its_text_and_kind() {
+        use std::io::ErrorKind;
+        let region = REGION;
+        for (error, kind) in [
+            (Error::unsupported(Support::Ksm), ErrorKind::Unsupported),
+            (
+                Error::from_errno(libc::EINVAL, Support::Merge, region),
+                ErrorKind::InvalidInput,
+            ),
+            (
+                Error::from_errno(libc::EPERM, Support::Merge, region),
+                ErrorKind::PermissionDenied,
+            ),
+            (
+                Error::from_errno(libc::ESRCH, Support::Merge, region),
+                ErrorKind::NotFound,
+            ),
+            (
+                Error::from_errno(libc::EAGAIN, Support::Merge, region),
+                ErrorKind::OutOfMemory,
+            ),
+            (
+                Error::from_errno(libc::EINTR, Support::Merge, region),
+                ErrorKind::Interrupted,
+            ),
+            (
+                Error::Protect {
+                    region,
+                    errno: libc::EACCES,
+                },
+                ErrorKind::PermissionDenied,
+            ),
+            (Error::NotMapped, ErrorKind::NotFound),
+            (Error::Undecided {}, ErrorKind::OutOfMemory),
+        ] {
+            let io = std::io::Error::from(error);
+            assert_eq!(io.kind(), kind);
+            assert_eq!(io.to_string(), error.to_string());
+            assert_eq!(io.downcast::<Error>().unwrap(), error);
         }
     }
 

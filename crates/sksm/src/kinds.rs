@@ -1,6 +1,7 @@
 /// What a mapping holds, told from `/proc/PID/maps`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(u8)]
+#[non_exhaustive]
 pub enum Kind {
     /// Executable: of a file, patched or not, or made by a JIT compiler.
     Text = 1,
@@ -19,6 +20,7 @@ impl Kind {
     pub const MERGEABLE: [Kind; 4] = [Kind::Text, Kind::Data, Kind::Heap, Kind::Stack];
 
     /// Its name, as in `SKSM=text,data,heap`.
+    #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
             Kind::Text => "text",
@@ -36,6 +38,7 @@ pub struct Kinds(u8);
 
 impl Kinds {
     /// These kinds.
+    #[must_use]
     pub const fn of(kinds: &[Kind]) -> Self {
         let (mut set, mut rest) = (0, kinds);
         while let [kind, others @ ..] = rest {
@@ -46,6 +49,7 @@ impl Kinds {
     }
 
     /// Whether the kind is in the set.
+    #[must_use]
     pub const fn has(self, kind: Kind) -> bool {
         self.0 & kind as u8 != 0
     }
@@ -57,6 +61,7 @@ impl Kinds {
     /// assert_eq!(Kinds::parse(b"text,heap"), Some(Kinds::of(&[Kind::Text, Kind::Heap])));
     /// assert_eq!(Kinds::parse(b"texts"), None);
     /// ```
+    #[must_use]
     pub fn parse(list: &[u8]) -> Option<Self> {
         let mut set = 0;
         for word in list.split(|byte| *byte == b',') {

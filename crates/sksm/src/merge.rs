@@ -1,14 +1,24 @@
-use crate::error::errno;
-use crate::support::{allowed, real};
-use crate::{Error, MADV_MERGE, Region};
+use crate::os::{MERGEABLE, advise};
+use crate::{Error, MADV_MERGE, Region, page_size, require};
 
 /// Merges the whole pages of `slice`; bytes in a page that is only partly the slice's stay alone.
+///
+/// # Errors
+///
+/// [`Error::Unsupported`] where the kernel does not merge, see [`support`](crate::support()), and [`Error::Undecided`] where that cannot
+/// be found out now; nothing was done then.
+/// [`Error::NoMemory`] and [`Error::Interrupted`] leave some of it as it was.
 pub fn merge<T>(slice: &[T]) -> Result<(), Error> {
     merge_region(slice.into())
 }
 
 /// Merges the whole pages within `len` bytes from `addr`: the range is rounded inward, so nothing outside it is advised.
 /// A range without a whole page is done at once, on any kernel.
+///
+/// # Errors
+///
+/// As [`merge`]; [`Error::Invalid`] for a range past the end of the address space, [`Error::Hole`] if part of it is not mapped: the rest
+/// is done.
 pub fn merge_range(addr: usize, len: usize) -> Result<(), Error> {
     merge_region(Region { start: addr, len })
 }
@@ -32,8 +42,12 @@ fn whole_pages(region: Region) -> Result<Option<Region>, Error> {
 }
 
 /// The call as it is: nothing rounded, nothing checked before the kernel sees it. It refuses a start within a page.
+///
+/// # Errors
+///
+/// As [`merge_range`]; [`Error::Invalid`] also for a start within a page.
 pub fn merge_exact(addr: usize, len: usize) -> Result<(), Error> {
-    allowed()?;
+    require()?;
     advise(Region { start: addr, len }, MADV_MERGE)
 }
 
@@ -53,44 +67,37 @@ pub fn merge_exact(addr: usize, len: usize) -> Result<(), Error> {
 /// }
 /// # Ok::<(), sksm::Error>(())
 /// ```
+///
+/// # Errors
+///
+/// [`Error::Unsupported`] where the kernel has no KSM; [`Error::NoMemory`] where it has no memory for its bookkeeping.
 pub fn advise_ksm<T>(slice: &[T]) -> Result<(), Error> {
     advise_ksm_region(slice.into())
 }
 
 /// [`advise_ksm`] for the whole pages within `len` bytes from `addr`.
+///
+/// # Errors
+///
+/// As [`advise_ksm`]; [`Error::Invalid`] for a range past the end of the address space, [`Error::Hole`] if part of it is not mapped: the
+/// rest is done.
 pub fn advise_ksm_range(addr: usize, len: usize) -> Result<(), Error> {
     advise_ksm_region(Region { start: addr, len })
 }
 
 fn advise_ksm_region(region: Region) -> Result<(), Error> {
     match whole_pages(region)? {
-        Some(region) => advise(region, libc::MADV_MERGEABLE),
+        Some(region) => advise(region, MERGEABLE),
         None => Ok(()),
     }
 }
 
-fn advise(region: Region, advice: i32) -> Result<(), Error> {
-    // libc and no safer wrapper: those take their own enum of advices, which a new number has no place in.
-    // SAFETY: merging changes no content, protection or address, so it is sound on any range, mapped or not.
-    match unsafe { libc::madvise(region.start as *mut libc::c_void, region.len, advice) } {
-        0 => Ok(()),
-        _ => Err(Error::from_errno(errno(), real(), region)),
-    }
-}
-
-/// The size of a page in bytes.
-pub fn page_size() -> usize {
-    // SAFETY: sysconf only reads.
-    let size = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
-    // It cannot fail; were it to, a rounding to 4 KiB is merely refused by the kernel where pages are larger.
-    usize::try_from(size).unwrap_or(4096)
-}
-
-#[cfg(test)]
+#[cfg(all(test, any(target_os = "linux", target_os = "android")))]
 mod tests {
     use super::*;
     use crate::Support;
-    use crate::maps::Line;
+    use crate::linux::process::all_flagged;
+    use crate::support::real;
     use crate::test_pages::Pages;
 
     /// What a merge of good memory must give on this kernel.
@@ -156,13 +163,8 @@ mod tests {
         let pages = Pages::new(2, |_| 3);
         let flags = || {
             let addr = pages.0.as_ptr() as usize;
-            let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
-            let mut lines = smaps.lines();
-            lines.find(|line| {
-                Line::parse(line.as_bytes()).is_some_and(|line| line.region.contains(addr))
-            });
-            let flags = lines.find(|line| line.starts_with("VmFlags:"));
-            flags.unwrap().contains(" mg")
+            let smaps = std::fs::read("/proc/self/smaps").unwrap();
+            all_flagged(&smaps, (addr, 1).into(), b"mg").unwrap()
         };
         if real() == Support::None {
             assert!(advise_ksm(pages.0).is_err());

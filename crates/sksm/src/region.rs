@@ -11,11 +11,13 @@ pub struct Region {
 
 impl Region {
     /// The address after the last one; the end of the address space if the region runs past it.
+    #[must_use]
     pub const fn end(self) -> usize {
         self.start.saturating_add(self.len)
     }
 
     /// Whether the address is inside.
+    #[must_use]
     pub const fn contains(self, addr: usize) -> bool {
         self.start <= addr && addr < self.end()
     }
@@ -31,7 +33,6 @@ impl Region {
     }
 
     /// The pages that it touches; none if they run past the end of the address space.
-    #[cfg(feature = "std")]
     pub(crate) fn outward(self, page: usize) -> Option<Region> {
         let end = (self.start.checked_add(self.len)?).checked_next_multiple_of(page)?;
         let start = self.start - self.start % page;

@@ -2,7 +2,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::Error;
-use crate::process::no_process;
+use crate::proc::{lines, no_process, read};
 
 /// Memory of one process in bytes, as `/proc/PID/smaps_rollup` sums it up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -12,17 +12,30 @@ pub struct ProcessStatistics {
     pub rss: u64,
     /// Private anonymous pages, merged ones included.
     pub anonymous: u64,
+    /// Of them, what is in transparent huge pages.
+    pub anonymous_huge: u64,
     /// Merged pages, by SKSM or KSM; not those that became the zero page.
     pub ksm: u64,
+    /// What is in swap space, where merged pages may be among it. Of the shared memory of the process as well.
+    pub swapped: u64,
 }
 
 impl ProcessStatistics {
     /// Of this process.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Read`] without `/proc`.
     pub fn own() -> Result<Self, Error> {
         Self::read("/proc/self/smaps_rollup")
     }
 
     /// Of another process; it needs the right to read its memory map.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Read`] without `/proc` or the right; [`Error::Gone`], [`Error::Thread`] and [`Error::KernelThread`] where there is no such
+    /// process.
     pub fn of(pid: u32) -> Result<Self, Error> {
         Self::read(format!("/proc/{pid}/smaps_rollup")).map_err(|error| match error {
             Error::Gone { .. } => no_process(pid),
@@ -48,78 +61,15 @@ impl ProcessStatistics {
         let field = match name {
             "Rss" => &mut self.rss,
             "Anonymous" => &mut self.anonymous,
+            "AnonHugePages" => &mut self.anonymous_huge,
             "KSM" => &mut self.ksm,
+            "Swap" => &mut self.swapped,
             _ => return,
         };
         let kib = rest.trim().strip_suffix(" kB").map(str::parse::<u64>);
         if let Some(Ok(kib)) = kib {
             *field += kib * 1024;
         }
-    }
-}
-
-/// Counters of the whole system, from `/sys/kernel/mm/sksm` or `/sys/kernel/mm/ksm`: names as the files have them.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct SystemStatistics(Vec<(&'static str, u64)>);
-
-const SKSM: &[&str] = &[
-    "pages_shared",
-    "pages_sharing",
-    "pages_unshared",
-    "pages_zero",
-    "calls",
-    "pages_scanned",
-    "pages_merged",
-    "pages_published",
-    "pages_withdrawn",
-    "pages_busy",
-    "bytes_metadata",
-    "max_page_sharing",
-];
-const KSM: &[&str] = &[
-    "run",
-    "pages_shared",
-    "pages_sharing",
-    "pages_unshared",
-    "pages_volatile",
-    "ksm_zero_pages",
-    "full_scans",
-    "pages_scanned",
-    "max_page_sharing",
-];
-
-impl SystemStatistics {
-    /// Of SKSM; none where the kernel has it not.
-    pub fn sksm() -> Option<Self> {
-        Self::read("/sys/kernel/mm/sksm", SKSM)
-    }
-
-    /// Of KSM; none where the kernel has it not.
-    pub fn ksm() -> Option<Self> {
-        Self::read("/sys/kernel/mm/ksm", KSM)
-    }
-
-    /// All counters, in a fixed order.
-    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
-        self.0.iter().copied()
-    }
-
-    /// One counter, if this kernel has it.
-    pub fn get(&self, name: &str) -> Option<u64> {
-        self.iter()
-            .find(|(known, _)| *known == name)
-            .map(|(_, value)| value)
-    }
-
-    fn read(dir: &str, names: &[&'static str]) -> Option<Self> {
-        let dir = Path::new(dir);
-        dir.is_dir().then(|| {
-            let value = |name| {
-                let text = std::fs::read_to_string(dir.join(name)).ok()?;
-                Some((name, text.trim().parse().ok()?))
-            };
-            Self(names.iter().copied().filter_map(value).collect())
-        })
     }
 }
 
@@ -141,6 +91,10 @@ pub struct Effect {
 /// println!("{result:?}: {} KiB more are merged, in {:?}", effect.merged / 1024, effect.time);
 /// # Ok::<(), sksm::Error>(())
 /// ```
+///
+/// # Errors
+///
+/// [`Error::Read`] without `/proc`; `call` may have been run by then.
 pub fn measure<T>(call: impl FnOnce() -> T) -> Result<(T, Effect), Error> {
     let before = ProcessStatistics::own()?;
     let start = Instant::now();
@@ -151,31 +105,7 @@ pub fn measure<T>(call: impl FnOnce() -> T) -> Result<(T, Effect), Error> {
     Ok((result, Effect { merged, time }))
 }
 
-/// Reads a file of proc: bytes, as paths may be anything.
-pub(crate) fn read(path: &Path, file: &'static str) -> Result<Vec<u8>, Error> {
-    std::fs::read(path).map_err(|error| match error.raw_os_error() {
-        Some(errno @ libc::ESRCH) => Error::Gone { errno },
-        Some(libc::ENOENT) if Path::new("/proc/self").exists() && !there(path) => {
-            Error::Gone { errno: libc::ESRCH }
-        }
-        errno => Error::Read {
-            file,
-            errno: errno.unwrap_or(libc::EIO),
-        },
-    })
-}
-
-/// Whether the process is there: a file may be missing because this kernel has it not.
-fn there(path: &Path) -> bool {
-    path.parent().is_some_and(Path::exists)
-}
-
-/// Its lines, which end at a newline and nothing else.
-pub(crate) fn lines(text: &[u8]) -> impl Iterator<Item = &[u8]> {
-    text.split(|byte| *byte == b'\n')
-}
-
-#[cfg(test)]
+#[cfg(all(test, any(target_os = "linux", target_os = "android")))]
 mod tests {
     use super::*;
 
@@ -188,6 +118,8 @@ mod tests {
             "Anonymous:           112 kB",
             "Anonymous:             4 kB",
             "KSM:                   8 kB",
+            "Swap:                 12 kB",
+            "SwapPss:               3 kB",
             "VmFlags: rd wr",
         ] {
             statistics.add_line(line.as_bytes());
@@ -196,6 +128,8 @@ mod tests {
             rss: 1688 * 1024,
             anonymous: 116 * 1024,
             ksm: 8 * 1024,
+            anonymous_huge: 0,
+            swapped: 12 * 1024,
         };
         assert_eq!(statistics, expected);
     }
@@ -213,26 +147,5 @@ mod tests {
     fn a_process_that_is_not_there_is_gone() {
         let error = ProcessStatistics::of(i32::MAX as u32).unwrap_err();
         assert_eq!(error, Error::Gone { errno: libc::ESRCH });
-    }
-
-    #[test]
-    fn a_file_that_the_kernel_has_not_is_no_end_of_a_process() {
-        let errno = libc::ENOENT;
-        let file = "/proc/PID/nonsense";
-        assert_eq!(
-            read(Path::new("/proc/self/nonsense"), file),
-            Err(Error::Read { file, errno })
-        );
-    }
-
-    #[test]
-    fn counters_are_the_kernels() {
-        let there = Path::new("/sys/kernel/mm/ksm").is_dir();
-        let statistics = SystemStatistics::ksm();
-        assert_eq!(statistics.is_some(), there);
-        if let Some(statistics) = statistics {
-            assert!(statistics.get("max_page_sharing").is_some());
-            assert_eq!(statistics.get("nonsense"), None);
-        }
     }
 }

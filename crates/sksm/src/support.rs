@@ -1,16 +1,22 @@
 use core::sync::atomic::{AtomicU8, Ordering};
 
-use crate::{Error, MADV_MERGE};
+use crate::{Error, os};
+
+/// The advice that asks `madvise(2)` or `process_madvise(2)` to merge. The only place where this number stands.
+///
+/// Another kernel may know another advice by this number. Who gives it by a call of his own asks [`support`] first.
+pub const MADV_MERGE: i32 = 26;
 
 /// What the running kernel offers for sharing equal pages.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(u8)]
+#[non_exhaustive]
 pub enum Support {
     /// [`MADV_MERGE`]: pages are merged when the call returns.
     Merge = 1,
     /// Only KSM's `MADV_MERGEABLE`: a kernel thread may find and merge the pages some time later.
     Ksm = 2,
-    /// Neither.
+    /// Neither; always so on systems other than Linux.
     None = 3,
 }
 
@@ -25,103 +31,145 @@ impl Support {
     }
 }
 
-/// What a test has said that the kernel offers; 0: nothing said.
-static PRETENDED: AtomicU8 = AtomicU8::new(0);
-
-/// What the running kernel offers. Asks it once and remembers the answer; keeps `errno`.
+/// What the running kernel offers. Asks it once and remembers the answer for this process and its children; keeps `errno`.
+///
+/// It does not believe the advice's number, which another kernel may have given to another advice: the engine must name it in
+/// sysfs or, where that cannot be seen, be in proc where that can, and a page that is mapped for it and merged must keep its
+/// bytes. Until that has been shown, no function of this crate gives the advice.
+///
+/// It says what the kernel knows, not what it will do: with `sksm=off`, or for a process in no merge domain, calls are taken and
+/// nothing merges.
+///
+/// The first call takes six system calls where the advice is known and sysfs can be seen (`madvise`, `statfs`, `open`, `read`,
+/// `close`), a dozen where it cannot (also `mmap`, `mremap`, `pipe2`, `write`, `munmap`), elsewhere three of `madvise`. Merging
+/// makes it if nobody has.
+/// A program that puts itself under a seccomp filter that kills makes it before. What a filter refuses cannot be shown, and counts
+/// as not there; so it does while there is no memory or descriptor to show it, which is not remembered: [`require`] tells that
+/// apart.
+///
+/// It may be called in a signal handler. A process that was moved to another machine by a checkpoint still has the old answer.
+#[must_use]
 pub fn support() -> Support {
     pretended().unwrap_or_else(real)
 }
 
-/// Makes this process believe that the kernel offers this, for tests of what a program does on other kernels; `None` ends it.
+/// The same as a result: why nothing merges, if nothing does. Calls that merge begin with it.
 ///
-/// While less than [`Support::Merge`] is pretended, merging is refused with [`Error::Unsupported`] without asking the kernel.
-/// Pretending more than there is changes only what [`support`] tells.
+/// # Errors
 ///
-/// ```
-/// sksm::pretend_support(Some(sksm::Support::None));
-/// assert!(matches!(sksm::merge(&vec![7u8; 100_000]), Err(sksm::Error::Unsupported { .. })));
-/// sksm::pretend_support(None);
-/// ```
-pub fn pretend_support(support: Option<Support>) {
-    PRETENDED.store(
-        support.map_or(0, |support| support as u8),
-        Ordering::Relaxed,
-    );
+/// [`Error::Unsupported`] where the kernel does not merge, [`Error::Undecided`] where that cannot be found out now.
+pub fn require() -> Result<(), Error> {
+    allowed_to_undo()?;
+    match ask() {
+        (Support::Merge, _) => Ok(()),
+        (instead, true) => Err(Error::unsupported(instead)),
+        (_, false) => Err(Error::Undecided {}),
+    }
 }
 
-fn pretended() -> Option<Support> {
-    Support::from_number(PRETENDED.load(Ordering::Relaxed))
-}
-
-/// What the kernel itself says.
-pub(crate) fn real() -> Support {
-    // The answer never changes, and two threads that ask at once get the same one: no ordering is needed.
-    static ANSWER: AtomicU8 = AtomicU8::new(0);
-    Support::from_number(ANSWER.load(Ordering::Relaxed)).unwrap_or_else(|| {
-        let answer = ask();
-        ANSWER.store(answer as u8, Ordering::Relaxed);
-        answer
-    })
-}
-
-/// Refuses a merge where a test pretends that there is none.
-pub(crate) fn allowed() -> Result<(), Error> {
+/// Refuses to undo anything where a test pretends that there is nothing to undo. To undo is KSM's advice, which is the same
+/// everywhere.
+pub(crate) fn allowed_to_undo() -> Result<(), Error> {
     match pretended() {
-        Some(instead @ (Support::Ksm | Support::None)) => Err(Error::Unsupported {
-            instead,
-            errno: libc::EINVAL,
-        }),
+        Some(instead @ (Support::Ksm | Support::None)) => Err(Error::unsupported(instead)),
         _ => Ok(()),
     }
 }
 
-fn ask() -> Support {
-    // An emulated kernel (QEMU's user mode, gVisor) may wave through any advice for an empty range.
-    let unchecked = accepts(i32::MAX);
-    if unchecked {
-        Support::None
-    } else if accepts(MADV_MERGE) {
-        Support::Merge
-    } else if accepts(libc::MADV_MERGEABLE) {
-        Support::Ksm
-    } else {
-        Support::None
+/// What the kernel itself says.
+pub(crate) fn real() -> Support {
+    ask().0
+}
+
+/// And whether that is certain.
+fn ask() -> (Support, bool) {
+    // The answer never changes, and two threads that ask at once get the same one: no ordering is needed.
+    static ANSWER: AtomicU8 = AtomicU8::new(0);
+    if let Some(answer) = Support::from_number(ANSWER.load(Ordering::Relaxed)) {
+        return (answer, true);
+    }
+    let (answer, certain) = os::ask();
+    if certain {
+        ANSWER.store(answer as u8, Ordering::Relaxed);
+    }
+    (answer, certain)
+}
+
+#[cfg(not(feature = "test-util"))]
+fn pretended() -> Option<Support> {
+    None
+}
+
+#[cfg(feature = "test-util")]
+pub use pretending::pretend_support;
+#[cfg(feature = "test-util")]
+use pretending::pretended;
+
+#[cfg(feature = "test-util")]
+mod pretending {
+    use std::cell::Cell;
+
+    use super::Support;
+
+    thread_local!(static PRETENDED: Cell<Option<Support>> = const { Cell::new(None) });
+
+    /// Makes this thread believe that the kernel offers this, for tests of what a program does on other kernels; `None` ends it.
+    ///
+    /// While less than [`Support::Merge`] is pretended, merging and its undoing are refused with [`crate::Error::Unsupported`]
+    /// without asking the kernel. Pretending more than there is changes only what [`crate::support`] tells.
+    ///
+    /// ```
+    /// sksm::pretend_support(Some(sksm::Support::None));
+    /// assert!(matches!(sksm::merge(&vec![7u8; 100_000]), Err(sksm::Error::Unsupported { .. })));
+    /// sksm::pretend_support(None);
+    /// ```
+    pub fn pretend_support(support: Option<Support>) {
+        PRETENDED.set(support);
+    }
+
+    /// What a test pretends, if one does.
+    pub(super) fn pretended() -> Option<Support> {
+        PRETENDED.try_with(Cell::get).ok().flatten()
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+        use crate::support::{real, support};
+
+        #[test]
+        fn pretending_is_one_threads_own() {
+            pretend_support(Some(Support::None));
+            assert_eq!(support(), Support::None);
+            let other = std::thread::spawn(support).join().unwrap();
+            assert_eq!(other, real());
+            pretend_support(None);
+            assert_eq!(support(), real());
+        }
+
+        #[test]
+        fn more_than_there_is_reaches_no_kernel() {
+            if real() == Support::Merge {
+                return;
+            }
+            pretend_support(Some(Support::Merge));
+            let merged = crate::merge(&vec![7u8; 100_000]);
+            pretend_support(None);
+            assert!(matches!(merged, Err(crate::Error::Unsupported { .. })));
+        }
     }
 }
 
-fn accepts(advice: i32) -> bool {
-    // SAFETY: glibc's and musl's errno location is valid for this thread's whole life.
-    let errno = unsafe { &mut *libc::__errno_location() };
-    let kept = *errno;
-    // SAFETY: the range is empty, so no advice can touch memory.
-    let answer = unsafe { libc::madvise(core::ptr::null_mut(), 0, advice) };
-    *errno = kept;
-    answer == 0
-}
-
-#[cfg(test)]
+#[cfg(all(test, any(target_os = "linux", target_os = "android")))]
 mod tests {
     use super::*;
 
+    /// Where sysfs can be seen it says the same.
     #[test]
     fn the_answer_is_the_kernels_and_stays() {
         let first = real();
-        assert_eq!(
-            first == Support::Merge,
-            accepts(MADV_MERGE) && !accepts(i32::MAX)
-        );
+        let sksm = std::path::Path::new("/sys/kernel/mm/sksm").exists();
+        assert_eq!(first == Support::Merge, sksm);
         assert_eq!(real(), first);
-    }
-
-    #[test]
-    fn asking_keeps_errno() {
-        // SAFETY: errno's location is valid for this thread.
-        unsafe { *libc::__errno_location() = libc::EXDEV };
-        ask();
-        assert_eq!(
-            std::io::Error::last_os_error().raw_os_error(),
-            Some(libc::EXDEV)
-        );
     }
 }

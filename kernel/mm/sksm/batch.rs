@@ -5,34 +5,118 @@
 //! Between the steps the candidates' folio locks are held. With its lock held, its exclusivity
 //! given up and every mapping read-only, a folio cannot change: a write fault copies it.
 
+use core::mem::{forget, replace};
 use kernel::bindings;
 use kernel::prelude::*;
+use kernel::types::ARef;
 
-use super::folio::{Folio, LockedFolio, Locking, Puts};
+use super::folio::{Folio, FolioGuard, Locking, ProtectedFolio, Puts};
+use super::mm::smp_mb;
 use super::node::Pending;
-use super::pte::{self, smp_mb, LockedPtes, PteRange, SlotSet};
+use super::pte::{self, LockedPtes, PteRange};
+use super::stats::Process;
 
-/// What is to become of a candidate.
-pub(crate) enum Fate {
-    /// Collected, not write-protected.
-    Collected,
-    /// Left as it is: it went away, or nothing equals it.
-    Leave,
-    /// Write-protected; its bytes are stable.
-    Protected,
+/// How far a page has come.
+pub(crate) enum State {
+    /// Nothing is left to do.
+    Done,
+    /// Somebody else uses it.
+    Busy,
+    /// It has references too many, which may be those of per-CPU batches.
+    Batched,
+    /// Somebody else has the folio lock.
+    Locked,
+    /// It is part of a large folio.
+    Large,
+    /// Locked by this batch.
+    Collected(FolioGuard),
+    /// Write-protected: its bytes are stable.
+    Stable(ProtectedFolio),
     /// Equal to the zero page.
-    Zero,
+    Zero(FolioGuard),
     /// Equal to this merged page.
-    Merge(Pending),
+    Twin(FolioGuard, Pending),
+}
+
+impl State {
+    /// What a folio with references too many is.
+    fn in_use(folio: &Folio) -> Self {
+        if folio.maybe_batched() {
+            Self::Batched
+        } else {
+            Self::Busy
+        }
+    }
+
+    /// The folio, while the batch has its lock.
+    fn folio(&self) -> Option<&FolioGuard> {
+        match self {
+            Self::Collected(folio) | Self::Zero(folio) | Self::Twin(folio, _) => Some(folio),
+            Self::Stable(folio) => Some(folio),
+            Self::Done | Self::Busy | Self::Batched | Self::Locked | Self::Large => None,
+        }
+    }
+
+    fn into_folio(self) -> Option<ARef<Folio>> {
+        match self {
+            Self::Collected(folio) | Self::Zero(folio) | Self::Twin(folio, _) => {
+                Some(folio.unlock())
+            }
+            Self::Stable(folio) => Some(folio.into_guard().unlock()),
+            Self::Done | Self::Busy | Self::Batched | Self::Locked | Self::Large => None,
+        }
+    }
+
+    /// The state, if it is such a one, for [`State::set`] to put another in its place.
+    pub(crate) fn take(&mut self, which: fn(&Self) -> bool) -> Option<Self> {
+        which(self).then(|| replace(self, Self::Done))
+    }
+
+    /// What comes after a state that was taken.
+    pub(crate) fn set(&mut self, next: Self) {
+        debug_assert!(matches!(self, Self::Done));
+        // Nothing to drop, which the compiler cannot see.
+        forget(replace(self, next));
+    }
+
+    pub(crate) fn is_stable(&self) -> bool {
+        matches!(self, Self::Stable(..))
+    }
+
+    pub(crate) fn is_batched(&self) -> bool {
+        matches!(self, Self::Batched)
+    }
+
+    pub(crate) fn is_large(&self) -> bool {
+        matches!(self, Self::Large)
+    }
+
+    pub(crate) fn is_locked(&self) -> bool {
+        matches!(self, Self::Locked)
+    }
+
+    /// Whether the page was left alone because somebody else uses it.
+    pub(crate) fn is_left(&self) -> bool {
+        matches!(
+            self,
+            Self::Busy | Self::Batched | Self::Locked | Self::Large
+        )
+    }
+
+    fn is_collected(&self) -> bool {
+        matches!(self, Self::Collected(_))
+    }
+
+    fn is_to_replace(&self) -> bool {
+        matches!(self, Self::Zero(_) | Self::Twin(..))
+    }
 }
 
 /// A page of the batch.
 pub(crate) struct Candidate {
     pub(crate) slot: usize,
-    /// Given back early when nothing is left to do.
-    pub(crate) folio: Option<LockedFolio>,
-    pub(crate) fate: Fate,
-    /// The checksum of a sample of the protected bytes, once it is known.
+    pub(crate) state: State,
+    /// The hash of its sample, once that is known.
     pub(crate) sample: Option<u64>,
     /// The entry while it is cleared.
     pte: bindings::pte_t,
@@ -41,151 +125,179 @@ pub(crate) struct Candidate {
 impl Candidate {
     /// Clears the entry if it still maps the folio.
     fn clear(&mut self, ptes: &mut LockedPtes<'_>) -> bool {
-        let folio = self.folio.as_ref();
+        let folio = self.state.folio();
         let old = folio.and_then(|folio| ptes.clear_if(self.slot, folio));
         self.pte = old.unwrap_or(self.pte);
         old.is_some()
     }
 }
 
-/// Slots that a step could not handle.
-#[derive(Default)]
-pub(crate) struct Leftover {
-    /// Large folios, to be split.
-    pub(crate) large: SlotSet,
-    /// Folios that somebody else has locked.
-    pub(crate) locked: SlotSet,
-    /// Folios whose extra reference may be a per-CPU batch's.
-    pub(crate) batched: SlotSet,
-    /// Folios that somebody else uses.
-    pub(crate) busy: SlotSet,
-}
-
-impl Leftover {
-    /// Enters a folio with references too many.
-    fn in_use(&mut self, slot: usize, folio: &Folio) {
-        if folio.maybe_batched() {
-            self.batched.insert(slot);
-        } else {
-            self.busy.insert(slot);
-        }
-    }
-}
-
 /// The candidates of one run of pages.
 pub(crate) struct Batch<'a> {
-    range: &'a PteRange,
+    pub(crate) range: &'a PteRange<'a>,
     candidates: &'a mut KVVec<Candidate>,
+    /// Whether some page was not collected, and may be put aside or busy.
+    pub(crate) left: bool,
 }
 
 impl<'a> Batch<'a> {
-    /// No candidates yet; the vector is empty and has room for all pages of the range.
-    pub(crate) fn new(range: &'a PteRange, candidates: &'a mut KVVec<Candidate>) -> Self {
-        Self { range, candidates }
-    }
-
-    /// Step 1: locks the folios of `slots` that are worth a look. Sleeps only with
-    /// [`Locking::Wait`].
+    /// Step 1: locks the folios of the run that are worth a look, and puts others aside. The vector
+    /// is empty and has room for all pages of the range.
     pub(crate) fn collect(
-        &mut self,
-        slots: SlotSet,
-        locking: Locking,
-        left: &mut Leftover,
-    ) -> Result {
-        debug_assert!(locking == Locking::Try || slots.len() <= 1);
-        let Some(ptes) = self.range.lock() else {
-            return Ok(());
-        };
-        let mut waiting = None;
-        let mut todo = slots.bounds();
-        while let Some((slot, raw)) = ptes.next_folio(todo.clone()) {
-            todo.start = slot + 1;
-            // SAFETY: The mapping holds a reference while the table is locked; the view is not
-            // used longer.
-            let seen = unsafe { Folio::borrow(raw) };
-            let state = seen.state();
-            if !state.is_candidate() || !slots.contains(slot) {
-                continue;
-            }
-            if state.is_large() {
-                left.large.insert(slot);
-                continue;
-            }
-            // Only a first look, which spares the page: the one in protect() decides.
-            if seen.other_refs() > 0 {
-                left.in_use(slot, &seen);
-                continue;
-            }
-            if locking == Locking::Wait {
-                // SAFETY: As above.
-                waiting = Some((slot, unsafe { Folio::get(raw) }));
-                break;
-            }
-            // SAFETY: As above.
-            match unsafe { LockedFolio::try_lock(raw) } {
-                Some(folio) => self.add(slot, folio)?,
-                None => left.locked.insert(slot),
+        range: &'a PteRange<'a>,
+        candidates: &'a mut KVVec<Candidate>,
+    ) -> Result<Self> {
+        let mut left = false;
+        if let Some(ptes) = range.lock() {
+            let mut todo = 0..range.len();
+            while let Some((slot, folio)) = ptes.next_folio(todo.clone()) {
+                todo.start = slot + 1;
+                let state = Self::look(folio);
+                if !matches!(state, State::Done) {
+                    left |= !state.is_collected();
+                    let candidate = Candidate {
+                        slot,
+                        state,
+                        sample: None,
+                        pte: Default::default(),
+                    };
+                    // There is room: no allocation, so the page-table lock may be held.
+                    candidates.push(candidate, GFP_NOWAIT)?;
+                }
             }
         }
-        drop(ptes);
-        if let Some((slot, folio)) = waiting {
-            self.add(slot, folio.lock())?;
-        }
-        Ok(())
+        Ok(Self {
+            range,
+            candidates,
+            left,
+        })
     }
 
-    /// Adds a locked folio, unless it was merged or split before it was locked.
-    fn add(&mut self, slot: usize, folio: LockedFolio) -> Result {
+    /// What a folio is that an entry maps now. It is locked if it is worth more.
+    fn look(folio: &Folio) -> State {
+        let state = folio.state();
+        if !state.is_candidate() {
+            return State::Done;
+        }
+        if state.is_large() {
+            return State::Large;
+        }
+        // Only a first look, which spares the page: the one in protect() decides.
+        if folio.other_refs() > 0 {
+            return State::in_use(folio);
+        }
+        folio.try_lock().map_or(State::Locked, Self::collected)
+    }
+
+    /// A folio that is locked now: it may have been merged or split before.
+    fn collected(folio: FolioGuard) -> State {
         let state = folio.state();
         if state.is_candidate() && !state.is_large() {
-            // There is room: no allocation, so the page-table lock may be held.
-            self.candidates.push(
-                Candidate {
-                    slot,
-                    folio: Some(folio),
-                    fate: Fate::Collected,
-                    sample: None,
-                    pte: Default::default(),
-                },
-                GFP_NOWAIT,
-            )?;
+            State::Collected(folio)
+        } else {
+            State::Done
         }
+    }
+
+    /// Looks again at what was put aside for one reason, which should have gone.
+    pub(crate) fn collect_again(&mut self, which: fn(&State) -> bool) {
+        let ptes = self.range.lock();
+        for candidate in self.candidates.as_mut_slice() {
+            if which(&candidate.state) {
+                let slots = candidate.slot..candidate.slot + 1;
+                let found = ptes.as_ref().and_then(|ptes| ptes.next_folio(slots));
+                candidate.state = found.map_or(State::Done, |(_, folio)| Self::look(folio));
+            }
+        }
+    }
+
+    /// Looks again at a page whose folio somebody else had locked, and waits for the lock; no other
+    /// folio lock is held. Sleeps; a fatal signal ends it.
+    pub(crate) fn collect_waiting(&mut self, at: usize) -> Result {
+        let slot = self.candidates[at].slot;
+        let found = self.range.lock().and_then(|ptes| {
+            let (_, folio) = ptes.next_folio(slot..slot + 1)?;
+            Some(ARef::from(folio))
+        });
+        self.candidates[at].state = match found {
+            None => State::Done,
+            Some(folio) => {
+                FolioGuard::lock(folio, Locking::Wait)?.map_or(State::Done, Self::collected)
+            }
+        };
         Ok(())
+    }
+
+    /// Splits the large folios that were put aside, where possible. Returns how many pages became
+    /// the zero page by that. Sleeps; a fatal signal ends it.
+    pub(crate) fn split_large(&mut self) -> Result<usize> {
+        for at in 0..self.candidates.len() {
+            let Candidate { slot, state, .. } = &self.candidates[at];
+            if !matches!(state, State::Large) {
+                continue;
+            }
+            let folio = self.range.lock().and_then(|ptes| {
+                let (_, folio) = ptes.next_folio(*slot..*slot + 1)?;
+                Some(ARef::from(folio))
+            });
+            if let Some(folio) = folio.filter(|folio| folio.state().is_large()) {
+                if let Some(folio) = FolioGuard::lock(folio, Locking::Wait)? {
+                    folio.split();
+                }
+            }
+        }
+        let Some(mut ptes) = self.range.lock() else {
+            return Ok(0);
+        };
+        let large = self.candidates.as_slice().iter();
+        let large = large.filter(|candidate| matches!(candidate.state, State::Large));
+        Ok(large.filter(|large| ptes.adopt_zero(large.slot)).count())
     }
 
     pub(crate) fn candidates(&mut self) -> &mut [Candidate] {
         self.candidates.as_mut_slice()
     }
 
-    /// The lowest and the highest slot of the candidates with such a fate; `None` when there is
-    /// none.
-    fn bounds(&self, which: fn(&Fate) -> bool) -> Option<(usize, usize)> {
-        let all = self.candidates.as_slice().iter();
-        all.filter(|candidate| which(&candidate.fate))
-            .map(|candidate| (candidate.slot, candidate.slot))
-            .reduce(|all, one| (all.0.min(one.0), all.1.max(one.1)))
+    /// Whether some candidate is in such a state.
+    pub(crate) fn has(&self, which: fn(&State) -> bool) -> bool {
+        let mut all = self.candidates.as_slice().iter();
+        all.any(|candidate| which(&candidate.state))
     }
 
-    /// Step 2: write-protects the candidates, with at most one TLB flush. May sleep.
+    /// The lowest and the highest slot of the candidates in such a state; `None` when there is
+    /// none.
+    fn bounds(&self, which: fn(&State) -> bool) -> Option<(usize, usize)> {
+        let all = self.candidates.as_slice();
+        let is = |candidate: &Candidate| which(&candidate.state);
+        // They are in the order of their slots.
+        let first = all.iter().position(is)?;
+        let last = all.iter().rposition(is)?;
+        Some((all[first].slot, all[last].slot))
+    }
+
+    /// Step 2: write-protects what is collected, with at most one TLB flush. May sleep.
     ///
     /// An entry is cleared before the references are counted: lockless GUP takes its reference
     /// first and looks at the entry again afterwards, so either we see the reference or it sees
     /// the cleared entry.
-    pub(crate) fn protect(&mut self, left: &mut Leftover) {
-        let Some((first, last)) = self.bounds(|_| true) else {
+    pub(crate) fn protect(&mut self) {
+        let Some((first, last)) = self.bounds(State::is_collected) else {
             return;
         };
         let _notifier = self.range.notify(first, last);
         let Some(mut ptes) = self.range.lock() else {
-            self.leave_all();
+            self.drop_all(State::is_collected);
             return;
         };
         let mut flush = ptes.flush_pending();
         for candidate in self.candidates.as_mut_slice() {
-            if candidate.clear(&mut ptes) {
-                flush |= pte::is_writable(candidate.pte);
-            } else {
-                candidate.fate = Fate::Leave;
+            if candidate.state.is_collected() {
+                if candidate.clear(&mut ptes) {
+                    let folio = candidate.state.folio();
+                    flush |= folio.is_some_and(|folio| pte::may_be_stale(candidate.pte, folio));
+                } else {
+                    candidate.state = State::Done;
+                }
             }
         }
         if flush {
@@ -194,115 +306,101 @@ impl<'a> Batch<'a> {
         // Entries are cleared before references are counted, on every CPU.
         smp_mb();
         for candidate in self.candidates.as_mut_slice() {
-            if matches!(candidate.fate, Fate::Collected) {
-                candidate.fate = Self::protect_one(&mut ptes, candidate, left);
+            if let Some(State::Collected(folio)) = candidate.state.take(State::is_collected) {
+                let next = Self::protect_one(&mut ptes, candidate, folio);
+                self.left |= !next.is_stable();
+                candidate.state.set(next);
             }
         }
+        // Who held a reference has put it: what he wrote before is seen by those who read the
+        // bytes.
+        smp_mb();
     }
 
     /// Decides on one cleared entry, and sets it again.
-    fn protect_one(ptes: &mut LockedPtes<'_>, candidate: &Candidate, left: &mut Leftover) -> Fate {
-        let Some(folio) = &candidate.folio else {
-            return Fate::Leave;
-        };
+    fn protect_one(ptes: &mut LockedPtes<'_>, candidate: &Candidate, folio: FolioGuard) -> State {
         // This batch has one reference.
-        let pinned = folio.other_refs() != 1;
+        let used = folio.other_refs() != 1;
         // SAFETY: The entry is cleared and the table locked.
-        if pinned || !unsafe { folio.share() } {
+        if used || !unsafe { folio.share() } {
             ptes.set(candidate.slot, candidate.pte);
-            left.in_use(candidate.slot, folio);
-            return Fate::Leave;
+            return State::in_use(&folio);
         }
         if pte::is_dirty(candidate.pte) {
             folio.mark_dirty();
         }
         ptes.set(candidate.slot, pte::clean_readonly(candidate.pte));
-        Fate::Protected
+        // SAFETY: The lock is ours, exclusivity is given up, and so no other entry was writable;
+        // this one is read-only now. The folio was plain when it was locked.
+        State::Stable(unsafe { ProtectedFolio::new(folio) })
     }
 
-    /// Step 5: points the entries of merged candidates at the page they are equal to, with one TLB
-    /// flush before the old pages can be freed. Returns how many. May sleep.
+    /// Step 5: points the entries of pages that have a twin, or are zero, at what they are equal
+    /// to, with one TLB flush before the old pages can be freed. Returns how many. May sleep.
     pub(crate) fn replace(&mut self) -> usize {
-        let merged = |fate: &Fate| matches!(fate, Fate::Merge(_) | Fate::Zero);
-        let Some((first, last)) = self.bounds(merged) else {
+        let Some((first, last)) = self.bounds(State::is_to_replace) else {
             return 0;
         };
         let _notifier = self.range.notify(first, last);
         let Some(mut ptes) = self.range.lock() else {
-            self.leave_all();
+            self.drop_all(State::is_to_replace);
             return 0;
         };
         for candidate in self.candidates.as_mut_slice() {
-            if !merged(&candidate.fate) {
+            if !candidate.state.is_to_replace() {
                 continue;
             }
             // Memory failure looks at this table after it has marked the page.
-            let bad = matches!(&candidate.fate, Fate::Merge(page) if page.is_hwpoison());
+            let bad = matches!(&candidate.state, State::Twin(_, page) if page.went_bad());
             if bad || !candidate.clear(&mut ptes) {
-                candidate.fate = Fate::Leave;
+                candidate.state = State::Done;
             } else if pte::is_writable(candidate.pte) {
                 // The folio is locked and not exclusive: while the entry maps it read-only, it has
                 // the bytes that were compared. This one went exclusive again before our lock.
                 ptes.set(candidate.slot, candidate.pte);
-                candidate.fate = Fate::Leave;
+                candidate.state = State::Done;
             }
         }
         ptes.flush(first, last);
+        let mm = self.range.mm();
+        let vma = self.range.vma().as_ptr();
         let mut count = 0;
         for candidate in self.candidates.as_mut_slice() {
-            let fate = core::mem::replace(&mut candidate.fate, Fate::Leave);
-            match fate {
-                Fate::Merge(page) => Self::map_merged(self.range, &mut ptes, candidate, page),
-                Fate::Zero => Self::map_zero(self.range, &mut ptes, candidate),
-                fate => {
-                    candidate.fate = fate;
-                    continue;
+            let (folio, pte) = match candidate.state.take(State::is_to_replace) {
+                Some(State::Twin(folio, page)) => {
+                    let addr = self.range.addr(candidate.slot);
+                    // SAFETY: The table is locked, the entry clear, and the page referenced.
+                    let pte = unsafe {
+                        bindings::sksm_folio_add_rmap(page.folio().as_ptr(), vma, addr);
+                        bindings::sksm_pte_for_folio(page.folio().as_ptr(), vma, candidate.pte)
+                    };
+                    mm.trace_merge(addr, Some(page.folio()));
+                    page.mapped(Process(mm));
+                    (folio, pte)
                 }
-            }
-            Self::drop_mapping(self.range, candidate);
+                Some(State::Zero(folio)) => {
+                    let addr = self.range.addr(candidate.slot);
+                    mm.account_zero_page();
+                    mm.trace_merge(addr, None);
+                    (folio, self.range.vma().zero_pte(candidate.pte))
+                }
+                _ => continue,
+            };
+            ptes.set(candidate.slot, pte);
+            Self::drop_mapping(self.range, &folio);
             count += 1;
+            // Unlocked and put with the others, after the page-table lock.
+            candidate.state.set(State::Collected(folio));
         }
         count
     }
 
-    fn map_merged(
-        range: &PteRange,
-        ptes: &mut LockedPtes<'_>,
-        candidate: &Candidate,
-        page: Pending,
-    ) {
-        let addr = range.addr(candidate.slot);
-        // SAFETY: The table is locked, the entry clear, and the merged page referenced.
-        let pte = unsafe {
-            bindings::sksm_folio_add_rmap(page.as_ptr(), range.vma(), addr);
-            bindings::sksm_trace_merge(range.mm(), addr, page.as_ptr());
-            bindings::sksm_pte_for_folio(page.as_ptr(), range.vma(), candidate.pte)
-        };
-        ptes.set(candidate.slot, pte);
-        page.mapped();
-    }
-
-    fn map_zero(range: &PteRange, ptes: &mut LockedPtes<'_>, candidate: &Candidate) {
-        // SAFETY: The table is locked and the entry clear; the mm loses an anonymous page here.
-        let pte = unsafe {
-            bindings::sksm_account_zero_page(range.mm());
-            bindings::sksm_pte_for_zero(range.vma(), candidate.pte)
-        };
-        ptes.set(candidate.slot, pte);
-        let addr = range.addr(candidate.slot);
-        // SAFETY: Only prints its arguments.
-        unsafe { bindings::sksm_trace_merge(range.mm(), addr, core::ptr::null_mut()) };
-    }
-
-    /// Ends the old mapping of a candidate whose entry maps something else now.
-    fn drop_mapping(range: &PteRange, candidate: &Candidate) {
-        let Some(folio) = &candidate.folio else {
-            return;
-        };
+    /// Ends the old mapping of a folio whose entry maps something else now.
+    fn drop_mapping(range: &PteRange<'_>, folio: &FolioGuard) {
         // SAFETY: The table is locked, and the TLB does not hold the old mapping any more. The
         // mapping's reference goes; ours stays, so nothing is freed under the lock.
         unsafe {
-            bindings::sksm_folio_remove_rmap(folio.as_ptr(), range.vma());
+            bindings::sksm_folio_remove_rmap(folio.as_ptr(), range.vma().as_ptr());
             if !bindings::sksm_folio_mapped(folio.as_ptr()) {
                 folio.leave_swapcache();
             }
@@ -310,27 +408,29 @@ impl<'a> Batch<'a> {
         }
     }
 
-    fn leave_all(&mut self) {
+    /// Unlocks and puts all folios that the batch still has: nothing is left to do with them.
+    pub(crate) fn let_go(&mut self) {
+        let mut puts = Puts::new();
         for candidate in self.candidates.as_mut_slice() {
-            candidate.fate = Fate::Leave;
+            if candidate.state.folio().is_some() {
+                let state = replace(&mut candidate.state, State::Done);
+                state.into_folio().map(|folio| puts.add(folio));
+            }
+        }
+    }
+
+    fn drop_all(&mut self, which: fn(&State) -> bool) {
+        for candidate in self.candidates.as_mut_slice() {
+            drop(candidate.state.take(which));
         }
     }
 }
 
 impl Drop for Batch<'_> {
     fn drop(&mut self) {
-        // Unlocks what is left and puts it; the memory stays for the next batch.
-        let mut puts = Puts::new();
-        for candidate in self.candidates.as_mut_slice() {
-            if let Some(folio) = candidate.folio.take() {
-                puts.add(folio.unlock());
-            }
-        }
-        let candidates = self.candidates.as_mut_slice() as *mut [Candidate];
-        // SAFETY: The length is set to zero first, so each candidate is dropped once.
-        unsafe {
-            self.candidates.set_len(0);
-            core::ptr::drop_in_place(candidates);
-        }
+        self.let_go();
+        // SAFETY: No more than there are. What has nothing of its own needs no drop; the memory
+        // stays for the next batch.
+        unsafe { self.candidates.set_len(0) };
     }
 }

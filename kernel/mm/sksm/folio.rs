@@ -1,29 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0-only
 
-//! Folios by reference and by lock.
+//! Folios by reference, by lock, and with bytes that stay.
 
 use core::mem::ManuallyDrop;
-use core::ops::Deref;
-use core::ptr::NonNull;
+use core::ops::{Deref, DerefMut};
+use core::ptr::{null_mut, NonNull};
 use kernel::bindings;
+use kernel::prelude::*;
+use kernel::types::{ARef, AlwaysRefCounted, Opaque};
 
-/// Words of 8 bytes in a page, and in a line of the cache.
-const WORDS: usize = kernel::page::PAGE_SIZE / 8;
-const LINE: usize = 8;
-/// Words that are looked at before the question whether to go on.
-const STRIDE: usize = 16;
-
-/// Lines in a sample, and how far they are apart: with pages of 4 KiB the first line and the last,
-/// each at another place of its 512 bytes.
-const SAMPLE_LINES: usize = 8;
-const SAMPLE_STRIDE: usize = WORDS / LINE / SAMPLE_LINES + 1;
+use super::content::{self, Words};
+use super::mm::{methods, Argument};
 
 /// How to take a folio lock.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Locking {
     /// Never waits.
     Try,
-    /// Waits, and so may sleep.
+    /// Waits, and so may sleep; a fatal signal ends it.
     Wait,
 }
 
@@ -32,24 +26,29 @@ pub(crate) enum Locking {
 pub(crate) struct State(u32);
 
 impl State {
-    fn has(self, bit: u32) -> bool {
-        self.0 & bit != 0
+    fn has(self, bits: u32) -> bool {
+        self.0 & bits != 0
     }
 
-    /// Whether the engine wants such a folio at all: anonymous, not merged yet, plain memory, sane.
+    /// Whether the bytes can be read, and are all that there is to the page: neither device memory,
+    /// nor poisoned, nor tagged.
+    pub(crate) fn is_plain(self) -> bool {
+        !self.has(
+            bindings::SKSM_FOLIO_ZONE_DEVICE
+                | bindings::SKSM_FOLIO_HWPOISON
+                | bindings::SKSM_FOLIO_TAGGED,
+        )
+    }
+
+    /// Whether the engine wants such a folio at all: plain, anonymous, and not merged yet.
     pub(crate) fn is_candidate(self) -> bool {
-        let unwanted = bindings::SKSM_FOLIO_KSM
-            | bindings::SKSM_FOLIO_ZONE_DEVICE
-            | bindings::SKSM_FOLIO_HWPOISON;
-        self.has(bindings::SKSM_FOLIO_ANON) && !self.has(unwanted)
+        self.is_plain()
+            && self.has(bindings::SKSM_FOLIO_ANON)
+            && !self.has(bindings::SKSM_FOLIO_KSM)
     }
 
     pub(crate) fn is_large(self) -> bool {
         self.has(bindings::SKSM_FOLIO_LARGE)
-    }
-
-    pub(crate) fn is_hwpoison(self) -> bool {
-        self.has(bindings::SKSM_FOLIO_HWPOISON)
     }
 
     pub(crate) fn in_swapcache(self) -> bool {
@@ -57,184 +56,297 @@ impl State {
     }
 }
 
-/// A reference to a folio; order-0 unless said otherwise.
-///
-/// # Invariants
-///
-/// Owns one reference of the folio.
+/// A folio; order-0 unless said otherwise. A reference to it means that it is in use.
 #[repr(transparent)]
-pub(crate) struct Folio(NonNull<bindings::folio>);
+pub(crate) struct Folio(Opaque<bindings::folio>);
+
+// SAFETY: A folio is not freed before its last reference is put.
+unsafe impl AlwaysRefCounted for Folio {
+    fn inc_ref(&self) {
+        self.get();
+    }
+
+    unsafe fn dec_ref(obj: NonNull<Self>) {
+        // SAFETY: The caller gives a reference away.
+        unsafe { bindings::sksm_folio_put(obj.cast().as_ptr()) };
+    }
+}
 
 impl Folio {
+    /// A folio that somebody keeps in use.
+    ///
+    /// # Safety
+    ///
+    /// Somebody holds a reference for as long as the result is used.
+    pub(crate) unsafe fn from_raw<'a>(folio: NonNull<bindings::folio>) -> &'a Self {
+        // SAFETY: `Self` is transparent, and the folio in use, as the caller promises.
+        unsafe { folio.cast().as_ref() }
+    }
+
     /// Takes a reference if the folio is not being freed.
     ///
     /// # Safety
     ///
     /// `folio` points to a `struct folio`, in use or not.
-    pub(crate) unsafe fn try_get(folio: *mut bindings::folio) -> Option<Self> {
-        // SAFETY: A conditional reference may be tried on any struct page.
-        if !unsafe { bindings::sksm_folio_try_get(folio) } {
-            return None;
+    pub(crate) unsafe fn try_get(folio: *mut bindings::folio) -> Option<ARef<Self>> {
+        let folio = NonNull::new(folio)?;
+        // SAFETY: A conditional reference may be tried on any struct page. It is the result's.
+        unsafe {
+            bindings::sksm_folio_try_get(folio.as_ptr()).then(|| ARef::from_raw(folio.cast()))
         }
-        // INVARIANT: The reference was just taken.
-        NonNull::new(folio).map(Self)
-    }
-
-    /// Takes a reference of a folio that is in use.
-    ///
-    /// # Safety
-    ///
-    /// Something else holds a reference during the call.
-    pub(crate) unsafe fn get(folio: NonNull<bindings::folio>) -> Self {
-        // SAFETY: The count is not zero, as the caller promises.
-        unsafe { bindings::sksm_folio_get(folio.as_ptr()) };
-        // INVARIANT: The reference was just taken.
-        Self(folio)
-    }
-
-    /// Takes over a reference.
-    ///
-    /// # Safety
-    ///
-    /// The caller owns the reference and gives it away.
-    pub(crate) unsafe fn from_raw(folio: NonNull<bindings::folio>) -> Self {
-        // INVARIANT: As the caller promises.
-        Self(folio)
-    }
-
-    /// Views a folio that something else keeps in use; does not put.
-    ///
-    /// # Safety
-    ///
-    /// Somebody holds a reference for as long as the result lives.
-    pub(crate) unsafe fn borrow(folio: NonNull<bindings::folio>) -> ManuallyDrop<Self> {
-        // INVARIANT: As the caller promises; ManuallyDrop keeps the reference in place.
-        ManuallyDrop::new(Self(folio))
-    }
-
-    /// Waits for the folio lock. May sleep.
-    pub(crate) fn lock(self) -> LockedFolio {
-        // SAFETY: The folio is in use.
-        unsafe { bindings::sksm_folio_lock(self.as_ptr()) };
-        // INVARIANT: The lock was just taken.
-        LockedFolio(self)
-    }
-
-    /// Takes the folio lock in one of the two ways; `None` when it was to be tried, and is taken.
-    pub(crate) fn lock_by(self, locking: Locking) -> Option<LockedFolio> {
-        if locking == Locking::Wait {
-            return Some(self.lock());
-        }
-        // SAFETY: The folio is in use.
-        let locked = unsafe { bindings::sksm_folio_trylock(self.as_ptr()) };
-        // INVARIANT: The lock was just taken.
-        locked.then(|| LockedFolio(self))
     }
 
     pub(crate) fn as_ptr(&self) -> *mut bindings::folio {
-        self.0.as_ptr()
+        self.0.get()
     }
 
-    /// `folio->mapping`, flag bits included.
-    pub(crate) fn mapping(&self) -> usize {
-        // SAFETY: The folio is in use.
-        unsafe { bindings::sksm_folio_mapping(self.as_ptr()) as usize }
+    /// Takes the folio lock if nobody has it.
+    pub(crate) fn try_lock(&self) -> Option<FolioGuard> {
+        // INVARIANT: The lock was just taken.
+        self.raw_try_lock().then(|| FolioGuard(self.into()))
     }
 
     /// What kind of folio it is, now.
     pub(crate) fn state(&self) -> State {
-        // SAFETY: The folio is in use.
-        State(unsafe { bindings::sksm_folio_state(self.as_ptr()) })
+        State(self.state_bits())
     }
 
     /// Whether references too many may be those of per-CPU batches of the LRU or of mlock, of which
     /// the page itself says nothing. Pins for DMA count differently.
     pub(crate) fn maybe_batched(&self) -> bool {
-        // SAFETY: The folio is in use.
-        !unsafe { bindings::sksm_folio_maybe_dma_pinned(self.as_ptr()) }
+        !self.maybe_dma_pinned()
     }
 
-    pub(crate) fn mapcount(&self) -> i32 {
-        // SAFETY: The folio is in use.
-        unsafe { bindings::sksm_folio_mapcount(self.as_ptr()) }
+    methods! {
+        fn get() = sksm_folio_get;
+        fn raw_try_lock() -> bool = sksm_folio_trylock;
+        /// Not 0 if a fatal signal came first.
+        fn raw_lock_killable() -> i32 = sksm_folio_lock_killable;
+        /// `folio->mapping`, flag bits included.
+        fn mapping() -> usize = sksm_folio_mapping;
+        fn state_bits() -> u32 = sksm_folio_state;
+        fn maybe_dma_pinned() -> bool = sksm_folio_maybe_dma_pinned;
+        fn mapcount() -> i32 = sksm_folio_mapcount;
+        /// References of neither mappings nor the swap cache.
+        fn other_refs() -> i32 = sksm_folio_other_refs;
+        fn nid() -> i32 = sksm_folio_nid;
+        /// Whether the page is one mapping's own.
+        fn is_exclusive() -> bool = sksm_folio_is_exclusive;
+        /// Marks the folio dirty, so that reclaim writes it to swap rather than drops it.
+        fn mark_dirty() = sksm_folio_mark_dirty;
     }
 
-    /// References of neither mappings nor the swap cache.
-    pub(crate) fn other_refs(&self) -> i32 {
-        // SAFETY: The folio is in use.
-        unsafe { bindings::sksm_folio_other_refs(self.as_ptr()) }
-    }
-
-    pub(crate) fn nid(&self) -> i32 {
-        // SAFETY: The folio is in use.
-        unsafe { bindings::sksm_folio_nid(self.as_ptr()) }
-    }
-
-    /// Marks the folio dirty, so that reclaim writes it to swap rather than drops it.
-    pub(crate) fn mark_dirty(&self) {
-        // SAFETY: The folio is in use.
-        unsafe { bindings::sksm_folio_mark_dirty(self.as_ptr()) };
-    }
-
-    /// Calls `f` with the page's bytes as words. They must be stable: write-protected everywhere.
-    fn with_words<R>(&self, f: impl FnOnce(&[u64; WORDS]) -> R) -> R {
-        // SAFETY: The folio is in use, so it can be mapped.
-        let addr = unsafe { bindings::sksm_folio_map(self.as_ptr()) };
-        // SAFETY: `addr` is a page-aligned page that nobody writes, as the engine only reads
-        // protected pages.
-        let result = f(unsafe { &*addr.cast::<[u64; WORDS]>() });
-        // SAFETY: Undoes the mapping above, in reverse order if nested.
-        unsafe { bindings::sksm_folio_unmap(addr) };
-        result
-    }
-
-    pub(crate) fn same_bytes(&self, other: &Folio) -> bool {
-        self.with_words(|a| {
-            other.with_words(|b| {
-                let mut strides = a.chunks_exact(STRIDE).zip(b.chunks_exact(STRIDE));
-                strides.all(|(a, b)| {
-                    let words = a.iter().zip(b);
-                    words.fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
-                })
-            })
-        })
-    }
-
-    /// xxh64 of a sample of the bytes; `None` when all bytes are zero.
-    pub(crate) fn sample_checksum(&self, seed: u64) -> Option<u64> {
-        self.with_words(|words| {
-            // The first line settles it for most pages.
-            if is_zero(&words[..LINE]) && words.chunks_exact(STRIDE).all(is_zero) {
-                return None;
-            }
-            let mut sample = [0; SAMPLE_LINES * LINE];
-            let lines = words.chunks_exact(LINE).step_by(SAMPLE_STRIDE);
-            for (to, from) in sample.chunks_exact_mut(LINE).zip(lines) {
-                to.copy_from_slice(from);
-            }
-            Some(xxh64(&sample, seed))
-        })
-    }
-
-    /// xxh64 of all bytes.
-    pub(crate) fn checksum(&self, seed: u64) -> u64 {
-        self.with_words(|words| xxh64(words, seed))
+    /// The folio, whose bytes may be hashed and compared.
+    ///
+    /// # Safety
+    ///
+    /// For as long as the result is used, the folio is plain and nobody writes it: it is protected,
+    /// or a merged page, which a reference keeps from being withdrawn.
+    pub(crate) unsafe fn assume_stable(&self) -> StableFolio<'_> {
+        // INVARIANT: As the caller promises.
+        StableFolio(self)
     }
 }
 
-fn is_zero(words: &[u64]) -> bool {
-    words.iter().fold(0, |sum, word| sum | word) == 0
+impl Argument for &Folio {
+    type Raw = *mut bindings::folio;
+
+    fn raw(self) -> Self::Raw {
+        self.as_ptr()
+    }
 }
 
-fn xxh64(words: &[u64], seed: u64) -> u64 {
-    // SAFETY: The words are readable.
-    unsafe { bindings::xxh64(words.as_ptr().cast(), size_of_val(words), seed) }
+impl Argument for Option<&Folio> {
+    type Raw = *mut bindings::folio;
+
+    fn raw(self) -> Self::Raw {
+        self.map_or(null_mut(), Folio::as_ptr)
+    }
 }
 
-impl Drop for Folio {
+/// A folio whose bytes stay as they are: the only thing that can be hashed or compared.
+///
+/// # Invariants
+///
+/// The folio can be mapped, and nobody writes it while this lives.
+#[derive(Clone, Copy)]
+pub(crate) struct StableFolio<'a>(&'a Folio);
+
+impl StableFolio<'_> {
+    /// Calls `f` with the page's bytes as words.
+    pub(crate) fn with_words<R>(self, f: impl FnOnce(&Words) -> R) -> R {
+        // SAFETY: By the invariant the folio can be mapped, and nobody writes it. Local mappings
+        // are undone in reverse order, as calls return.
+        unsafe {
+            let addr = bindings::sksm_folio_map(self.0.as_ptr());
+            let result = f(&*addr.cast::<Words>());
+            bindings::sksm_folio_unmap(addr);
+            result
+        }
+    }
+
+    pub(crate) fn same_bytes(self, other: StableFolio<'_>) -> bool {
+        self.with_words(|a| other.with_words(|b| content::equal(a, b)))
+    }
+}
+
+/// A folio whose lock is held for as long as a reference to this lives.
+#[repr(transparent)]
+pub(crate) struct LockedFolio(Folio);
+
+impl LockedFolio {
+    /// A folio that the caller has locked.
+    ///
+    /// # Safety
+    ///
+    /// The caller holds lock and reference for as long as the result is used, and makes no other.
+    pub(crate) unsafe fn from_raw<'a>(folio: *mut bindings::folio) -> &'a mut Self {
+        // SAFETY: `Self` is transparent; locked and in use, as the caller promises.
+        unsafe { &mut *folio.cast() }
+    }
+
+    methods! {
+        /// Sets `folio->mapping`, flag bits included.
+        fn set_mapping(mapping: usize) = sksm_folio_set_mapping;
+        /// `folio->index` of an anonymous folio.
+        fn index() -> usize = sksm_folio_index;
+        fn free_swap() -> bool = folio_free_swap;
+        /// The swap slot of a folio in the swap cache.
+        fn slot() -> usize = sksm_folio_slot;
+        /// Whether its bytes have been read.
+        fn is_uptodate() -> bool = sksm_folio_uptodate;
+        fn raw_split() -> i32 = sksm_folio_split;
+        /// Puts a new folio on an LRU list.
+        fn add_to_lru() = folio_add_lru;
+    }
+
+    /// Tries to give up swap space; true when the folio is not in the swap cache afterwards.
+    pub(crate) fn leave_swapcache(&self) -> bool {
+        if !self.state().in_swapcache() {
+            return true;
+        }
+        self.free_swap();
+        !self.state().in_swapcache()
+    }
+
+    /// Ends anonymous exclusivity; false when the page may be pinned.
+    ///
+    /// # Safety
+    ///
+    /// The page-table lock is held and the only page-table entry that maps an exclusive page is
+    /// cleared.
+    pub(crate) unsafe fn share(&self) -> bool {
+        // SAFETY: The folio is anonymous and locked; the entry is cleared.
+        unsafe { bindings::sksm_folio_share(self.as_ptr()) }
+    }
+
+    /// Splits a large folio; true when it is order-0 afterwards. May sleep.
+    pub(crate) fn split(&self) -> bool {
+        !self.state().is_large() || self.raw_split() == 0
+    }
+}
+
+impl Deref for LockedFolio {
+    type Target = Folio;
+
+    fn deref(&self) -> &Folio {
+        &self.0
+    }
+}
+
+/// The lock of a folio, and a reference to it.
+///
+/// # Invariants
+///
+/// The folio lock is held until drop.
+pub(crate) struct FolioGuard(ARef<Folio>);
+
+impl FolioGuard {
+    /// # Safety
+    ///
+    /// The folio is locked and referenced, and both are the result's.
+    pub(crate) unsafe fn from_raw(folio: NonNull<bindings::folio>) -> Self {
+        // INVARIANT: As the caller promises.
+        // SAFETY: As the caller promises.
+        Self(unsafe { ARef::from_raw(folio.cast()) })
+    }
+
+    /// Takes the folio lock in one of the two ways; `None` when it was to be tried, and is taken.
+    pub(crate) fn lock(folio: ARef<Folio>, locking: Locking) -> Result<Option<Self>> {
+        let locked = match locking {
+            Locking::Try => folio.raw_try_lock(),
+            Locking::Wait if folio.raw_lock_killable() == 0 => true,
+            Locking::Wait => return Err(EINTR),
+        };
+        // INVARIANT: The lock was just taken.
+        Ok(locked.then(|| Self(folio)))
+    }
+
+    /// Unlocks, keeps the reference.
+    pub(crate) fn unlock(self) -> ARef<Folio> {
+        let this = ManuallyDrop::new(self);
+        // SAFETY: By the invariant the lock is ours.
+        unsafe { bindings::folio_unlock(this.as_ptr()) };
+        // SAFETY: `this` is not dropped, so the reference moves to the result.
+        unsafe { core::ptr::read(&this.0) }
+    }
+}
+
+impl Deref for FolioGuard {
+    type Target = LockedFolio;
+
+    fn deref(&self) -> &LockedFolio {
+        // SAFETY: `LockedFolio` is transparent, and the lock is ours while `self` lives.
+        unsafe { &*self.0.as_ptr().cast() }
+    }
+}
+
+impl DerefMut for FolioGuard {
+    fn deref_mut(&mut self) -> &mut LockedFolio {
+        // SAFETY: As above; the one guard of the lock is borrowed mutably.
+        unsafe { LockedFolio::from_raw(self.0.as_ptr()) }
+    }
+}
+
+impl Drop for FolioGuard {
     fn drop(&mut self) {
-        // SAFETY: By the invariant the reference is ours.
-        unsafe { bindings::sksm_folio_put(self.as_ptr()) };
+        // SAFETY: By the invariant the lock is ours; the reference goes after it.
+        unsafe { bindings::folio_unlock(self.0.as_ptr()) };
+    }
+}
+
+/// A locked folio that nobody writes: not exclusive, and read-only wherever it is mapped. A write
+/// fault cannot take it back without the lock, and copies it.
+///
+/// # Invariants
+///
+/// So it is, and it is plain, while this lives.
+pub(crate) struct ProtectedFolio(FolioGuard);
+
+impl ProtectedFolio {
+    /// # Safety
+    ///
+    /// The invariant holds.
+    pub(crate) unsafe fn new(folio: FolioGuard) -> Self {
+        // INVARIANT: As the caller promises.
+        Self(folio)
+    }
+
+    pub(crate) fn bytes(&self) -> StableFolio<'_> {
+        // SAFETY: By the invariant.
+        unsafe { self.assume_stable() }
+    }
+
+    pub(crate) fn into_guard(self) -> FolioGuard {
+        self.0
+    }
+}
+
+impl Deref for ProtectedFolio {
+    type Target = FolioGuard;
+
+    fn deref(&self) -> &FolioGuard {
+        &self.0
     }
 }
 
@@ -247,9 +359,8 @@ impl Puts {
     }
 
     /// Puts the folio, by the end of this batch at the latest.
-    pub(crate) fn add(&mut self, folio: Folio) {
-        let folio = ManuallyDrop::new(folio);
-        self.0.folios[usize::from(self.0.nr)] = folio.as_ptr();
+    pub(crate) fn add(&mut self, folio: ARef<Folio>) {
+        self.0.folios[usize::from(self.0.nr)] = ARef::into_raw(folio).cast().as_ptr();
         self.0.nr += 1;
         if usize::from(self.0.nr) == self.0.folios.len() {
             self.put();
@@ -267,105 +378,5 @@ impl Drop for Puts {
         if self.0.nr > 0 {
             self.put();
         }
-    }
-}
-
-/// A reference to a folio whose lock is held.
-///
-/// # Invariants
-///
-/// The folio lock is held until drop.
-#[repr(transparent)]
-pub(crate) struct LockedFolio(Folio);
-
-impl LockedFolio {
-    /// Locks a folio that something else keeps in use during the call, without waiting.
-    ///
-    /// # Safety
-    ///
-    /// As for [`Folio::get`].
-    pub(crate) unsafe fn try_lock(folio: NonNull<bindings::folio>) -> Option<Self> {
-        // SAFETY: The folio is in use, as the caller promises.
-        if !unsafe { bindings::sksm_folio_trylock(folio.as_ptr()) } {
-            return None;
-        }
-        // INVARIANT: The lock was just taken.
-        // SAFETY: The folio is in use, as the caller promises.
-        Some(Self(unsafe { Folio::get(folio) }))
-    }
-
-    /// Views a folio that the caller has locked; neither unlocks nor puts.
-    ///
-    /// # Safety
-    ///
-    /// The caller holds lock and reference for as long as the result lives.
-    pub(crate) unsafe fn borrow(folio: *mut bindings::folio) -> ManuallyDrop<Self> {
-        // SAFETY: Callers pass folios, never NULL.
-        let folio = unsafe { NonNull::new_unchecked(folio) };
-        // INVARIANT: As the caller promises; ManuallyDrop keeps both in place.
-        ManuallyDrop::new(Self(Folio(folio)))
-    }
-
-    /// Unlocks, keeps the reference.
-    pub(crate) fn unlock(self) -> Folio {
-        let this = ManuallyDrop::new(self);
-        // SAFETY: By the invariant the lock is ours.
-        unsafe { bindings::folio_unlock(this.0.as_ptr()) };
-        // SAFETY: `this` is not dropped, so the reference moves to the result.
-        unsafe { core::ptr::read(&this.0) }
-    }
-
-    /// Sets `folio->mapping`, flag bits included.
-    pub(crate) fn set_mapping(&self, mapping: usize) {
-        // SAFETY: The folio lock guards `mapping` of anonymous folios.
-        unsafe { bindings::sksm_folio_set_mapping(self.as_ptr(), mapping as *mut _) };
-    }
-
-    /// `folio->index` of an anonymous folio.
-    pub(crate) fn index(&self) -> usize {
-        // SAFETY: The folio is in use.
-        unsafe { bindings::sksm_folio_index(self.as_ptr()) }
-    }
-
-    /// Tries to give up swap space; true when the folio is not in the swap cache afterwards.
-    pub(crate) fn leave_swapcache(&self) -> bool {
-        if !self.state().in_swapcache() {
-            return true;
-        }
-        // SAFETY: The folio is locked and in the swap cache.
-        unsafe { bindings::folio_free_swap(self.as_ptr()) };
-        !self.state().in_swapcache()
-    }
-
-    /// Ends anonymous exclusivity; false when the page may be pinned.
-    ///
-    /// # Safety
-    ///
-    /// The page-table lock is held and the only page-table entry that maps an exclusive page is
-    /// cleared.
-    pub(crate) unsafe fn share(&self) -> bool {
-        // SAFETY: The folio is anonymous and locked; the entry is cleared.
-        unsafe { bindings::sksm_folio_share(self.as_ptr()) }
-    }
-
-    /// Splits a large folio; true when it is order-0 afterwards. May sleep.
-    pub(crate) fn split(&self) -> bool {
-        // SAFETY: Locked and referenced, as splitting needs.
-        !self.state().is_large() || unsafe { bindings::sksm_folio_split(self.as_ptr()) } == 0
-    }
-}
-
-impl Deref for LockedFolio {
-    type Target = Folio;
-
-    fn deref(&self) -> &Folio {
-        &self.0
-    }
-}
-
-impl Drop for LockedFolio {
-    fn drop(&mut self) {
-        // SAFETY: By the invariant the lock is ours; the reference goes after it.
-        unsafe { bindings::folio_unlock(self.0.as_ptr()) };
     }
 }

@@ -7,6 +7,11 @@
 #include <linux/hugetlb.h>
 #include <linux/init.h>
 #include <linux/memcontrol.h>
+#include <linux/nsproxy.h>
+#include <linux/oom.h>
+#include <linux/pid_namespace.h>
+#include <linux/sched/coredump.h>
+#include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/user_namespace.h>
 #include <linux/workqueue.h>
@@ -21,28 +26,43 @@
 
 /* Index */
 
-/* The checksum is as good as random; only users of equal content must not meet. */
+/*
+ * A node is in one of two tables, with the same link: in the index, or under its
+ * swap slot. Who looks something up in one may come by what stands in the other.
+ * A slot is odd. Where that is, what else stands in a table has a pointer or an
+ * rcu_head.
+ */
+static bool sksm_is_asleep(const void *obj)
+{
+	return READ_ONCE(((const struct sksm_sleeper *)obj)->slot) & 1;
+}
+
+static struct rhashtable sksm_index;
+
+/* The hash of the content is as good as random, and secret. */
 static u32 sksm_key_hash(const void *data, u32 len, u32 seed)
 {
 	const struct sksm_key *key = data;
 
-	return jhash_3words(key->checksum, key->domain ^ key->kind, (key->domain >> 32) ^ key->nid,
-			    seed);
+	return (u32)key->hash ^ seed;
 }
 
+/*
+ * As memcmp(), inline; and a search that came by a node that sleeps, see below,
+ * does not take it for one of this table.
+ */
 static int sksm_key_cmp(struct rhashtable_compare_arg *arg, const void *obj)
 {
 	const struct sksm_key *a = arg->key;
 	const struct sksm_key *b = &((const struct sksm_link *)obj)->key;
 
-	return a->checksum != b->checksum || a->domain != b->domain || a->kind != b->kind ||
-	       a->full != b->full || a->nid != b->nid;
+	return a->hash != b->hash || a->domain != b->domain || sksm_is_asleep(obj);
 }
 
 static const struct rhashtable_params sksm_index_params = {
 	.head_offset = offsetof(struct sksm_link, head),
 	.key_offset = offsetof(struct sksm_link, key),
-	.key_len = offsetofend(struct sksm_key, nid),
+	.key_len = sizeof(struct sksm_key),
 	.hashfn = sksm_key_hash,
 	.obj_cmpfn = sksm_key_cmp,
 	/* 32 KiB: room for a few libraries before the table has to grow. */
@@ -50,38 +70,101 @@ static const struct rhashtable_params sksm_index_params = {
 	.automatic_shrinking = true,
 };
 
-int sksm_index_init(struct rhltable *table)
+/* Nodes by swap slot. */
+static struct rhashtable sksm_asleep;
+
+/* Set for good when the first node falls asleep. */
+bool sksm_any_asleep __read_mostly;
+
+static int sksm_slot_cmp(struct rhashtable_compare_arg *arg, const void *obj)
 {
-	return rhltable_init(table, &sksm_index_params);
+	const unsigned long *slot = arg->key;
+
+	return *slot != READ_ONCE(((const struct sksm_sleeper *)obj)->slot);
 }
 
-int sksm_index_insert(struct rhltable *table, struct sksm_link *link)
+static const struct rhashtable_params sksm_asleep_params = {
+	.head_offset = offsetof(struct sksm_sleeper, link.head),
+	.key_offset = offsetof(struct sksm_sleeper, slot),
+	.key_len = sizeof_field(struct sksm_sleeper, slot),
+	.obj_cmpfn = sksm_slot_cmp,
+	.automatic_shrinking = true,
+};
+
+/* Guard what is published under the hashes of some samples each. */
+static spinlock_t sksm_shards[SKSM_SHARDS];
+
+int sksm_index_init(void)
 {
-	return rhltable_insert(table, &link->head, sksm_index_params);
+	unsigned int shard;
+
+	for (shard = 0; shard < SKSM_SHARDS; shard++)
+		spin_lock_init(&sksm_shards[shard]);
+	return rhashtable_init(&sksm_asleep, &sksm_asleep_params) ?:
+	       rhashtable_init(&sksm_index, &sksm_index_params);
 }
 
-int sksm_index_remove(struct rhltable *table, struct sksm_link *link)
+struct sksm_link *sksm_index_lookup(const struct sksm_key *key)
 {
-	return rhltable_remove(table, &link->head, sksm_index_params);
+	/* Also for those who have a shard's lock only. */
+	return rhashtable_lookup_fast(&sksm_index, key, sksm_index_params);
 }
 
-struct sksm_link *sksm_index_lookup(struct rhltable *table, const struct sksm_key *key)
+int sksm_index_insert(struct sksm_link *link)
 {
-	struct rhlist_head *head = rhltable_lookup(table, key, sksm_index_params);
-
-	return head ? container_of(head, struct sksm_link, head) : NULL;
+	return rhashtable_insert_fast(&sksm_index, &link->head, sksm_index_params);
 }
 
-struct sksm_link *sksm_index_next(struct sksm_link *link)
+int sksm_index_replace(struct sksm_link *old, struct sksm_link *new)
 {
-	struct rhlist_head *head = rcu_dereference(link->head.next);
-
-	return head ? container_of(head, struct sksm_link, head) : NULL;
+	return rhashtable_replace_fast(&sksm_index, &old->head, &new->head, sksm_index_params);
 }
 
-void sksm_index_walk_enter(struct rhltable *table, struct rhashtable_iter *iter)
+int sksm_index_remove(struct sksm_link *link)
 {
-	rhltable_walk_enter(table, iter);
+	return rhashtable_remove_fast(&sksm_index, &link->head, sksm_index_params);
+}
+
+void sksm_crowd_free(struct sksm_crowd *crowd)
+{
+	kfree_rcu(crowd, rcu);
+}
+
+int sksm_asleep_insert(struct sksm_sleeper *sleeper)
+{
+	if (!READ_ONCE(sksm_any_asleep))
+		WRITE_ONCE(sksm_any_asleep, true);
+	return rhashtable_lookup_insert_fast(&sksm_asleep, &sleeper->link.head,
+					     sksm_asleep_params);
+}
+
+struct sksm_sleeper *sksm_asleep_lookup(unsigned long slot)
+{
+	return rhashtable_lookup_fast(&sksm_asleep, &slot, sksm_asleep_params);
+}
+
+/* Exact up to one; the slot is in use. */
+int sksm_slot_users(unsigned long entry)
+{
+	return __swap_count((swp_entry_t){ entry });
+}
+
+void sksm_asleep_remove(struct sksm_sleeper *sleeper)
+{
+	rhashtable_remove_fast(&sksm_asleep, &sleeper->link.head, sksm_asleep_params);
+}
+
+unsigned long sksm_shard_lock(unsigned int shard)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(&sksm_shards[shard], flags);
+	return flags;
+}
+
+void sksm_shard_unlock(unsigned int shard, unsigned long flags)
+{
+	spin_unlock_irqrestore(&sksm_shards[shard], flags);
 }
 
 void sksm_rcu_read_lock(void)
@@ -92,6 +175,13 @@ void sksm_rcu_read_lock(void)
 void sksm_rcu_read_unlock(void)
 {
 	rcu_read_unlock();
+}
+
+/* Content */
+
+u64 sksm_siphash(const void *data, size_t len, const siphash_key_t *key)
+{
+	return siphash(data, len, key);
 }
 
 /* Folios */
@@ -122,9 +212,19 @@ bool sksm_folio_trylock(struct folio *folio)
 	return folio_trylock(folio);
 }
 
-void sksm_folio_lock(struct folio *folio)
+int sksm_folio_lock_killable(struct folio *folio)
 {
-	folio_lock(folio);
+	return folio_lock_killable(folio);
+}
+
+/* Whether memory tags belong to the bytes. */
+static bool sksm_folio_is_tagged(struct folio *folio)
+{
+#ifdef CONFIG_ARM64_MTE
+	return page_mte_tagged(&folio->page);
+#else
+	return false;
+#endif
 }
 
 /* A snapshot: SKSM_FOLIO_*. */
@@ -135,7 +235,8 @@ unsigned int sksm_folio_state(struct folio *folio)
 	       (folio_test_large(folio) ? SKSM_FOLIO_LARGE : 0) |
 	       (folio_is_zone_device(folio) ? SKSM_FOLIO_ZONE_DEVICE : 0) |
 	       (folio_contain_hwpoisoned_page(folio) ? SKSM_FOLIO_HWPOISON : 0) |
-	       (folio_test_swapcache(folio) ? SKSM_FOLIO_SWAPCACHE : 0);
+	       (folio_test_swapcache(folio) ? SKSM_FOLIO_SWAPCACHE : 0) |
+	       (sksm_folio_is_tagged(folio) ? SKSM_FOLIO_TAGGED : 0);
 }
 
 bool sksm_folio_maybe_dma_pinned(struct folio *folio)
@@ -180,16 +281,16 @@ int sksm_folio_nid(struct folio *folio)
 	return folio_nid(folio);
 }
 
-void *sksm_folio_mapping(struct folio *folio)
+unsigned long sksm_folio_mapping(struct folio *folio)
 {
 	/* Pairs with the release below: whoever sees a node sees it filled in. */
-	return smp_load_acquire(&folio->mapping);
+	return (unsigned long)smp_load_acquire(&folio->mapping);
 }
 
-void sksm_folio_set_mapping(struct folio *folio, void *mapping)
+void sksm_folio_set_mapping(struct folio *folio, unsigned long mapping)
 {
 	/* Pairs with the acquire above. */
-	smp_store_release(&folio->mapping, mapping);
+	smp_store_release(&folio->mapping, (struct address_space *)mapping);
 }
 
 unsigned long sksm_folio_index(struct folio *folio)
@@ -197,9 +298,25 @@ unsigned long sksm_folio_index(struct folio *folio)
 	return folio->index;
 }
 
+/* Its swap entry, if the folio is in the swap cache. */
+unsigned long sksm_folio_slot(struct folio *folio)
+{
+	return folio->swap.val;
+}
+
+bool sksm_folio_uptodate(struct folio *folio)
+{
+	return folio_test_uptodate(folio);
+}
+
 void sksm_folio_set_index(struct folio *folio, unsigned long index)
 {
 	folio->index = index;
+}
+
+bool sksm_folio_is_exclusive(struct folio *folio)
+{
+	return PageAnonExclusive(&folio->page);
 }
 
 /* Ends exclusivity if there is any; false when the page may be pinned. */
@@ -346,6 +463,64 @@ pte_t sksm_pte_for_zero(struct vm_area_struct *vma, pte_t old)
 	return sksm_pte_carry(pte_mkdirty(pte_mkspecial(pte)), old);
 }
 
+/* Marks a plain zero page as one of KSM's kind and counts it; false if it is none. */
+bool sksm_pte_adopt_zero(struct mm_struct *mm, unsigned long addr, pte_t *ptep)
+{
+	pte_t pte = ptep_get(ptep);
+
+	if (!pte_present(pte) || !is_zero_pfn(pte_pfn(pte)) || pte_dirty(pte))
+		return false;
+	set_pte_at(mm, addr, ptep, sksm_pte_carry(pte_mkdirty(pte), pte));
+	ksm_map_zero_page(mm);
+	return true;
+}
+
+/*
+ * A new folio, locked, with the bytes of copy, and with the mapping and the
+ * charge of old, which is locked. NULL if there is no memory, or copy is bad.
+ */
+struct folio *sksm_folio_replacement(struct folio *old, struct folio *copy)
+{
+	struct folio *new;
+
+	new = folio_alloc(GFP_HIGHUSER_MOVABLE | __GFP_RETRY_MAYFAIL | __GFP_NOWARN, 0);
+	if (!new)
+		return NULL;
+	if (copy_mc_highpage(&new->page, &copy->page)) {
+		folio_put(new);
+		return NULL;
+	}
+	__folio_set_locked(new);
+	__folio_set_swapbacked(new);
+	__folio_mark_uptodate(new);
+	new->mapping = old->mapping;
+	mem_cgroup_replace_folio(old, new);
+	return new;
+}
+
+/* Maps new in place of old, if that is mapped there. Both are locked. */
+void sksm_folio_replace_at(struct folio *old, struct vm_area_struct *vma, unsigned long addr,
+			   struct folio *new)
+{
+	DEFINE_FOLIO_VMA_WALK(pvmw, old, vma, addr, PVMW_SYNC);
+	struct mmu_notifier_range range;
+
+	sksm_notifier_start(vma->vm_mm, &range, addr, addr + PAGE_SIZE);
+	while (page_vma_mapped_walk(&pvmw)) {
+		pte_t pte = ptep_clear_flush(vma, pvmw.address, pvmw.pte);
+
+		folio_get(new);
+		folio_add_anon_rmap_pte(new, &new->page, vma, pvmw.address, RMAP_NONE);
+		set_pte_at(vma->vm_mm, pvmw.address, pvmw.pte,
+			   sksm_pte_for_folio(new, vma, pte));
+		folio_remove_rmap_pte(old, &old->page, vma);
+		if (vma->vm_flags & VM_LOCKED)
+			mlock_drain_local();
+		folio_put(old);
+	}
+	sksm_notifier_end(&range);
+}
+
 void sksm_flush_tlb(struct vm_area_struct *vma, unsigned long start, unsigned long end)
 {
 	flush_tlb_range(vma, start, end);
@@ -362,7 +537,7 @@ void sksm_smp_mb(void)
 	smp_mb();
 }
 
-void sksm_notifier_start(struct mmu_notifier_range *range, struct mm_struct *mm,
+void sksm_notifier_start(struct mm_struct *mm, struct mmu_notifier_range *range,
 			 unsigned long start, unsigned long end)
 {
 	mmu_notifier_range_init(range, MMU_NOTIFY_CLEAR, 0, mm, start, end);
@@ -452,32 +627,140 @@ void sksm_collect_procs(struct folio *folio, struct vm_area_struct *vma, unsigne
 #endif
 }
 
-/* Processes */
+/* VMAs */
 
-/* False when the process that owned the memory has gone. */
-bool sksm_mm_owner(struct mm_struct *mm, u32 *uid, u32 *user_ns)
+bool sksm_vma_is_anonymous(struct vm_area_struct *vma)
 {
-	struct task_struct *owner;
-	const struct cred *cred;
-
-	rcu_read_lock();
-	owner = rcu_dereference(mm->owner);
-	if (owner) {
-		cred = __task_cred(owner);
-		*uid = __kuid_val(cred->uid);
-		*user_ns = cred->user_ns->ns.inum;
-	}
-	rcu_read_unlock();
-	return owner;
+	return vma_is_anonymous(vma);
 }
 
-u64 sksm_mm_cgroup(struct mm_struct *mm)
+unsigned long sksm_vma_flags(struct vm_area_struct *vma)
 {
-	struct mem_cgroup *memcg = get_mem_cgroup_from_mm(mm);
-	u64 serial = memcg ? memcg->css.serial_nr : 0;
+	return vma->vm_flags;
+}
 
-	mem_cgroup_put(memcg);
-	return serial;
+unsigned long sksm_vma_start(struct vm_area_struct *vma)
+{
+	return vma->vm_start;
+}
+
+unsigned long sksm_vma_end(struct vm_area_struct *vma)
+{
+	return vma->vm_end;
+}
+
+/* Processes */
+
+static bool sksm_off __ro_after_init;
+
+static int __init sksm_setup(char *value)
+{
+	if (!value || strcmp(value, "off"))
+		return -EINVAL;
+	sksm_off = true;
+	return 0;
+}
+early_param("sksm", sksm_setup);
+
+bool sksm_is_off(void)
+{
+	return sksm_off;
+}
+
+bool sksm_is_current_mm(struct mm_struct *mm)
+{
+	return mm == current->mm;
+}
+
+/* False when the process that owned the memory has gone. RCU read lock held. */
+bool sksm_mm_owner(struct mm_struct *mm, struct sksm_owner *who)
+{
+	struct task_struct *owner = rcu_dereference(mm->owner);
+	struct nsproxy *nsproxy;
+	const struct cred *cred;
+
+	if (!owner)
+		return false;
+	cred = __task_cred(owner);
+	who->uid = __kuid_val(cred->uid);
+	who->euid = __kuid_val(cred->euid);
+	who->suid = __kuid_val(cred->suid);
+	who->mm_user_ns = mm->user_ns->ns.serial;
+	who->user_ns = cred->user_ns->ns.serial;
+	task_lock(owner);
+	nsproxy = owner->nsproxy;
+	if (nsproxy)
+		who->cgroup_ns = nsproxy->cgroup_ns->ns.serial;
+	task_unlock(owner);
+	return nsproxy;
+}
+
+bool sksm_mm_dumpable(struct mm_struct *mm)
+{
+	return get_dumpable(mm) == SUID_DUMP_USER;
+}
+
+/* RCU read lock held; it keeps what is returned, and its ancestors. */
+struct mem_cgroup *sksm_mm_memcg(struct mm_struct *mm)
+{
+	struct task_struct *owner = rcu_dereference(mm->owner);
+
+	return owner && !mem_cgroup_disabled() ? mem_cgroup_from_task(owner) : NULL;
+}
+
+struct mem_cgroup *sksm_memcg_parent(struct mem_cgroup *memcg)
+{
+	return parent_mem_cgroup(memcg);
+}
+
+u64 sksm_memcg_serial(struct mem_cgroup *memcg)
+{
+	return memcg->css.serial_nr;
+}
+
+unsigned int sksm_memcg_mark(struct mem_cgroup *memcg)
+{
+	return READ_ONCE(memcg->merge_domain);
+}
+
+/*
+ * The mm, with a reference, of the process with the lowest number from *nr on
+ * that has one; *nr is then the next number.
+ */
+struct mm_struct *sksm_next_mm(int *nr)
+{
+	struct task_struct *task;
+	struct mm_struct *mm = NULL;
+	struct pid *pid;
+
+	rcu_read_lock();
+	while (!mm) {
+		pid = find_ge_pid(*nr, &init_pid_ns);
+		if (!pid)
+			break;
+		*nr = pid_nr(pid) + 1;
+		task = pid_task(pid, PIDTYPE_TGID);
+		if (!task || task->flags & PF_KTHREAD)
+			continue;
+		task = find_lock_task_mm(task);
+		if (!task)
+			continue;
+		mm = task->mm;
+		mmget(mm);
+		task_unlock(task);
+	}
+	rcu_read_unlock();
+	return mm;
+}
+
+int sksm_mmap_read_lock_killable(struct mm_struct *mm)
+{
+	return mmap_read_lock_killable(mm);
+}
+
+void sksm_mmap_read_unlock(struct mm_struct *mm)
+{
+	mmap_read_unlock(mm);
 }
 
 bool sksm_mmap_lock_is_contended(struct mm_struct *mm)
@@ -493,6 +776,56 @@ bool sksm_fatal_signal_pending(void)
 void sksm_cond_resched(void)
 {
 	cond_resched();
+}
+
+/* Counters */
+
+static DEFINE_PER_CPU(long[SKSM_NR_STATS], sksm_stats);
+
+void sksm_stat_add(unsigned int stat, long count)
+{
+	this_cpu_add(sksm_stats[stat], count);
+}
+
+long sksm_stat_read(unsigned int stat)
+{
+	long sum = 0;
+	int cpu;
+
+	for_each_possible_cpu(cpu)
+		sum += READ_ONCE(per_cpu(sksm_stats[stat], cpu));
+	return sum;
+}
+
+void sksm_mm_add_merged(struct mm_struct *mm, long mappings)
+{
+	atomic_long_add(mappings, &mm->sksm_merged);
+}
+
+void sksm_mm_add_published(struct mm_struct *mm, long pages)
+{
+	atomic_long_add(pages, &mm->sksm_published);
+}
+
+/* One less, unless there is none. */
+bool sksm_mm_take_merged(struct mm_struct *mm)
+{
+	return atomic_long_dec_if_positive(&mm->sksm_merged) >= 0;
+}
+
+bool sksm_mm_take_published(struct mm_struct *mm)
+{
+	return atomic_long_dec_if_positive(&mm->sksm_published) >= 0;
+}
+
+void sksm_mm_add_swapped(struct mm_struct *mm, long mappings)
+{
+	atomic_long_add(mappings, &mm->sksm_swapped);
+}
+
+bool sksm_mm_take_swapped(struct mm_struct *mm)
+{
+	return atomic_long_dec_if_positive(&mm->sksm_swapped) >= 0;
 }
 
 /* Observability */
@@ -535,12 +868,7 @@ static DECLARE_WORK(sksm_release_work, sksm_release);
 
 void sksm_schedule_release(void)
 {
-	schedule_work(&sksm_release_work);
-}
-
-void sksm_flush_release(void)
-{
-	flush_work(&sksm_release_work);
+	queue_work(system_unbound_wq, &sksm_release_work);
 }
 
 subsys_initcall(sksm_init);

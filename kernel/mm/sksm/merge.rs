@@ -2,47 +2,61 @@
 
 //! One `MADV_MERGE` call: walks the range and decides, page by page, what happens.
 
-use core::mem::{replace, take};
-use core::ptr::{read_volatile, NonNull};
+use core::ops::Range;
+use core::ptr::NonNull;
 use core::sync::atomic::Ordering;
 use kernel::bindings;
 use kernel::ffi::{c_int, c_ulong};
 use kernel::page::PAGE_SHIFT;
 use kernel::prelude::*;
 
-use super::batch::{Batch, Candidate, Fate, Leftover};
-use super::domain::Domain;
-use super::folio::{Folio, LockedFolio, Locking};
+use super::batch::{Batch, Candidate, State};
+use super::content::{self, Secret};
+use super::domain::{self, Domain};
+use super::folio::{FolioGuard, LockedFolio, Locking, ProtectedFolio};
 use super::gfp;
 use super::index::{self, Found, Search};
-use super::node::{Key, Node};
-use super::pte::{PteRange, SlotSet, MAX_SLOTS};
+use super::mm::{self, Mm, Vma};
+use super::node::Node;
+use super::pte::{PteRange, MAX_SLOTS};
 use super::rmap::Entry;
-use super::stats::Tally;
-use super::sysfs::MERGE_ACROSS_NODES;
+use super::stats::{Process, Tally};
+use super::sysfs::{MAX_PAGE_SHARING, MERGE_ACROSS_NODES};
 
 /// After so many pages, about 20 microseconds of work, others get their turn.
 const RESCHED: usize = 16;
+
+/// How often a page is published where something else was published meanwhile.
+const TURNS: usize = 4;
+
+/// After so many pages in a row for which there was no memory, a call ends.
+const LACKING: usize = 16;
 
 /// What makes a page walk end early, with success.
 const STOP: c_int = 1;
 
 /// The state of one call.
-pub(crate) struct Call {
-    /// `None` when the memory's owner has gone: nothing merges then.
+pub(crate) struct Call<'a> {
+    secret: &'static Secret,
+    /// `None` when the memory is in no domain: nothing merges then.
     domain: Option<Domain>,
     candidates: KVVec<Candidate>,
     /// All CPUs were drained; once a call is enough.
     drained: bool,
     across_nodes: bool,
-    seed: u64,
-    mm: *mut bindings::mm_struct,
+    /// There was no memory for some page.
+    lacked_memory: bool,
+    /// For so many pages in a row there was none.
+    lacking: usize,
+    /// Another process asks.
+    remote: bool,
+    mm: &'a Mm,
     /// Where the walk ended early, as others wait for mmap_lock.
     stopped: Option<usize>,
     tally: Tally,
 }
 
-impl Drop for Call {
+impl Drop for Call<'_> {
     fn drop(&mut self) {
         self.tally.close(self.mm);
     }
@@ -70,12 +84,17 @@ unsafe extern "C" fn merge_pmd(
     end: c_ulong,
     walk: *mut bindings::mm_walk,
 ) -> c_int {
-    // SAFETY: `private` is the call, borrowed mutably by merge_vma() and by nobody else.
-    let (call, vma) = unsafe { (&mut *(*walk).private.cast::<Call>(), (*walk).vma) };
+    // SAFETY: `private` is the call, borrowed mutably by merge_vma() and by nobody else. The walk
+    // is over a VMA that mmap_lock keeps.
+    let (call, vma) = unsafe {
+        (
+            &mut *(*walk).private.cast::<Call<'_>>(),
+            Vma::from_raw(NonNull::new_unchecked((*walk).vma)),
+        )
+    };
     let mut at = start;
     while at < end {
-        // SAFETY: Looks at the current task.
-        if unsafe { bindings::sksm_fatal_signal_pending() } {
+        if mm::fatal_signal_pending() {
             return EINTR.to_errno();
         }
         // SAFETY: The walk holds mmap_lock, and `pmd` is the entry of this range.
@@ -84,10 +103,8 @@ unsafe extern "C" fn merge_pmd(
             return error.to_errno();
         }
         at += MAX_SLOTS << PAGE_SHIFT;
-        // SAFETY: No lock but mmap_lock is held.
-        unsafe { bindings::sksm_cond_resched() };
-        // SAFETY: The walk's mm is valid.
-        if unsafe { bindings::sksm_mmap_lock_is_contended(call.mm) } {
+        mm::cond_resched();
+        if call.mm.is_lock_contended() {
             call.stopped = Some(at.min(end));
             return STOP;
         }
@@ -95,19 +112,43 @@ unsafe extern "C" fn merge_pmd(
     0
 }
 
-impl Call {
-    /// Starts a call on memory of `mm`, which is valid.
-    pub(crate) fn new(mm: *mut bindings::mm_struct) -> Self {
-        Self {
-            // SAFETY: The mm is valid.
-            domain: unsafe { Domain::of(mm) },
+impl<'a> Call<'a> {
+    /// Starts a call on memory of `mm`. May sleep.
+    pub(crate) fn new(mm: &'a Mm) -> Result<Self> {
+        let secret = Secret::get()?;
+        let remote = !mm.is_current();
+        Ok(Self {
+            secret,
+            domain: Domain::of(mm, remote, secret),
             candidates: KVVec::new(),
             drained: false,
             across_nodes: MERGE_ACROSS_NODES.load(Ordering::Relaxed),
-            seed: index::seed(),
+            lacked_memory: false,
+            lacking: 0,
+            remote,
             mm,
             stopped: None,
             tally: Tally::default(),
+        })
+    }
+
+    pub(crate) fn lacked_memory(&self) -> bool {
+        self.lacked_memory
+    }
+
+    /// What becomes of a page for which there is an answer, or no memory: that costs the page only,
+    /// unless it happens time and again.
+    fn left_without_memory(&mut self, found: Result<State>) -> Result<State> {
+        match found {
+            Err(error) if error == ENOMEM && self.lacking < LACKING => {
+                self.lacked_memory = true;
+                self.lacking += 1;
+                Ok(State::Busy)
+            }
+            found => {
+                self.lacking = 0;
+                found
+            }
         }
     }
 
@@ -119,26 +160,27 @@ impl Call {
     /// `vma` covers the range and mmap_lock is held for read.
     pub(crate) unsafe fn merge_vma(
         &mut self,
-        vma: *mut bindings::vm_area_struct,
+        vma: &Vma,
         start: usize,
         end: usize,
     ) -> Result<usize> {
-        // SAFETY: `vma` is valid. Volatile, as a page fault may set the pointer meanwhile, once.
-        let worthwhile = unsafe {
-            bindings::vma_ksm_compatible(vma)
-                && !read_volatile(&raw const (*vma).anon_vma).is_null()
-        };
-        if !worthwhile || self.domain.is_none() {
+        if !vma.is_compatible() || vma.anon_vma().is_none() {
             return Ok(end);
         }
-        let slots = ((end - start) >> PAGE_SHIFT).min(MAX_SLOTS);
+        let private = self.remote && domain::is_private(vma);
+        let pages = (end - start) >> PAGE_SHIFT;
+        if private || self.domain.is_none() {
+            self.tally.refused += pages;
+            return Ok(end);
+        }
+        let slots = pages.min(MAX_SLOTS);
         if self.candidates.capacity() < slots {
             self.candidates.reserve(slots, gfp())?;
         }
         // SAFETY: The caller holds mmap_lock; merge_pmd() gets the call back as `private`.
         kernel::error::to_result(unsafe {
             bindings::walk_page_range_vma(
-                vma,
+                vma.as_ptr(),
                 start,
                 end,
                 &WALK.0,
@@ -148,106 +190,102 @@ impl Call {
         Ok(self.stopped.take().unwrap_or(end))
     }
 
-    /// Merges the pages of one run, those that need a second try included.
-    fn merge_range(&mut self, range: &PteRange) -> Result {
+    /// Merges the pages of one run, those that need a second look included.
+    fn merge_range(&mut self, range: &PteRange<'_>) -> Result {
         if let Some(folio) = range.huge_folio() {
+            let folio = FolioGuard::lock(folio, Locking::Wait)?;
             // Split or not: what is left huge is found to have no page table.
-            if !folio.lock().split() {
+            if !folio.is_some_and(|folio| folio.split()) {
                 self.tally.busy += range.len();
                 return Ok(());
             }
+            let table = range.whole_table();
+            let zeros = table.lock().map_or(0, |mut ptes| {
+                let slots = 0..table.len();
+                slots.filter(|slot| ptes.adopt_zero(*slot)).count()
+            });
+            self.count_zeros(zeros);
         }
-        let mut left = Leftover::default();
-        self.pass(range, SlotSet::first(range.len()), Locking::Try, &mut left)?;
-        if !left.large.is_empty() {
-            let large = take(&mut left.large);
-            split_large(range, large);
-            self.pass(range, large, Locking::Try, &mut left)?;
-        }
-        if !left.batched.is_empty() && !self.drained {
-            // SAFETY: No lock but mmap_lock is held, which the work on other CPUs does not take.
-            unsafe { bindings::lru_add_drain_all() };
-            self.drained = true;
-            let batched = take(&mut left.batched);
-            self.pass(range, batched, Locking::Try, &mut left)?;
-        }
-        for slot in take(&mut left.locked).iter() {
-            self.pass(range, SlotSet::one(slot), Locking::Wait, &mut left)?;
-        }
-        left.busy.union(&left.large);
-        left.busy.union(&left.batched);
-        self.tally.busy += left.busy.len();
-        for slot in left.busy.iter() {
-            // SAFETY: Only prints its arguments.
-            unsafe { bindings::sksm_trace_busy(self.mm, range.addr(slot)) };
-        }
-        Ok(())
-    }
-
-    /// Takes the pages of `slots` through all steps.
-    fn pass(
-        &mut self,
-        range: &PteRange,
-        slots: SlotSet,
-        locking: Locking,
-        left: &mut Leftover,
-    ) -> Result {
-        let mut candidates = replace(&mut self.candidates, KVVec::new());
-        let result = self.steps(range, &mut candidates, slots, locking, left);
+        let mut candidates = core::mem::replace(&mut self.candidates, KVVec::new());
+        let result = self.merge_batch(range, &mut candidates);
         self.candidates = candidates;
         result
     }
 
-    fn steps(
-        &mut self,
-        range: &PteRange,
-        candidates: &mut KVVec<Candidate>,
-        slots: SlotSet,
-        locking: Locking,
-        left: &mut Leftover,
-    ) -> Result {
-        let mut batch = Batch::new(range, candidates);
-        // Those of earlier passes had their second try.
-        let earlier = take(&mut left.batched);
-        batch.collect(slots, locking, left)?;
-        if !left.batched.is_empty() {
+    fn merge_batch(&mut self, range: &PteRange<'_>, candidates: &mut KVVec<Candidate>) -> Result {
+        let mut batch = Batch::collect(range, candidates)?;
+        let all = 0..batch.candidates().len();
+        if batch.left && batch.has(State::is_batched) {
             // Pages that were written just now are in this CPU's batch.
-            // SAFETY: Does not sleep; folio locks do not matter to it.
-            unsafe { bindings::lru_add_drain() };
-            batch.collect(take(&mut left.batched), locking, left)?;
+            mm::drain_local_batches();
+            batch.collect_again(State::is_batched);
         }
-        left.batched.union(&earlier);
-        batch.protect(left);
-        let result = self.decide_all(range, &mut batch, left);
+        self.steps(&mut batch, all.clone())?;
+        if !batch.left {
+            return Ok(());
+        }
+        if batch.has(State::is_large) {
+            let zeros = batch.split_large()?;
+            self.count_zeros(zeros);
+            batch.collect_again(State::is_large);
+            self.steps(&mut batch, all.clone())?;
+        }
+        if !self.drained && batch.has(State::is_batched) {
+            mm::drain_all_batches();
+            self.drained = true;
+            batch.collect_again(State::is_batched);
+            self.steps(&mut batch, all.clone())?;
+        }
+        for at in all {
+            if batch.candidates()[at].state.is_locked() {
+                batch.collect_waiting(at)?;
+                self.steps(&mut batch, at..at + 1)?;
+            }
+        }
+        for candidate in batch.candidates() {
+            if candidate.state.is_left() {
+                self.tally.busy += 1;
+                self.mm.trace_busy(range.addr(candidate.slot));
+            }
+        }
+        Ok(())
+    }
+
+    /// Pages that became the zero page when a huge page was split.
+    fn count_zeros(&mut self, pages: usize) {
+        self.tally.scanned += pages;
+        self.tally.merged += pages;
+    }
+
+    /// Takes what is collected through all steps; `which` of the candidates that may be.
+    fn steps(&mut self, batch: &mut Batch<'_>, which: Range<usize>) -> Result {
+        batch.protect();
+        let result = self.decide_all(batch, which);
         // Also after an error: what was found is merged.
         self.tally.merged += batch.replace();
+        batch.let_go();
         result
     }
 
     /// First what can be decided at once, then what somebody else is at work on.
-    fn decide_all(
-        &mut self,
-        range: &PteRange,
-        batch: &mut Batch<'_>,
-        left: &mut Leftover,
-    ) -> Result {
+    fn decide_all(&mut self, batch: &mut Batch<'_>, which: Range<usize>) -> Result {
+        let range = batch.range;
         for locking in [Locking::Try, Locking::Wait] {
-            let mut contended = false;
-            for (count, candidate) in batch.candidates().iter_mut().enumerate() {
-                if !matches!(candidate.fate, Fate::Protected) {
-                    continue;
-                }
-                candidate.fate = self.decide(range, candidate, locking, left)?;
-                contended |= matches!(candidate.fate, Fate::Protected);
-                if matches!(candidate.fate, Fate::Leave) {
-                    // A merged page now, perhaps: others may wait for its lock.
-                    candidate.folio = None;
+            let (mut contended, mut busy) = (false, false);
+            for (count, candidate) in batch.candidates()[which.clone()].iter_mut().enumerate() {
+                if let Some(State::Stable(folio)) = candidate.state.take(State::is_stable) {
+                    let (slot, sample) = (candidate.slot, &mut candidate.sample);
+                    let next = self.decide(range, slot, folio, sample, locking);
+                    let next = self.left_without_memory(next)?;
+                    contended |= next.is_stable();
+                    busy |= next.is_left();
+                    candidate.state.set(next);
                 }
                 if count % RESCHED == 0 {
-                    // SAFETY: Folio locks may be held while sleeping.
-                    unsafe { bindings::sksm_cond_resched() };
+                    mm::cond_resched();
                 }
             }
+            batch.left |= busy;
             if !contended {
                 break;
             }
@@ -255,95 +293,89 @@ impl Call {
         Ok(())
     }
 
-    /// Steps 3, 4 and 6 for one write-protected page: zero page, merged page, or published.
-    /// Undecided, so still protected, if it was not to wait and would have to.
+    /// Steps 3 and 4 for one write-protected page: zero page, merged page, or published. It stays
+    /// as it is if this was not to wait and would have to. `known` is the hash of its sample if
+    /// that is known. May sleep.
     fn decide(
         &mut self,
-        range: &PteRange,
-        candidate: &mut Candidate,
+        range: &PteRange<'_>,
+        slot: usize,
+        folio: ProtectedFolio,
+        known: &mut Option<u64>,
         locking: Locking,
-        left: &mut Leftover,
-    ) -> Result<Fate> {
-        let (Some(folio), Some(domain)) = (&candidate.folio, self.domain) else {
-            return Ok(Fate::Leave);
+    ) -> Result<State> {
+        let Some(domain) = self.domain else {
+            return Ok(State::Done);
         };
-        if candidate.sample.is_none() {
+        let nid = if self.across_nodes {
+            bindings::NUMA_NO_NODE
+        } else {
+            folio.nid()
+        };
+        let domain = domain.word(nid, self.secret) & !index::CLASS;
+        *known = known.or_else(|| {
             self.tally.scanned += 1;
-            candidate.sample = folio.sample_checksum(self.seed);
-        }
-        let Some(checksum) = candidate.sample else {
-            return Ok(Fate::Zero);
+            folio.bytes().with_words(|words| {
+                // A file mapping may lose a zero page: mm takes it for nothing of the process's.
+                let zero = range.is_anonymous() && content::is_zero(words);
+                (!zero).then(|| self.secret.hash_sample(words, domain))
+            })
+        });
+        let Some(sample) = *known else {
+            return Ok(State::Zero(folio.into_guard()));
         };
-        let key = Key {
-            checksum,
-            domain: domain.id,
-            kind: domain.kind as u8,
-            full: 0,
-            nid: if self.across_nodes {
-                bindings::NUMA_NO_NODE as i16
-            } else {
-                folio.nid() as i16
-            },
-            pending: 0,
+        let search = Search {
+            candidate: folio.bytes(),
+            secret: self.secret,
+            domain,
+            sample,
         };
-        let mut search = Search::new(folio, key, self.seed).ok_or(ENOMEM)?;
-        let published = search.shard.published();
-        let place = || {
-            // SAFETY: mmap_lock is held and the VMA has an anon_vma, checked by merge_vma().
-            unsafe {
-                Entry::new(
-                    NonNull::new_unchecked(range.anon_vma()),
-                    range.pgoff(candidate.slot),
-                )
+        // A VMA with anonymous pages has one.
+        let Some(anon_vma) = range.vma().anon_vma() else {
+            return Ok(State::Done);
+        };
+        let pgoff = range.vma().pgoff(range.addr(slot));
+        // SAFETY: mmap_lock is held, and the VMA linked to the anon_vma.
+        let place = || unsafe { Entry::new(anon_vma, pgoff) };
+        for _ in 0..TURNS {
+            let vacancy = match search.find(locking, place)? {
+                Found::Page(page) => return Ok(State::Twin(folio.into_guard(), page)),
+                Found::Contended if locking == Locking::Try => {
+                    return Ok(State::Stable(folio));
+                }
+                Found::Contended => break,
+                Found::Vacant(vacancy) => vacancy,
+            };
+            // With users enough already it would serve nobody.
+            if folio.mapcount() as u32 >= MAX_PAGE_SHARING.load(Ordering::Relaxed) {
+                break;
             }
-        };
-        match search.find(locking, place)? {
-            Found::Page(page) => return Ok(Fate::Merge(page)),
-            Found::Contended => return Ok(Fate::Protected),
-            Found::Nothing(_) => {}
-        }
-        // A swap entry elsewhere could turn into a mapping that no reverse map knows.
-        if !folio.leave_swapcache() {
-            left.busy.insert(candidate.slot);
-            return Ok(Fate::Leave);
-        }
-        let node = Node::new(folio, own_place(folio))?;
-        let _publishing = search.shard.lock();
-        if search.shard.published() != published {
-            if let Found::Page(page) = search.find(Locking::Wait, place)? {
-                return Ok(Fate::Merge(page));
+            // A swap entry elsewhere could turn into a mapping that no reverse map knows.
+            if !folio.leave_swapcache() {
+                break;
+            }
+            let node = Node::new(&folio, own_place(&folio), nid)?;
+            match Node::publish(node, &vacancy, &folio, Process(self.mm)) {
+                Ok(true) => {
+                    self.tally.published += 1;
+                    self.mm.trace_publish(range.addr(slot), &folio);
+                    // Unlocked here: it is a merged page now, and others may wait for its lock.
+                    return Ok(State::Done);
+                }
+                // Something else was published meanwhile: perhaps the twin.
+                Ok(false) => {}
+                // A table that cannot take it just now.
+                Err(_) => break,
             }
         }
-        Node::publish(node, search.key(), folio, search.shard)?;
-        self.tally.published += 1;
-        // SAFETY: Only prints its arguments.
-        unsafe {
-            bindings::sksm_trace_publish(self.mm, range.addr(candidate.slot), folio.as_ptr());
-        }
-        Ok(Fate::Leave)
+        Ok(State::Busy)
     }
 }
 
 /// Where a folio that is not merged yet belongs by its own account.
 fn own_place(folio: &LockedFolio) -> Entry {
     let anon_vma = (folio.mapping() & !(bindings::PAGE_MAPPING_FLAGS as usize)) as *mut _;
-    // SAFETY: An anonymous folio that a VMA maps names an anon_vma that this VMA is linked to, and
-    // mmap_lock is held.
+    // SAFETY: The folio was mapped when it was locked, by a VMA that is linked to this anon_vma;
+    // the lock keeps the pointer, and mmap_lock the VMA.
     unsafe { Entry::new(NonNull::new_unchecked(anon_vma), folio.index()) }
-}
-
-/// Splits the large folios of `slots`, where possible. May sleep.
-fn split_large(range: &PteRange, slots: SlotSet) {
-    for slot in slots.iter() {
-        let folio = range.lock().and_then(|ptes| {
-            let (_, folio) = ptes.next_folio(slot..slot + 1)?;
-            // SAFETY: The mapping holds a reference while the table is locked.
-            Some(unsafe { Folio::get(folio) })
-        });
-        if let Some(folio) = folio {
-            if folio.state().is_large() {
-                folio.lock().split();
-            }
-        }
-    }
 }

@@ -7,19 +7,21 @@
 //! changed under the folio lock, or when no reference is left.
 
 use core::cell::UnsafeCell;
-use core::mem::ManuallyDrop;
-use core::ptr::NonNull;
-use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use core::mem::{forget, offset_of};
+use core::ptr::{null_mut, NonNull};
+use core::sync::atomic::{AtomicPtr, AtomicU16, Ordering};
 use kernel::bindings;
 use kernel::prelude::*;
+use kernel::types::ARef;
 
-use super::folio::{Folio, LockedFolio};
+use super::folio::{Folio, FolioGuard, LockedFolio};
 use super::gfp_account;
-use super::index::{self, Shard};
+use super::index::{self, Guard, Key, Vacancy};
+use super::mm::{self, Vma};
 use super::rcu::Rcu;
 use super::release;
-use super::rmap::{Entry, Rmap};
-use super::stats;
+use super::rmap::{Entry, Pushed, Rmap};
+use super::stats::{self, Process, Stat};
 
 /// The low bits of `folio->mapping` of a merged page.
 const TAG: usize = (bindings::PAGE_MAPPING_KSM | bindings::PAGE_MAPPING_SKSM) as usize;
@@ -27,81 +29,130 @@ const TAG: usize = (bindings::PAGE_MAPPING_KSM | bindings::PAGE_MAPPING_SKSM) as
 /// The low bits of `folio->mapping` of a KSM page that has no node any more.
 const ORPHAN: usize = bindings::PAGE_MAPPING_KSM as usize;
 
-/// What the index sees of a node.
-pub(crate) type Key = bindings::sksm_key;
-
 /// A merged page that is about to be mapped at a place its reverse map knows already.
 ///
 /// # Invariants
 ///
 /// The folio has a node, which counts this as pending, until memory failure takes the node.
-pub(crate) struct Pending(Folio);
+pub(crate) struct Pending(ARef<Folio>);
 
 impl Pending {
-    pub(crate) fn as_ptr(&self) -> *mut bindings::folio {
-        self.0.as_ptr()
+    pub(crate) fn folio(&self) -> &Folio {
+        &self.0
     }
 
     /// Whether the page went bad since it was found.
-    pub(crate) fn is_hwpoison(&self) -> bool {
-        self.0.state().is_hwpoison()
+    pub(crate) fn went_bad(&self) -> bool {
+        !self.0.state().is_plain()
     }
 
-    /// The page is mapped now: the mapping takes over the reference.
-    pub(crate) fn mapped(self) {
-        let this = ManuallyDrop::new(self);
-        this.settle();
+    /// The page is mapped in memory of `mm` now, in place of another: the mapping takes over the
+    /// reference. The page table is locked still.
+    pub(crate) fn mapped(self, mm: Process<'_>) {
+        self.settle(Some(mm));
+        // Neither put nor settled once more.
+        forget(self);
     }
 
-    fn settle(&self) {
-        let _rcu = Rcu::lock();
+    /// The place is mapped, or will not be.
+    fn settle(&self, mapped: Option<Process<'_>>) {
+        let rcu = Rcu::lock();
         // The reference keeps the folio from being withdrawn, migrated or freed. Memory failure may
         // have taken the node, though.
-        if let Some(node) = Node::from_mapping(self.0.mapping()) {
-            // SAFETY: RCU keeps a node that `mapping` named within the read section.
-            let pending = unsafe { node.as_ref() }.pending();
-            pending.fetch_sub(1, Ordering::Release);
+        if let Some(node) = Node::of(&self.0, &rcu) {
+            if let Some(mm) = mapped {
+                node.save(&self.0, mm);
+            }
+            node.pending.fetch_sub(1, Ordering::Release);
         }
     }
 }
 
 impl Drop for Pending {
     fn drop(&mut self) {
-        self.settle();
+        self.settle(None);
     }
+}
+
+/// What a node needs its last word for.
+union Last {
+    /// While the node stands in the index by the hash of all bytes: the hash of the sample.
+    sample: u64,
+    /// Once it is retired: the link of the list of such nodes.
+    retired: bindings::llist_node,
 }
 
 /// A merged page's node. Freed only after an RCU grace period.
 #[repr(C, align(8))]
 pub(crate) struct Node {
-    /// First, so that index and node share one address. The index writes its part, and `pending`
-    /// is atomic; the rest never changes.
+    /// First, so that index and node share one address. The table writes its part; the key is
+    /// written before others see the node.
     link: UnsafeCell<bindings::sksm_link>,
+    /// The next older copy of the same content. Changed with the lock of the shard.
+    pub(super) older: AtomicPtr<Node>,
+    newer: Newer,
     folio: AtomicPtr<bindings::folio>,
     /// Guarded by the folio lock.
     rmap: UnsafeCell<Rmap>,
-    /// Links retired nodes; owned by [`release`] once the node is retired.
-    pub(crate) retired: UnsafeCell<bindings::llist_node>,
+    last: UnsafeCell<Last>,
+    /// Mappings that merges redirected here and that are still there: pages saved. Where forked
+    /// mappings take part it may be less, never more, but for `swapped`.
+    saved: AtomicU16,
+    /// So many of them became swap entries. Those that are dropped are not told, and others may
+    /// take their place.
+    swapped: AtomicU16,
+    /// Places in the reverse map where the page is about to be mapped. Rises under the folio lock.
+    /// The references of a page do not tell: nobody can read them and its mappings at one moment.
+    pending: AtomicU16,
+    /// The NUMA node that the folio must be on to be found, or `NUMA_NO_NODE`.
+    nid: i16,
 }
 
-// SAFETY: `rmap` is only reached with the folio lock; the other fields are atomic, constant, or
-// owned by index and release list.
+/// The next newer copy of the same content: NULL for the newest, the node itself when it is not in
+/// the index. Changed with the lock of the shard. While the node sleeps, its slot (`asleep.rs`);
+/// whoever looks something up in a table reads which of them it is.
+pub(super) struct Newer(AtomicPtr<Node>);
+
+impl Newer {
+    pub(super) fn get(&self) -> *mut Node {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set(&self, newer: *mut Node) {
+        self.0.store(newer, Ordering::Relaxed);
+    }
+
+    pub(super) fn replace(&self, newer: *mut Node) -> *mut Node {
+        self.0.swap(newer, Ordering::Relaxed)
+    }
+}
+
+// SAFETY: `rmap` is only reached with the folio lock; the other fields are atomic, constant once
+// others see the node, or owned by table and release list.
 unsafe impl Sync for Node {}
+
+const _: () = assert!(size_of::<Node>() == 96);
+const _: () = assert!(offset_of!(Node, newer) == offset_of!(bindings::sksm_sleeper, slot));
 
 impl Node {
     /// A node that is not yet in use. May sleep.
-    pub(crate) fn new(folio: &Folio, first: Entry) -> Result<KBox<Self>> {
-        // Before the allocation: when it fails, the value is dropped, and that counts.
-        stats::METADATA.add(size_of::<Self>());
+    pub(crate) fn new(folio: &Folio, first: Entry, nid: i32) -> Result<KBox<Self>> {
         let node = KBox::new(
             Self {
                 link: Default::default(),
+                older: AtomicPtr::new(null_mut()),
+                newer: Newer(AtomicPtr::new(null_mut())),
                 folio: AtomicPtr::new(folio.as_ptr()),
                 rmap: UnsafeCell::new(Rmap::new(first)),
-                retired: Default::default(),
+                last: UnsafeCell::new(Last { sample: 0 }),
+                saved: AtomicU16::new(0),
+                swapped: AtomicU16::new(0),
+                pending: AtomicU16::new(0),
+                nid: nid as i16,
             },
             gfp_account(),
         )?;
+        node.newer.set(node.as_ptr());
         Ok(node)
     }
 
@@ -109,7 +160,7 @@ impl Node {
     ///
     /// # Safety
     ///
-    /// `link` came from the index, and RCU or the folio lock keeps the node.
+    /// `link` came from the index, and RCU, the lock of the shard or the folio lock keeps the node.
     pub(crate) unsafe fn from_link<'a>(link: NonNull<bindings::sksm_link>) -> &'a Self {
         // SAFETY: `link` is the first field of a node that lives, as the caller promises.
         unsafe { link.cast::<Self>().as_ref() }
@@ -120,43 +171,74 @@ impl Node {
         self.link.get()
     }
 
+    pub(super) fn as_ptr(&self) -> *mut Self {
+        core::ptr::from_ref(self).cast_mut()
+    }
+
+    /// The next newer copy; the guard says whether it is of this node's shard.
+    pub(super) fn newer(&self, guard: &Guard) -> &Newer {
+        debug_assert!(guard.is_of(self.sample()));
+        &self.newer
+    }
+
+    /// Where the slot of a sleeping node stands; and the node itself, once it is awake again.
+    ///
+    /// # Safety
+    ///
+    /// The node is not in the index, and nobody puts it in.
+    pub(super) unsafe fn slot(&self) -> &Newer {
+        &self.newer
+    }
+
     fn tagged(&self) -> usize {
-        core::ptr::from_ref(self) as usize | TAG
+        self.as_ptr() as usize | TAG
     }
 
-    /// Whether the key has the checksum of all bytes.
-    pub(crate) fn is_full(&self) -> bool {
-        // SAFETY: This part of the link never changes.
-        unsafe { (*self.link.get()).key.full != 0 }
+    /// What the node is found by.
+    pub(crate) fn key(&self) -> Key {
+        // SAFETY: The key does not change once others see the node.
+        Key::from(unsafe { (*self.link.get()).key })
     }
 
-    /// The checksum in the key.
-    pub(crate) fn checksum(&self) -> u64 {
-        // SAFETY: This part of the link never changes.
-        unsafe { (*self.link.get()).key.checksum }
+    /// The hash of the sample. Not for retired nodes.
+    pub(super) fn sample(&self) -> u64 {
+        let key = self.key();
+        if key.is_full() {
+            // SAFETY: It does not change before the node is retired.
+            unsafe { (*self.last.get()).sample }
+        } else {
+            key.hash()
+        }
     }
 
-    /// The NUMA node that the pages of this node must be on, or `NUMA_NO_NODE`.
-    fn nid(&self) -> i32 {
-        // SAFETY: This part of the link never changes.
-        i32::from(unsafe { (*self.link.get()).key.nid })
+    /// The link of the list of retired nodes.
+    ///
+    /// # Safety
+    ///
+    /// The node is retired and not freed yet.
+    pub(super) unsafe fn retired(node: NonNull<Self>) -> *mut bindings::llist_node {
+        // SAFETY: As the caller promises; the word has no other use any more.
+        unsafe { &raw mut (*(*node.as_ptr()).last.get()).retired }
+    }
+
+    /// Undoes [`Node::retired`].
+    ///
+    /// # Safety
+    ///
+    /// `link` is the result of that.
+    pub(super) unsafe fn from_retired(link: *mut bindings::llist_node) -> *mut Self {
+        // SAFETY: The link is within a node.
+        unsafe { link.byte_sub(offset_of!(Self, last)).cast() }
     }
 
     /// Whether `folio`, which is this node's, merges with pages of this key.
-    pub(crate) fn suits(&self, key: &Key, folio: &Folio) -> bool {
-        let own = self.link.get();
-        // SAFETY: These parts of the link never change.
-        let same = unsafe {
-            (*own).key.checksum == key.checksum
-                && (*own).key.full == key.full
-                && (*own).key.domain == key.domain
-                && (*own).key.kind == key.kind
-        };
-        let here = |nid| nid == bindings::NUMA_NO_NODE || nid == folio.nid();
-        same && self.nid() == i32::from(key.nid) && here(self.nid())
+    pub(crate) fn suits(&self, key: Key, folio: &Folio) -> bool {
+        let nid = i32::from(self.nid);
+        self.key() == key && (nid == bindings::NUMA_NO_NODE || nid == folio.nid())
     }
 
-    /// The folio that was this node's when last seen; may be free, or another's by now.
+    /// The folio that was this node's when last seen; may be free, or another's by now. NULL for a
+    /// node that sleeps.
     pub(crate) fn folio_hint(&self) -> *mut bindings::folio {
         self.folio.load(Ordering::Acquire)
     }
@@ -167,12 +249,6 @@ impl Node {
         folio.mapping() == self.tagged()
     }
 
-    /// The node of a locked folio.
-    pub(crate) fn of(folio: &LockedFolio) -> Option<&Self> {
-        // SAFETY: The folio lock keeps `mapping`, and with it the node.
-        Self::from_mapping(folio.mapping()).map(|node| unsafe { node.as_ref() })
-    }
-
     fn from_mapping(mapping: usize) -> Option<NonNull<Self>> {
         if mapping & TAG != TAG {
             return None;
@@ -180,55 +256,141 @@ impl Node {
         NonNull::new((mapping & !TAG) as *mut Self)
     }
 
-    /// The reverse map; `folio` is this node's and locked.
-    pub(crate) fn rmap(&self, folio: &LockedFolio) -> &Rmap {
-        debug_assert!(self.owns(folio));
-        // SAFETY: The folio lock guards the reverse map.
-        unsafe { &*self.rmap.get() }
+    /// The node of a page, if it is a merged one.
+    fn of<'a>(folio: &Folio, _rcu: &'a Rcu) -> Option<&'a Self> {
+        // SAFETY: RCU keeps a node that `mapping` named within the read section.
+        Self::from_mapping(folio.mapping()).map(|node| unsafe { node.as_ref() })
     }
 
-    /// Places in the reverse map where the page is about to be mapped. Rises under the folio lock.
-    pub(crate) fn pending(&self) -> &AtomicU32 {
-        // SAFETY: In a node the field is only reached through here.
-        unsafe { AtomicU32::from_ptr(&raw mut (*self.link.get()).key.pending) }
+    /// A mapping was redirected here. It saves a page, unless no other mapping is left.
+    fn save(&self, folio: &Folio, mm: Process<'_>) {
+        if self.gain(folio) {
+            mm.merged(1);
+        } else {
+            mm.published(1);
+        }
     }
 
-    /// Adds a place to the reverse map, where the caller will map the merged page `folio`. May
-    /// sleep.
-    pub(crate) fn add_place(folio: LockedFolio, entry: Entry) -> Result<Pending> {
-        let node = Self::of(&folio).ok_or(EINVAL)?;
-        let settled = node.pending().load(Ordering::Acquire) == 0;
-        // SAFETY: The folio lock guards the reverse map, and no other borrow lives here.
-        unsafe { &mut *node.rmap.get() }.push(entry, &folio, settled)?;
-        node.pending().fetch_add(1, Ordering::Relaxed);
-        // INVARIANT: Counted just now.
-        Ok(Pending(folio.unlock()))
+    /// Counts a saved mapping; false if only one mapping is there that is not counted yet.
+    fn gain(&self, folio: &Folio) -> bool {
+        let more = |old: u16| old.checked_add(1);
+        let Ok(saved) = (self.saved).fetch_update(Ordering::AcqRel, Ordering::Acquire, more) else {
+            // Saved, but more than are counted.
+            return true;
+        };
+        Stat::Sharing.add(1);
+        if saved == 0 {
+            Stat::Shared.add(1);
+        }
+        // Who has taken a mapping away looks at `saved` afterwards, as this looks at the mappings:
+        // the one or the other sees both.
+        let left = folio.mapcount();
+        left > i32::from(saved) + 1 || self.lose(false, left) == 0
     }
 
-    /// Makes `folio` a merged page that is found by `key`, in place. The caller holds the lock of
-    /// the key's shard, and every mapping of the folio is read-only.
+    /// A mapping has gone, perhaps one that was saved; `left` are still there. Returns how many
+    /// fewer are counted.
+    fn lose(&self, saved: bool, left: i32) -> u16 {
+        let most = (left - 1).clamp(0, u16::MAX.into()) as u16;
+        let less = |old: u16| old.saturating_sub(u16::from(saved)).min(most);
+        let old = match self
+            .saved
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| Some(less(old)))
+        {
+            Ok(old) | Err(old) => old,
+        };
+        Self::count_lost(old, less(old));
+        old - less(old)
+    }
+
+    fn count_lost(old: u16, new: u16) {
+        if old != new {
+            Stat::Sharing.add((i32::from(new) - i32::from(old)) as isize);
+            if new == 0 {
+                Stat::Shared.add(-1);
+            }
+        }
+    }
+
+    /// See [`super::sksm_unmapped`].
+    pub(crate) fn unmapped(folio: &Folio, mm: Process<'_>) {
+        let saved = mm.unmapped();
+        let rcu = Rcu::lock();
+        if let Some(node) = Self::of(folio, &rcu) {
+            node.lose(saved, folio.mapcount());
+        }
+    }
+
+    /// See [`super::sksm_swapped`].
+    pub(crate) fn swapped(folio: &Folio, mm: Process<'_>) {
+        let saved = mm.swapped();
+        let rcu = Rcu::lock();
+        if let Some(node) = Self::of(folio, &rcu) {
+            node.add_swapped(node.lose(saved, folio.mapcount()));
+        }
+    }
+
+    fn add_swapped(&self, mappings: u16) {
+        let more = |old: u16| Some(old.saturating_add(mappings));
+        let _ = (self.swapped).fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+    }
+
+    /// See [`super::sksm_swapped_in`].
+    pub(crate) fn swapped_in(folio: &Folio, mm: Process<'_>) {
+        let counted = mm.swapped_in();
+        let rcu = Rcu::lock();
+        let Some(node) = Self::of(folio, &rcu) else {
+            return;
+        };
+        // No more is saved than was: mappings that fork made come back as well.
+        let less = |old: u16| old.checked_sub(1);
+        let was = (node.swapped).fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        let saved = was.is_ok() && node.gain(folio);
+        if was.is_ok() && !saved {
+            node.add_swapped(1);
+        }
+        if counted && saved {
+            mm.merged(1);
+        } else if counted {
+            mm.published(1);
+        }
+    }
+
+    /// Makes `folio` a merged page, in place, where the search ended; false when that place is not
+    /// vacant any more. Every mapping of the folio is read-only.
     pub(crate) fn publish(
-        mut node: KBox<Self>,
-        key: Key,
+        node: KBox<Self>,
+        vacancy: &Vacancy,
         folio: &LockedFolio,
-        shard: &Shard,
-    ) -> Result {
+        mm: Process<'_>,
+    ) -> Result<bool> {
         let anon = folio.mapping();
-        node.link.get_mut().key = key;
-        let node = KBox::into_raw(node);
-        // SAFETY: The node is ours until it is in the index, and the folio's afterwards.
-        let this = unsafe { &*node };
+        // SAFETY: Nobody else sees the node yet.
+        unsafe {
+            (*node.link.get()).key = vacancy.key().into();
+            *node.last.get() = Last {
+                sample: vacancy.sample(),
+            };
+        }
+        // Before others may unmap the page.
+        mm.published(1);
         // The pointer goes first: who finds the node checks that folio and node agree.
-        folio.set_mapping(this.tagged());
+        folio.set_mapping(node.tagged());
         // Clean anonymous pages without swap space are dropped by reclaim.
         folio.mark_dirty();
-        if let Err(error) = shard.insert(this) {
+        let inserted = index::insert(&node, vacancy);
+        // It is the folio's now, or was: who unmaps the page may have come by its node already.
+        let node: &Self = KBox::leak(node);
+        if !matches!(inserted, Ok(true)) {
             folio.set_mapping(anon);
-            // SAFETY: The node never became visible; it came from a KBox above.
-            drop(unsafe { KBox::from_raw(node) });
-            return Err(error);
+            mm.published(-1);
+            // SAFETY: In no index, and nothing points to it any more.
+            unsafe { release::push(NonNull::from(node)) };
+            return inserted;
         }
-        Ok(())
+        Stat::Pages.add(1);
+        Stat::Metadata.add(size_of::<Self>() as isize);
+        Ok(true)
     }
 
     /// See [`super::sksm_withdraw`].
@@ -236,97 +398,204 @@ impl Node {
     /// # Safety
     ///
     /// As there.
-    pub(crate) unsafe fn withdraw(
-        folio: *mut bindings::folio,
-        vma: *mut bindings::vm_area_struct,
-        addr: usize,
-    ) -> bool {
-        let Some(nonnull) = NonNull::new(folio) else {
-            return false;
-        };
+    pub(crate) unsafe fn withdraw(folio: &Folio, vma: &Vma, addr: usize) -> bool {
         // Cheap looks first, as wp_can_reuse_anon_folio() does: most writes hit shared pages.
-        // SAFETY: The mapping holds a reference while the page table is locked, and the view is not
-        // used longer.
-        let seen = unsafe { Folio::borrow(nonnull) };
-        if seen.mapcount() > 1 {
+        if folio.mapcount() > 1 {
             return false;
         }
-        if seen.other_refs() > 0 && seen.maybe_batched() {
-            // SAFETY: Drains the local batches, without sleeping.
-            unsafe { bindings::lru_add_drain() };
+        if folio.other_refs() > 0 && folio.maybe_batched() {
+            mm::drain_local_batches();
         }
-        // SAFETY: As above.
-        let Some(locked) = (unsafe { LockedFolio::try_lock(nonnull) }) else {
+        let Some(mut locked) = folio.try_lock() else {
             return false;
         };
         if !locked.leave_swapcache() {
             return false;
         }
-        let Some(node) = Node::of(&locked) else {
+        let Some(merged) = locked.merged() else {
             return false;
         };
+        let node = merged.node;
         // The mapping's reference and ours. Frozen, so that whoever looks the folio up either has
         // made the freeze fail, or sees afterwards that it is no merged page any more.
-        // SAFETY: The folio is in use.
-        if !unsafe { bindings::sksm_folio_ref_freeze(folio, 2) } {
-            return false;
-        }
-        // SAFETY: Nobody else holds a reference; the VMA maps the page, so it has an anon_vma.
+        // SAFETY: Frozen, nobody else holds a reference; the VMA maps the page, so it has an
+        // anon_vma. Then the folio does not point to the node any more.
         unsafe {
-            bindings::sksm_folio_set_index(folio, bindings::sksm_vma_pgoff(vma, addr));
-            bindings::folio_move_anon_rmap(folio, vma);
-            bindings::sksm_folio_ref_unfreeze(folio, 2);
+            if !bindings::sksm_folio_ref_freeze(folio.as_ptr(), 2) {
+                return false;
+            }
+            bindings::sksm_folio_set_index(folio.as_ptr(), vma.pgoff(addr));
+            bindings::folio_move_anon_rmap(folio.as_ptr(), vma.as_ptr());
+            bindings::sksm_folio_ref_unfreeze(folio.as_ptr(), 2);
+            node.leave_memory();
+            Self::retire(NonNull::from(node));
         }
-        // SAFETY: The folio does not point to the node any more.
-        unsafe { Self::retire(node) };
-        stats::WITHDRAWN.add(1);
-        // SAFETY: Only prints its arguments.
-        unsafe { bindings::sksm_trace_withdraw((*vma).vm_mm, addr, folio) };
+        stats::withdrawn();
+        Process(vma.mm()).unmapped();
+        vma.mm().trace_withdraw(addr, folio);
         true
     }
 
     /// See [`super::sksm_folio_free`].
-    ///
-    /// # Safety
-    ///
-    /// As there.
-    pub(crate) unsafe fn folio_freed(folio: *mut bindings::folio) {
-        // SAFETY: The folio is the caller's, alone or locked.
-        let mapping = unsafe { bindings::sksm_folio_mapping(folio) } as usize;
-        if let Some(node) = Self::from_mapping(mapping) {
-            // SAFETY: As above. The free path expects an anonymous page here.
-            unsafe { bindings::sksm_folio_set_mapping(folio, ORPHAN as *mut _) };
+    pub(crate) fn folio_freed(folio: &mut LockedFolio) {
+        if let Some(merged) = folio.merged() {
+            let node = merged.node;
+            merged.abandon();
+            node.leave_memory();
             // SAFETY: The folio pointed to the node, and does not any more.
-            unsafe { Self::retire(node.as_ref()) };
+            unsafe { Self::retire(NonNull::from(node)) };
         }
     }
 
     /// See [`super::sksm_migrate`].
-    pub(crate) fn migrate(new: &LockedFolio, old: &LockedFolio) {
-        let Some(node) = Node::of(old) else { return };
-        node.folio.store(new.as_ptr(), Ordering::Release);
-        // Readers that still have the old folio see under its lock that it is nobody's.
-        old.set_mapping(ORPHAN);
-        // On another node of memory it must not be found under the old one's key.
-        if node.nid() != bindings::NUMA_NO_NODE && node.nid() != new.nid() {
+    pub(crate) fn migrate(new: &LockedFolio, old: &mut LockedFolio) {
+        let Some(MergedFolio { folio, node }) = old.merged() else {
+            return;
+        };
+        // On another NUMA node it must not be found under the old one's key, and nobody can compare
+        // bytes that are on a device.
+        if !new.state().is_plain() || !node.suits(node.key(), new) {
             index::remove(node);
         }
+        node.folio.store(new.as_ptr(), Ordering::Release);
+        // Readers that still have the old folio see under its lock that it is nobody's.
+        folio.set_mapping(ORPHAN);
     }
 
-    /// Takes a node out of the index and leaves it to [`release`]. Any context.
+    /// Takes what is saved aside while the node's mappings go to another folio, one by one: no
+    /// folio has all of them meanwhile. Nobody maps the page anew until [`Node::put_back`].
+    pub(super) fn set_aside(&self) -> u16 {
+        self.saved.swap(0, Ordering::AcqRel)
+    }
+
+    /// Undoes [`Node::set_aside`], less what has gone meanwhile.
+    pub(super) fn put_back(&self, saved: u16, folio: &Folio) {
+        self.saved.store(saved, Ordering::Release);
+        self.lose(false, folio.mapcount());
+    }
+
+    /// Neither copies nor folio can be found by a node that sleeps: they may be freed.
+    pub(super) fn forget_others(&self) {
+        self.older.store(null_mut(), Ordering::Release);
+        self.folio.store(null_mut(), Ordering::Release);
+    }
+
+    /// Makes the node that of `folio`, which has been read from swap and was never mapped.
+    pub(super) fn enter_memory(&self, folio: &LockedFolio) {
+        self.folio.store(folio.as_ptr(), Ordering::Release);
+        folio.set_mapping(self.tagged());
+        Stat::Pages.add(1);
+    }
+
+    /// Takes the node out of the index and the counts: its folio is no merged page any more.
+    pub(super) fn leave_memory(&self) {
+        index::remove(self);
+        Self::count_lost(self.saved.swap(0, Ordering::Relaxed), 0);
+        Stat::Pages.add(-1);
+    }
+
+    /// Leaves a node to [`release`]. Any context.
     ///
     /// # Safety
     ///
-    /// No folio points to the node any more, and this is called once.
-    unsafe fn retire(node: &Self) {
-        index::remove(node);
+    /// The node came from a `KBox`, has left memory, nobody finds it any more, and this is called
+    /// once.
+    pub(super) unsafe fn retire(node: NonNull<Self>) {
+        // SAFETY: Freed by `release` only. Who retires the node has the reverse map for himself.
+        let bytes = size_of::<Self>() + unsafe { (*node.as_ref().rmap.get()).bytes() };
+        Stat::Metadata.add(-(bytes as isize));
         // SAFETY: Out of the index, and nobody else retires it.
         unsafe { release::push(node) };
     }
 }
 
-impl Drop for Node {
-    fn drop(&mut self) {
-        stats::METADATA.sub(size_of::<Self>());
+/// A locked folio and its node: the only way to the reverse map.
+pub(crate) struct MergedFolio<'a> {
+    folio: &'a mut LockedFolio,
+    node: &'a Node,
+}
+
+impl LockedFolio {
+    /// The folio as a merged page, if it is one.
+    pub(crate) fn merged(&mut self) -> Option<MergedFolio<'_>> {
+        let node = Node::from_mapping(self.mapping())?;
+        // SAFETY: The folio lock keeps `mapping`, and with it the node.
+        let node = unsafe { node.as_ref() };
+        Some(MergedFolio { folio: self, node })
     }
+}
+
+impl<'a> MergedFolio<'a> {
+    pub(crate) fn folio(&self) -> &LockedFolio {
+        self.folio
+    }
+
+    /// Whether somebody is about to map the page.
+    pub(super) fn is_awaited(&self) -> bool {
+        self.node.pending.load(Ordering::Acquire) != 0
+    }
+
+    pub(super) fn node(&self) -> &'a Node {
+        self.node
+    }
+
+    /// The folio is to be freed, without the node.
+    pub(super) fn abandon(self) {
+        // What frees the page expects an anonymous one.
+        self.folio.set_mapping(ORPHAN);
+    }
+
+    pub(crate) fn rmap(&self) -> &Rmap {
+        // SAFETY: The folio lock guards the reverse map, and `self` is the one way to it.
+        unsafe { &*self.node.rmap.get() }
+    }
+
+    /// Enters a place, where the caller will map the page, unless it has users enough. May sleep.
+    fn add_place(&mut self, entry: impl FnOnce() -> Entry, most: usize) -> Result<Pushed> {
+        let pending = self.node.pending.load(Ordering::Acquire);
+        let users = self.folio.mapcount().max(0) as usize + usize::from(pending);
+        if users >= most || pending == u16::MAX {
+            return Ok(Pushed::Full);
+        }
+        // SAFETY: As in `rmap`, and `self` is borrowed mutably.
+        let rmap = unsafe { &mut *self.node.rmap.get() };
+        // Twice as many as mappings: when all are looked at, half can be dropped as a rule.
+        let pushed = rmap.push(entry(), self.folio, pending == 0, 2 * most + 64)?;
+        if pushed == Pushed::Yes {
+            self.node.pending.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(pushed)
+    }
+}
+
+/// Makes `folio` a page that the caller may map at a place, if it still belongs to `key`.
+pub(crate) fn join(
+    mut folio: FolioGuard,
+    key: Key,
+    entry: impl FnOnce() -> Entry,
+    most: usize,
+) -> Result<Joined> {
+    let plain = folio.state().is_plain();
+    let Some(mut merged) = folio.merged() else {
+        return Ok(Joined::Gone);
+    };
+    if !plain || !merged.node.suits(key, merged.folio) {
+        return Ok(Joined::Gone);
+    }
+    match merged.add_place(entry, most)? {
+        // INVARIANT: Counted just now.
+        Pushed::Yes => return Ok(Joined::Yes(Pending(folio.unlock()))),
+        Pushed::Full => {}
+        Pushed::Closed => index::remove(merged.node),
+    }
+    Ok(Joined::Full)
+}
+
+/// What became of the attempt to use a merged page.
+pub(crate) enum Joined {
+    Yes(Pending),
+    /// It takes no more users.
+    Full,
+    /// It is another page by now.
+    Gone,
 }

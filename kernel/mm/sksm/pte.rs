@@ -6,93 +6,33 @@ use core::ops::Range;
 use core::ptr::NonNull;
 use kernel::bindings;
 use kernel::page::PAGE_SHIFT;
+use kernel::types::ARef;
 
 use super::folio::Folio;
+use super::mm::{functions, Mm, Vma};
 
 /// Entries handled in one batch: a page table's worth on the common architectures.
 pub(crate) const MAX_SLOTS: usize = 512;
-
-/// A set of slots of a [`PteRange`].
-#[derive(Clone, Copy, Default)]
-pub(crate) struct SlotSet([u64; MAX_SLOTS / 64]);
-
-impl SlotSet {
-    pub(crate) fn first(count: usize) -> Self {
-        let mut set = Self::default();
-        for (base, word) in set.0.iter_mut().enumerate() {
-            *word = match count.saturating_sub(base * 64) {
-                0 => 0,
-                some @ 1..64 => (1 << some) - 1,
-                _ => u64::MAX,
-            };
-        }
-        set
-    }
-
-    pub(crate) fn one(slot: usize) -> Self {
-        let mut set = Self::default();
-        set.insert(slot);
-        set
-    }
-
-    pub(crate) fn insert(&mut self, slot: usize) {
-        self.0[slot / 64] |= 1 << (slot % 64);
-    }
-
-    pub(crate) fn contains(&self, slot: usize) -> bool {
-        self.0[slot / 64] & 1 << (slot % 64) != 0
-    }
-
-    /// From the first slot to behind the last.
-    pub(crate) fn bounds(&self) -> Range<usize> {
-        let used = |word: &u64| *word != 0;
-        let (Some(first), Some(last)) =
-            (self.0.iter().position(used), self.0.iter().rposition(used))
-        else {
-            return 0..0;
-        };
-        let end = (last + 1) * 64 - self.0[last].leading_zeros() as usize;
-        first * 64 + self.0[first].trailing_zeros() as usize..end
-    }
-
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.iter().all(|word| *word == 0)
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.0.iter().map(|word| word.count_ones() as usize).sum()
-    }
-
-    pub(crate) fn union(&mut self, other: &Self) {
-        self.0
-            .iter_mut()
-            .zip(other.0)
-            .for_each(|(word, other)| *word |= other);
-    }
-
-    pub(crate) fn iter(self) -> impl Iterator<Item = usize> {
-        self.bounds().filter(move |slot| self.contains(*slot))
-    }
-}
 
 /// Up to [`MAX_SLOTS`] pages of `vma` under one PMD.
 ///
 /// # Invariants
 ///
 /// `mmap_lock` is held for read, `vma` covers the run, and `pmd` is its PMD entry.
-pub(crate) struct PteRange {
-    vma: *mut bindings::vm_area_struct,
+pub(crate) struct PteRange<'a> {
+    vma: &'a Vma,
     pmd: *mut bindings::pmd_t,
     start: usize,
     len: usize,
+    anonymous: bool,
 }
 
-impl PteRange {
+impl<'a> PteRange<'a> {
     /// # Safety
     ///
     /// The invariants hold while the result lives.
     pub(crate) unsafe fn new(
-        vma: *mut bindings::vm_area_struct,
+        vma: &'a Vma,
         pmd: *mut bindings::pmd_t,
         start: usize,
         end: usize,
@@ -103,6 +43,7 @@ impl PteRange {
             pmd,
             start,
             len: ((end - start) >> PAGE_SHIFT).min(MAX_SLOTS),
+            anonymous: vma.is_anonymous(),
         }
     }
 
@@ -110,36 +51,29 @@ impl PteRange {
         self.len
     }
 
-    pub(crate) fn vma(&self) -> *mut bindings::vm_area_struct {
+    /// Whether there is no file behind the pages.
+    pub(crate) fn is_anonymous(&self) -> bool {
+        self.anonymous
+    }
+
+    pub(crate) fn vma(&self) -> &'a Vma {
         self.vma
     }
 
-    pub(crate) fn mm(&self) -> *mut bindings::mm_struct {
-        // SAFETY: `vma` is valid and its mm never changes.
-        unsafe { (*self.vma).vm_mm }
+    pub(crate) fn mm(&self) -> &'a Mm {
+        self.vma.mm()
     }
 
     pub(crate) fn addr(&self, slot: usize) -> usize {
         self.start + (slot << PAGE_SHIFT)
     }
 
-    /// The page offset that anonymous reverse maps know this slot by.
-    pub(crate) fn pgoff(&self, slot: usize) -> usize {
-        // SAFETY: The address is in `vma`.
-        unsafe { bindings::sksm_vma_pgoff(self.vma, self.addr(slot)) }
-    }
-
-    /// The VMA's anon_vma: present, as the VMA has anonymous pages.
-    pub(crate) fn anon_vma(&self) -> *mut bindings::anon_vma {
-        // SAFETY: `vma` is valid; mmap_lock keeps its anon_vma.
-        unsafe { (*self.vma).anon_vma }
-    }
-
     /// Locks the page table; `None` when there is none any more.
     pub(crate) fn lock(&self) -> Option<LockedPtes<'_>> {
         let mut ptl = core::ptr::null_mut();
         // SAFETY: mmap_lock keeps the PMD's page in place.
-        let first = unsafe { bindings::sksm_pte_lock(self.mm(), self.pmd, self.start, &mut ptl) };
+        let first =
+            unsafe { bindings::sksm_pte_lock(self.mm().as_ptr(), self.pmd, self.start, &mut ptl) };
         // INVARIANT: The table is mapped and locked if the pointer is not NULL.
         NonNull::new(first).map(|first| LockedPtes {
             range: self,
@@ -152,17 +86,31 @@ impl PteRange {
     pub(crate) fn notify(&self, from: usize, to: usize) -> Notifier {
         let mut range = bindings::mmu_notifier_range::default();
         let (from, to) = (self.addr(from), self.addr(to + 1));
-        // SAFETY: The mm is valid; `range` is initialised by the call.
-        unsafe { bindings::sksm_notifier_start(&mut range, self.mm(), from, to) };
+        self.mm().notifier_start(&mut range, from, to);
         Notifier(range)
     }
 
     /// The anonymous folio that a huge PMD maps here, with a reference.
-    pub(crate) fn huge_folio(&self) -> Option<Folio> {
-        // SAFETY: mmap_lock is held and `pmd` belongs to `vma`.
-        let folio = unsafe { bindings::sksm_pmd_get_folio(self.vma, self.pmd, self.start) };
-        // SAFETY: The call took a reference.
-        NonNull::new(folio).map(|folio| unsafe { Folio::from_raw(folio) })
+    pub(crate) fn huge_folio(&self) -> Option<ARef<Folio>> {
+        // SAFETY: mmap_lock is held and `pmd` belongs to `vma`. The call takes a reference.
+        unsafe {
+            let folio = bindings::sksm_pmd_get_folio(self.vma.as_ptr(), self.pmd, self.start);
+            NonNull::new(folio).map(|folio| ARef::from_raw(folio.cast()))
+        }
+    }
+
+    /// All of the page table that the VMA covers.
+    pub(crate) fn whole_table(&self) -> Self {
+        let table = MAX_SLOTS << PAGE_SHIFT;
+        let start = self.start & !(table - 1);
+        let from = start.max(self.vma.start());
+        let to = (start + table).min(self.vma.end());
+        // INVARIANT: Within the VMA, and under the same PMD.
+        Self {
+            start: from,
+            len: (to - from) >> PAGE_SHIFT,
+            ..*self
+        }
     }
 }
 
@@ -171,8 +119,7 @@ pub(crate) struct Notifier(bindings::mmu_notifier_range);
 
 impl Drop for Notifier {
     fn drop(&mut self) {
-        // SAFETY: Opened by `PteRange::notify`.
-        unsafe { bindings::sksm_notifier_end(&mut self.0) };
+        notifier_end(&mut self.0);
     }
 }
 
@@ -182,7 +129,7 @@ impl Drop for Notifier {
 ///
 /// `first` maps the entry of slot 0 and `ptl` is held.
 pub(crate) struct LockedPtes<'a> {
-    range: &'a PteRange,
+    range: &'a PteRange<'a>,
     first: NonNull<bindings::pte_t>,
     ptl: *mut bindings::spinlock_t,
 }
@@ -195,22 +142,20 @@ impl LockedPtes<'_> {
     }
 
     /// The first of these slots that maps an anonymous folio which is not merged, and the folio.
-    pub(crate) fn next_folio(
-        &self,
-        slots: Range<usize>,
-    ) -> Option<(usize, NonNull<bindings::folio>)> {
+    pub(crate) fn next_folio(&self, slots: Range<usize>) -> Option<(usize, &Folio)> {
         let mut slot = slots.start;
-        // SAFETY: The table is locked; all its entries up to the end are the VMA's.
-        let folio = unsafe {
-            bindings::sksm_pte_next_folio(
-                self.range.vma,
+        // SAFETY: The table is locked; all its entries up to the end are the VMA's. While it is, a
+        // mapping holds a reference.
+        unsafe {
+            let folio = bindings::sksm_pte_next_folio(
+                self.range.vma.as_ptr(),
                 self.range.start,
                 self.first.as_ptr(),
                 &mut slot,
                 slots.end.min(self.range.len),
-            )
-        };
-        NonNull::new(folio).map(|folio| (slot, folio))
+            );
+            NonNull::new(folio).map(|folio| (slot, Folio::from_raw(folio)))
+        }
     }
 
     /// Clears an entry if it maps this folio, and returns what it was. The TLB is not flushed.
@@ -219,7 +164,7 @@ impl LockedPtes<'_> {
         // SAFETY: The table is locked.
         let cleared = unsafe {
             bindings::sksm_pte_clear_if(
-                self.range.vma,
+                self.range.vma.as_ptr(),
                 self.range.addr(slot),
                 self.ptep(slot),
                 folio.as_ptr(),
@@ -229,30 +174,33 @@ impl LockedPtes<'_> {
         cleared.then_some(old)
     }
 
+    /// Counts a page as merged that a split made the zero page; false if the entry is no such one.
+    pub(crate) fn adopt_zero(&mut self, slot: usize) -> bool {
+        // SAFETY: The table is locked.
+        unsafe {
+            let mm = self.range.mm().as_ptr();
+            bindings::sksm_pte_adopt_zero(mm, self.range.addr(slot), self.ptep(slot))
+        }
+    }
+
     /// Sets an entry that is clear.
     pub(crate) fn set(&mut self, slot: usize, pte: bindings::pte_t) {
         // SAFETY: The table is locked and the entry clear.
         unsafe {
-            bindings::sksm_pte_set(self.range.mm(), self.range.addr(slot), self.ptep(slot), pte)
+            let mm = self.range.mm().as_ptr();
+            bindings::sksm_pte_set(mm, self.range.addr(slot), self.ptep(slot), pte);
         }
     }
 
     /// Flushes the TLB for the slots `from..=to`.
     pub(crate) fn flush(&mut self, from: usize, to: usize) {
-        // SAFETY: The VMA covers the range.
-        unsafe {
-            bindings::sksm_flush_tlb(
-                self.range.vma,
-                self.range.addr(from),
-                self.range.addr(to + 1),
-            )
-        }
+        let (from, to) = (self.range.addr(from), self.range.addr(to + 1));
+        self.range.vma.flush_tlb(from, to);
     }
 
     /// Whether another CPU has entries in its TLB that the page table has lost already.
     pub(crate) fn flush_pending(&self) -> bool {
-        // SAFETY: The mm is valid and the table locked.
-        unsafe { bindings::sksm_tlb_flush_pending(self.range.mm()) }
+        self.range.mm().is_flush_pending()
     }
 }
 
@@ -263,25 +211,16 @@ impl Drop for LockedPtes<'_> {
     }
 }
 
-/// A full barrier, for lockless walks of page tables: they take their reference first and look at
-/// the entry again, with a barrier between the two.
-pub(crate) fn smp_mb() {
-    // SAFETY: No preconditions.
-    unsafe { bindings::sksm_smp_mb() };
+/// Whether some CPU may write the page by an entry that this was before, and have it in its TLB. As
+/// for KSM: also if the entry is read-only, but dirty or of an exclusive page.
+pub(crate) fn may_be_stale(pte: bindings::pte_t, folio: &Folio) -> bool {
+    is_writable(pte) || is_dirty(pte) || folio.is_exclusive()
 }
 
-pub(crate) fn is_writable(pte: bindings::pte_t) -> bool {
-    // SAFETY: Looks at a value.
-    unsafe { bindings::sksm_pte_write(pte) }
-}
-
-pub(crate) fn is_dirty(pte: bindings::pte_t) -> bool {
-    // SAFETY: Looks at a value.
-    unsafe { bindings::sksm_pte_dirty(pte) }
-}
-
-/// The same mapping, clean and read-only; soft-dirty and userfaultfd bits stay.
-pub(crate) fn clean_readonly(pte: bindings::pte_t) -> bindings::pte_t {
-    // SAFETY: Works on a value.
-    unsafe { bindings::sksm_pte_clean_readonly(pte) }
+functions! {
+    fn notifier_end(range: &mut bindings::mmu_notifier_range) = sksm_notifier_end;
+    fn is_writable(pte: bindings::pte_t) -> bool = sksm_pte_write;
+    fn is_dirty(pte: bindings::pte_t) -> bool = sksm_pte_dirty;
+    /// The same mapping, clean and read-only; soft-dirty and userfaultfd bits stay.
+    fn clean_readonly(pte: bindings::pte_t) -> bindings::pte_t = sksm_pte_clean_readonly;
 }

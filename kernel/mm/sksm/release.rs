@@ -5,50 +5,55 @@
 //! Pages are freed in any context, but dropping an anon_vma may sleep, and a reader of the index
 //! may still look at the node.
 
+use core::ptr::{null_mut, NonNull};
 use core::sync::atomic::{AtomicPtr, Ordering};
 use kernel::bindings;
 use kernel::prelude::*;
 
+use super::mm::{self, functions};
 use super::node::Node;
 
 /// Retired nodes, newest first.
-static RETIRED: AtomicPtr<bindings::llist_node> = AtomicPtr::new(core::ptr::null_mut());
+static RETIRED: AtomicPtr<bindings::llist_node> = AtomicPtr::new(null_mut());
+
+functions! {
+    /// Has [`run`] called, on a workqueue.
+    fn schedule() = sksm_schedule_release;
+    /// Waits for all RCU read sections that have begun. Sleeps.
+    fn synchronize_rcu() = synchronize_rcu;
+}
 
 /// Hands a node over. Any context.
 ///
 /// # Safety
 ///
 /// The node came from a `KBox`, is in no index, and is handed over once.
-pub(crate) unsafe fn push(node: &Node) {
-    let link = node.retired.get();
-    // SAFETY: `RETIRED` has the layout of an llist_head, and `link` is on no list.
-    if unsafe { bindings::llist_add_batch(link, link, RETIRED.as_ptr().cast()) } {
-        // SAFETY: Queues a static work item.
-        unsafe { bindings::sksm_schedule_release() };
+pub(crate) unsafe fn push(node: NonNull<Node>) {
+    // SAFETY: The node lives until the work item has run, and its link is on no list. `RETIRED` has
+    // the layout of an llist_head.
+    let first = unsafe {
+        let link = Node::retired(node);
+        bindings::llist_add_batch(link, link, RETIRED.as_ptr().cast())
+    };
+    if first {
+        schedule();
     }
 }
 
 /// Frees what was handed over by now. Sleeps.
 pub(crate) fn run() {
-    let mut link = RETIRED.swap(core::ptr::null_mut(), Ordering::Acquire);
+    let mut link = RETIRED.swap(null_mut(), Ordering::Acquire);
     if link.is_null() {
         return;
     }
-    // SAFETY: Process context.
-    unsafe { bindings::synchronize_rcu() };
+    synchronize_rcu();
     while !link.is_null() {
-        // SAFETY: The list links nodes by their `retired` field, and is ours alone now.
+        // SAFETY: The list links nodes by what `Node::retired` names, and is ours alone now.
         unsafe {
-            let node = kernel::container_of!(link, Node, retired).cast_mut();
+            let node = Node::from_retired(link);
             link = (*link).next;
             drop(KBox::from_raw(node));
-            bindings::sksm_cond_resched();
+            mm::cond_resched();
         }
     }
-}
-
-/// Waits until everything that was handed over is freed. Sleeps.
-pub(crate) fn flush() {
-    // SAFETY: Waits for a static work item.
-    unsafe { bindings::sksm_flush_release() };
 }

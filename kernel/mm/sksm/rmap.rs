@@ -7,13 +7,15 @@
 //! mapping has gone is harmless, as every walk checks the page table; such entries are dropped
 //! before the array would grow.
 
+use core::mem::{forget, replace};
 use core::ptr::NonNull;
 use kernel::bindings;
 use kernel::prelude::*;
 
-use super::folio::{Folio, LockedFolio};
+use super::folio::LockedFolio;
 use super::gfp_account;
-use super::stats;
+use super::mm;
+use super::stats::Stat;
 
 /// A counted reference to an anon_vma. Dropping it may sleep.
 ///
@@ -52,7 +54,7 @@ impl Entry {
     }
 
     /// Calls `f` for every VMA that has this offset, until it returns false. Takes the anon_vma
-    /// lock; with `try_lock` gives up and returns false when it is contended.
+    /// lock; with `try_lock` gives up when it is contended. May sleep.
     fn for_each_vma(
         &self,
         try_lock: bool,
@@ -61,6 +63,7 @@ impl Entry {
         let anon_vma = self.anon_vma.0.as_ptr();
         // SAFETY: Our reference keeps the anon_vma; its lock guards the tree until unlocked below.
         unsafe {
+            mm::cond_resched();
             if !bindings::sksm_anon_vma_trylock(anon_vma) {
                 if try_lock {
                     return Walk::Contended;
@@ -70,12 +73,12 @@ impl Entry {
             let mut walk = Walk::Complete;
             let mut chain = bindings::sksm_anon_vma_first(anon_vma, self.pgoff);
             while !chain.is_null() {
-                bindings::sksm_cond_resched();
                 let vma = (*chain).vma;
                 if !f(vma, bindings::sksm_vma_address(vma, self.pgoff)) {
                     walk = Walk::Stopped;
                     break;
                 }
+                mm::cond_resched();
                 chain = bindings::anon_vma_interval_tree_iter_next(chain, self.pgoff, self.pgoff);
             }
             bindings::sksm_anon_vma_unlock(anon_vma);
@@ -84,7 +87,7 @@ impl Entry {
     }
 
     /// Whether some VMA maps `folio` here.
-    fn is_live(&self, folio: &Folio) -> bool {
+    fn is_live(&self, folio: &LockedFolio) -> bool {
         // SAFETY: The VMA stays while its anon_vma is locked.
         let walk = self.for_each_vma(false, |vma, addr| unsafe {
             !bindings::sksm_mapped_at(folio.as_ptr(), vma, addr)
@@ -100,69 +103,152 @@ enum Walk {
     Contended,
 }
 
+/// A vector of entries in 16 bytes: a node is to fit into 96.
+///
+/// # Invariants
+///
+/// The parts of a `KVVec`.
+struct Entries {
+    start: *mut Entry,
+    len: u32,
+    capacity: u32,
+}
+
+impl Entries {
+    fn from_vec(vec: KVVec<Entry>) -> Self {
+        let (start, len, capacity) = vec.into_raw_parts();
+        // INVARIANT: They were just taken apart; `Rmap` keeps the length far below 2^32.
+        Self {
+            start,
+            len: len as u32,
+            capacity: capacity as u32,
+        }
+    }
+
+    /// The vector, which is to be given back to `self`, or is its last.
+    fn take(&self) -> KVVec<Entry> {
+        // SAFETY: By the invariant these are the parts of one vector.
+        unsafe { KVVec::from_raw_parts(self.start, self.len as usize, self.capacity as usize) }
+    }
+
+    /// Calls `f` with the vector, to change it.
+    fn with<R>(&mut self, f: impl FnOnce(&mut KVVec<Entry>) -> R) -> R {
+        let mut vec = self.take();
+        let result = f(&mut vec);
+        // The old parts are stale, or those of `vec` still.
+        forget(replace(self, Self::from_vec(vec)));
+        result
+    }
+
+    fn as_slice(&self) -> &[Entry] {
+        // SAFETY: By the invariant so many entries stand there; dangling, but aligned, if none.
+        unsafe { core::slice::from_raw_parts(self.start, self.len as usize) }
+    }
+}
+
+impl Drop for Entries {
+    fn drop(&mut self) {
+        drop(self.take());
+    }
+}
+
+/// What became of a new place.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Pushed {
+    /// It was entered.
+    Yes,
+    /// There is no room while the page is as it is now.
+    Full,
+    /// There will be no room any more.
+    Closed,
+}
+
 /// The reverse map of one merged page. Guarded by its folio lock.
 pub(crate) struct Rmap {
-    /// The folio's own place from before the merge: finds the mappings that fork made by then.
+    /// The folio's own place from before the merge: finds the mappings that fork had made by then.
     first: Entry,
-    more: KVVec<Entry>,
+    more: Entries,
 }
 
 impl Rmap {
     pub(crate) fn new(first: Entry) -> Self {
         Self {
             first,
-            more: KVVec::new(),
+            more: Entries::from_vec(KVVec::new()),
         }
     }
 
-    /// Adds a place. May sleep. `folio` is the merged page; `settled` says that no place is
-    /// waiting to be mapped.
-    pub(crate) fn push(&mut self, entry: Entry, folio: &LockedFolio, settled: bool) -> Result {
-        if self.more.len() == self.more.capacity() {
-            self.make_room(folio, settled)?;
-        }
-        self.more.push(entry, gfp_account())?;
-        Ok(())
+    /// Bytes beyond those of the map itself.
+    pub(crate) fn bytes(&self) -> usize {
+        self.more.capacity as usize * size_of::<Entry>()
     }
 
-    /// Drops duplicates and dead entries, and grows the array when that is not enough.
-    fn make_room(&mut self, folio: &LockedFolio, settled: bool) -> Result {
-        let capacity = self.more.capacity();
-        self.more.as_mut_slice().sort_unstable();
-        self.retain(|entry, previous| previous != Some(entry));
+    /// Adds a place, if there are fewer than `most` or some can be dropped. `folio` is the merged
+    /// page; `settled` says that no place is waiting to be mapped. May sleep.
+    pub(crate) fn push(
+        &mut self,
+        entry: Entry,
+        folio: &LockedFolio,
+        settled: bool,
+        most: usize,
+    ) -> Result<Pushed> {
         // Nothing is dead while it may become a mapping: swap entries do, and places that another
-        // merge is about to map. Looking pays when there are more entries than mappings; that
-        // bounds the array as well.
-        if settled
-            && !folio.state().in_swapcache()
-            && self.more.len() >= folio.mapcount().max(0) as usize
-        {
-            self.retain(|entry, _| entry.is_live(folio));
+        // merge is about to map.
+        let prunable = settled && !folio.state().in_swapcache();
+        let full = self.more.len == self.more.capacity;
+        // Looked at early, so that a batch of places finds room when none can be dropped.
+        let stale = prunable && self.more.capacity as usize >= most && self.is_stale(folio);
+        let room = if full || stale {
+            self.make_room(folio, prunable, most)?
+        } else {
+            Pushed::Yes
+        };
+        if room == Pushed::Yes {
+            self.more
+                .with(|entries| entries.push(entry, gfp_account()))?;
         }
-        if self.more.len() * 4 > capacity * 3 || capacity == 0 {
-            self.more.reserve(capacity.max(2), gfp_account())?;
-            stats::METADATA.add((self.more.capacity() - capacity) * size_of::<Entry>());
-        }
-        Ok(())
+        Ok(room)
     }
 
-    /// Keeps the entries that `keep` wants, in order; it also sees the last one kept.
-    fn retain(&mut self, mut keep: impl FnMut(&Entry, Option<&Entry>) -> bool) {
-        let entries = self.more.as_mut_slice();
-        let mut kept = 0;
-        for at in 0..entries.len() {
-            let (before, rest) = entries.split_at(at);
-            if keep(&rest[0], before[..kept].last()) {
-                entries.swap(kept, at);
-                kept += 1;
+    /// Whether most places must be dead: more than half of the array are, unless many of them find
+    /// the same mapping.
+    fn is_stale(&self, folio: &LockedFolio) -> bool {
+        let len = self.more.len as usize;
+        len * 2 > self.more.capacity as usize && len > 2 * folio.mapcount().max(0) as usize
+    }
+
+    /// Drops duplicates and, if that is allowed, dead entries, and grows the array when that is not
+    /// enough.
+    fn make_room(&mut self, folio: &LockedFolio, prunable: bool, most: usize) -> Result<Pushed> {
+        let capacity = self.more.capacity as usize;
+        if capacity >= most && !prunable {
+            return Ok(Pushed::Full);
+        }
+        let mapcount = folio.mapcount().max(0) as usize;
+        let len = self.more.with(|entries| {
+            entries.as_mut_slice().sort_unstable();
+            retain(entries, |entry, previous| previous != Some(entry));
+            // Looking pays when there are more entries than mappings.
+            if prunable && entries.len() >= mapcount {
+                retain(entries, |entry, _| entry.is_live(folio));
             }
+            entries.len()
+        });
+        // A quarter has to be free, or the next look would come too soon.
+        let scarce = len * 4 > capacity * 3 || capacity == 0;
+        if capacity >= most {
+            // Looking again would find the same.
+            let closed = scarce || self.is_stale(folio);
+            return Ok(if closed { Pushed::Closed } else { Pushed::Yes });
         }
-        let dead = &mut entries[kept..] as *mut [Entry];
-        // SAFETY: `kept` is at most the length; the entries behind it are dropped once, here.
-        unsafe {
-            self.more.set_len(kept);
-            core::ptr::drop_in_place(dead);
+        if scarce {
+            let grown = self.more.with(|entries| {
+                entries.reserve(capacity.max(2), gfp_account())?;
+                Ok::<_, Error>((entries.capacity() - capacity) * size_of::<Entry>())
+            })?;
+            Stat::Metadata.add(grown as isize);
         }
+        Ok(Pushed::Yes)
     }
 
     fn entries(&self) -> impl Iterator<Item = &Entry> {
@@ -178,34 +264,63 @@ impl Rmap {
             });
         }
     }
-}
 
-impl Drop for Rmap {
-    fn drop(&mut self) {
-        stats::METADATA.sub(self.more.capacity() * size_of::<Entry>());
+    /// `rmap_walk()` over a merged page: true, unless a lock was contended and `rwc` said not to
+    /// wait. May sleep.
+    ///
+    /// # Safety
+    ///
+    /// `rwc` is valid, and nobody changes what it asks for meanwhile.
+    pub(crate) unsafe fn walk(
+        &self,
+        folio: &LockedFolio,
+        rwc: *const bindings::rmap_walk_control,
+    ) -> bool {
+        // SAFETY: As the caller promises. By value, as others may write other fields.
+        let (try_lock, invalid_vma, rmap_one, done, arg) = unsafe {
+            (
+                (*rwc).try_lock,
+                (*rwc).invalid_vma,
+                (*rwc).rmap_one,
+                (*rwc).done,
+                (*rwc).arg,
+            )
+        };
+        for entry in self.entries() {
+            // SAFETY: The callbacks get what rmap_walk() promises them: a locked folio, and a VMA
+            // that its locked anon_vma keeps.
+            let walk = entry.for_each_vma(try_lock, |vma, addr| unsafe {
+                if invalid_vma.is_some_and(|invalid| invalid(vma, arg)) {
+                    return true;
+                }
+                rmap_one.is_none_or(|one| one(folio.as_ptr(), vma, addr, arg))
+                    && !done.is_some_and(|done| done(folio.as_ptr()) != 0)
+            });
+            match walk {
+                Walk::Complete => {}
+                Walk::Stopped => return true,
+                Walk::Contended => return false,
+            }
+        }
+        true
     }
 }
 
-/// `rmap_walk()` over a merged page.
-pub(crate) fn walk(rmap: &Rmap, folio: &LockedFolio, rwc: &mut bindings::rmap_walk_control) {
-    for entry in rmap.entries() {
-        // SAFETY: The callbacks get what rmap_walk() promises them: a locked folio, and a VMA that
-        // its locked anon_vma keeps.
-        let walk = entry.for_each_vma(rwc.try_lock, |vma, addr| unsafe {
-            if rwc.invalid_vma.is_some_and(|invalid| invalid(vma, rwc.arg)) {
-                return true;
-            }
-            rwc.rmap_one
-                .is_none_or(|one| one(folio.as_ptr(), vma, addr, rwc.arg))
-                && !rwc.done.is_some_and(|done| done(folio.as_ptr()) != 0)
-        });
-        match walk {
-            Walk::Complete => {}
-            Walk::Stopped => return,
-            Walk::Contended => {
-                rwc.contended = true;
-                return;
-            }
+/// Keeps the entries that `keep` wants, in order; it also sees the last one kept.
+fn retain(entries: &mut KVVec<Entry>, mut keep: impl FnMut(&Entry, Option<&Entry>) -> bool) {
+    let all = entries.as_mut_slice();
+    let mut kept = 0;
+    for at in 0..all.len() {
+        let (before, rest) = all.split_at(at);
+        if keep(&rest[0], before[..kept].last()) {
+            all.swap(kept, at);
+            kept += 1;
         }
+    }
+    let dead = &mut all[kept..] as *mut [Entry];
+    // SAFETY: `kept` is at most the length; the entries behind it are dropped once, here.
+    unsafe {
+        entries.set_len(kept);
+        core::ptr::drop_in_place(dead);
     }
 }

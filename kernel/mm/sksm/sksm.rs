@@ -9,51 +9,68 @@
 //! ```text
 //!   madvise ── merge ── batch (one page table: collect, protect, replace)
 //!                │
-//!                ├──── index (checksum, domain, nid) ──► node ──► folio
-//!                │                                        │
-//!                └─ publish: the page becomes the node's  └─► rmap: (anon_vma, offset)
+//!                ├──── index (hash, domain, nid) ──► node ──► folio
+//!                │                                    │
+//!                └─ publish: the page itself          └─► rmap: (anon_vma, offset)
+//!                   becomes the node's
 //! ```
 //!
 //! # Lock order
 //!
 //! 1. `mmap_lock`, for read.
 //! 2. Candidate folio locks: taken with trylock, or one alone while none else is held.
-//! 3. The mutex of one shard of [`index`], picked by checksum.
-//! 4. The lock of one merged folio. Guards the node's reverse map and `folio->mapping`. Nobody
-//!    waits for 2 or 3 while holding it. A folio that was published is unlocked at once, so a
-//!    merged folio is never among the locks of level 2.
-//! 5. `anon_vma->rwsem`, for read.
-//! 6. The page-table lock.
-//! 7. The hash table's bucket lock; taken with interrupts off, also from the page-free path.
+//! 3. The lock of one merged folio. Guards the node's reverse map and `folio->mapping`. Nobody
+//!    waits for 2 while holding it. A folio that was published is unlocked at once, so a merged
+//!    folio is never among the locks of level 2.
+//! 4. `anon_vma->rwsem`, for read.
+//! 5. The page-table lock.
+//!    The locks of a swap slot, of its place in the swap cache (`i_pages`) and in swap space, come
+//!    here too.
+//! 6. The lock of one shard of [`index`], picked by the hash of a sample; with interrupts off, also
+//!    from the page-free path.
+//! 7. A bucket lock of a hash table: of the index, or of [`asleep`].
 //!
-//! `mmu_notifier` calls come between 2 and 6. Memory is allocated with [`gfp`] under 1 to 4:
-//! reclaim only tries folio locks, and takes none of the mutexes.
+//! `mmu_notifier` calls come between 2 and 5. Memory is allocated with [`gfp`] under 1 to 3:
+//! reclaim only tries folio locks. Waiting for a folio lock ends with a fatal signal.
 //!
 //! # Contexts
 //!
+//! C hands over what is in use and not NULL, so arguments are references: a [`LockedFolio`] where
+//! the caller has locked the folio, or has it for himself. Which locks else are held is said there.
+//!
 //! Everything runs in process context and may sleep, except [`sksm_folio_free`] (any context, hard
-//! interrupts too) and [`sksm_withdraw`] (page-table lock held).
+//! interrupts too), [`sksm_folio_sleep`], [`__sksm_slot_freed`] and [`__sksm_slot_asleep`] (any
+//! context), [`sksm_withdraw`], [`sksm_unmapped`], [`sksm_swapped`] and [`sksm_swapped_in`]
+//! (page-table lock held).
 
 use kernel::alloc::flags::{__GFP_NOWARN, __GFP_RETRY_MAYFAIL};
 use kernel::alloc::Flags;
 use kernel::bindings;
 use kernel::prelude::*;
 
+mod asleep;
 mod batch;
+mod content;
 mod domain;
 mod folio;
 mod index;
 mod merge;
+mod mm;
 mod node;
 mod pte;
 mod rcu;
 mod release;
+mod rescue;
 mod rmap;
 mod stats;
 mod sysfs;
+mod unmerge;
 
-use folio::LockedFolio;
+use asleep::Slot;
+use folio::{Folio, LockedFolio};
+use mm::{Mm, Vma};
 use node::Node;
+use stats::{Process, Stat};
 
 const __LOG_PREFIX: &[u8] = b"sksm\0";
 
@@ -70,7 +87,9 @@ fn gfp_account() -> Flags {
 /// Boot-time set-up.
 #[no_mangle]
 extern "C" fn sksm_init() -> i32 {
-    match index::init().and_then(|()| sysfs::init()) {
+    // SAFETY: Called once, before any other use of the table.
+    let table = kernel::error::to_result(unsafe { bindings::sksm_index_init() });
+    match table.and_then(|()| sysfs::init()) {
         Ok(()) => 0,
         Err(error) => {
             pr_err!("cannot start: {:?}\n", error);
@@ -79,35 +98,32 @@ extern "C" fn sksm_init() -> i32 {
     }
 }
 
-/// Starts one `MADV_MERGE` call on `mm`; NULL when there is no memory.
+/// Starts one `MADV_MERGE` call on `mm`; NULL when there is no memory. May sleep.
 ///
 /// # Safety
 ///
 /// `mm` must stay valid until [`sksm_call_end`].
 #[no_mangle]
-unsafe extern "C" fn sksm_call_begin(mm: *mut bindings::mm_struct) -> *mut merge::Call {
-    match KBox::new(merge::Call::new(mm), gfp()) {
-        Ok(call) => KBox::into_raw(call),
-        Err(_) => core::ptr::null_mut(),
-    }
+unsafe extern "C" fn sksm_call_begin(mm: &Mm) -> *mut merge::Call<'_> {
+    let call = merge::Call::new(mm).and_then(|call| Ok(KBox::new(call, gfp())?));
+    call.map_or(core::ptr::null_mut(), KBox::into_raw)
 }
 
 /// Merges `start..end` of `vma`, or the beginning of it if others wait for `mmap_lock`. Returns 0,
-/// with the end of what was merged in `start`, or `-EINTR` or `-EAGAIN`.
+/// with the end of what was merged in `start`, or `-EINTR` or `-EAGAIN`. Sleeps; a fatal signal
+/// ends it.
 ///
 /// # Safety
 ///
 /// `call` comes from [`sksm_call_begin`]; `vma` belongs to its mm, covers the range, and
-/// `mmap_lock` is held for read. `start` is valid.
+/// `mmap_lock` is held for read.
 #[no_mangle]
 unsafe extern "C" fn sksm_merge_vma(
-    call: *mut merge::Call,
-    vma: *mut bindings::vm_area_struct,
-    start: *mut usize,
+    call: &mut merge::Call<'_>,
+    vma: &Vma,
+    start: &mut usize,
     end: usize,
 ) -> i32 {
-    // SAFETY: The caller owns both and calls from one thread.
-    let (call, start) = unsafe { (&mut *call, &mut *start) };
     // SAFETY: The caller holds mmap_lock over a range that `vma` covers.
     match unsafe { call.merge_vma(vma, *start, end) } {
         Ok(at) => {
@@ -115,20 +131,25 @@ unsafe extern "C" fn sksm_merge_vma(
             0
         }
         Err(error) if error == EINTR => EINTR.to_errno(),
-        // Memory, or a hash table that cannot grow just now.
+        // No memory.
         Err(_) => EAGAIN.to_errno(),
     }
 }
 
-/// Ends a call.
+/// Ends a call: 0, or `-EAGAIN` if there was no memory for some of its pages.
 ///
 /// # Safety
 ///
 /// `call` comes from [`sksm_call_begin`] and is not used again.
 #[no_mangle]
-unsafe extern "C" fn sksm_call_end(call: *mut merge::Call) {
+unsafe extern "C" fn sksm_call_end(call: *mut merge::Call<'_>) -> i32 {
     // SAFETY: `sksm_call_begin` made it with `KBox::into_raw`.
-    drop(unsafe { KBox::from_raw(call) });
+    let call = unsafe { KBox::from_raw(call) };
+    if call.lacked_memory() {
+        EAGAIN.to_errno()
+    } else {
+        0
+    }
 }
 
 /// The last reference to a merged folio has gone, or memory failure unmapped it for good. Any
@@ -138,9 +159,8 @@ unsafe extern "C" fn sksm_call_end(call: *mut merge::Call) {
 ///
 /// `folio` is a merged folio with no reference left, or a poisoned one that the caller has locked.
 #[no_mangle]
-unsafe extern "C" fn sksm_folio_free(folio: *mut bindings::folio) {
-    // SAFETY: A folio without references belongs to the caller.
-    unsafe { Node::folio_freed(folio) };
+unsafe extern "C" fn sksm_folio_free(folio: &mut LockedFolio) {
+    Node::folio_freed(folio);
 }
 
 /// A write fault on a merged folio: if this mapping is its only user, the page becomes an ordinary
@@ -150,56 +170,135 @@ unsafe extern "C" fn sksm_folio_free(folio: *mut bindings::folio) {
 ///
 /// The page table of `vma`, locked by the caller, maps `folio` at `addr`.
 #[no_mangle]
-unsafe extern "C" fn sksm_withdraw(
-    folio: *mut bindings::folio,
-    vma: *mut bindings::vm_area_struct,
-    addr: usize,
-) -> bool {
+unsafe extern "C" fn sksm_withdraw(folio: &Folio, vma: &Vma, addr: usize) -> bool {
     // SAFETY: As the caller promises.
     unsafe { Node::withdraw(folio, vma, addr) }
+}
+
+/// A mapping of a merged folio has been removed for good, not to migrate. Page-table lock held.
+///
+/// # Safety
+///
+/// The caller holds the reference that the mapping had; `vma` is valid.
+#[no_mangle]
+unsafe extern "C" fn sksm_unmapped(folio: &Folio, vma: &Vma) {
+    Node::unmapped(folio, Process(vma.mm()));
+}
+
+/// The same, of one that became a swap entry.
+///
+/// # Safety
+///
+/// As for [`sksm_unmapped`].
+#[no_mangle]
+unsafe extern "C" fn sksm_swapped(folio: &Folio, vma: &Vma) {
+    Stat::Swapped.add(1);
+    Node::swapped(folio, Process(vma.mm()));
+}
+
+/// A swap entry became a mapping of a merged folio. Page-table lock held.
+///
+/// # Safety
+///
+/// `folio` is locked; `vma` is valid.
+#[no_mangle]
+unsafe extern "C" fn sksm_swapped_in(folio: &Folio, vma: &Vma) {
+    Stat::SwappedIn.add(1);
+    Node::swapped_in(folio, Process(vma.mm()));
+}
+
+/// A merged folio leaves memory, and its node sleeps under its swap slot. Any context.
+///
+/// # Safety
+///
+/// `folio` is locked, in the swap cache at `slot`, clean, not mapped, and about to leave the swap
+/// cache: with no reference left, or as it has failed.
+#[no_mangle]
+unsafe extern "C" fn sksm_folio_sleep(folio: &mut LockedFolio, slot: bindings::swp_entry_t) {
+    asleep::sleep(folio, Slot::new(slot.val));
+}
+
+/// A folio of the swap cache that was never mapped becomes the merged page that sleeps under its
+/// slot, if there is one. May sleep.
+///
+/// # Safety
+///
+/// `folio` is locked, and has no `mapping`.
+#[no_mangle]
+unsafe extern "C" fn __sksm_folio_wake(folio: &mut LockedFolio) {
+    asleep::wake(folio);
+}
+
+/// A swap slot is free. Any context.
+///
+/// # Safety
+///
+/// Neither swap entry nor swap cache has the slot, and nobody takes it meanwhile.
+#[no_mangle]
+unsafe extern "C" fn __sksm_slot_freed(slot: bindings::swp_entry_t) {
+    asleep::forget(Slot::new(slot.val));
+}
+
+/// Whether a merged page sleeps under a slot, which the caller keeps in use. Any context.
+#[no_mangle]
+extern "C" fn __sksm_slot_asleep(slot: bindings::swp_entry_t) -> bool {
+    asleep::is_asleep(Slot::new(slot.val))
 }
 
 /// `rmap_walk()` for merged folios. May sleep unless `rwc->try_lock`.
 ///
 /// # Safety
 ///
-/// `folio` is a locked merged folio; `rwc` is valid.
+/// `folio` is a locked merged folio; `rwc` is valid. Others may use `rwc` as well.
 #[no_mangle]
 unsafe extern "C" fn sksm_rmap_walk(
-    folio: *mut bindings::folio,
+    folio: &mut LockedFolio,
     rwc: *mut bindings::rmap_walk_control,
 ) {
-    // SAFETY: The caller holds the folio lock for the whole call.
-    let folio = unsafe { LockedFolio::borrow(folio) };
-    if let Some(node) = Node::of(&folio) {
-        // SAFETY: `rwc` is valid and used by this thread alone.
-        rmap::walk(node.rmap(&folio), &folio, unsafe { &mut *rwc });
+    if let Some(merged) = folio.merged() {
+        // SAFETY: `rwc` is valid, and what walks share of it does not change. `contended` is
+        // written by those who try, each to one of its own.
+        unsafe {
+            if !merged.rmap().walk(merged.folio(), rwc) {
+                (*rwc).contended = true;
+            }
+        }
     }
 }
 
-/// `collect_procs_ksm()` for merged folios.
+/// `collect_procs_ksm()` for merged folios. Sleeps.
 ///
 /// # Safety
 ///
 /// `folio` is a locked merged folio; `to_kill` is the caller's list.
 #[no_mangle]
 unsafe extern "C" fn sksm_collect_mappers(
-    folio: *mut bindings::folio,
+    folio: &mut LockedFolio,
     to_kill: *mut bindings::list_head,
     force_early: i32,
 ) {
-    // SAFETY: The caller holds the folio lock for the whole call.
-    let folio = unsafe { LockedFolio::borrow(folio) };
-    if let Some(node) = Node::of(&folio) {
-        node.rmap(&folio).for_each_vma(|vma, addr| {
+    if let Some(merged) = folio.merged() {
+        let folio = merged.folio().as_ptr();
+        merged.rmap().for_each_vma(|vma, addr| {
             // SAFETY: `vma` stays while its anon_vma is locked; `to_kill` as the caller promises.
             unsafe {
-                if bindings::sksm_mapped_at(folio.as_ptr(), vma, addr) {
-                    bindings::sksm_collect_procs(folio.as_ptr(), vma, addr, to_kill, force_early);
+                if bindings::sksm_mapped_at(folio, vma, addr) {
+                    bindings::sksm_collect_procs(folio, vma, addr, to_kill, force_early);
                 }
             }
         });
     }
+}
+
+/// A merged folio has failed: if there is another page with its bytes, a new page takes its place,
+/// and true is returned when nobody maps the failed one any more. Sleeps.
+///
+/// # Safety
+///
+/// `folio` is a locked folio with a reference of the caller's.
+#[no_mangle]
+unsafe extern "C" fn sksm_folio_rescue(folio: &mut LockedFolio) -> bool {
+    rescue::rescue(folio)
 }
 
 /// `folio_migrate_ksm()` for merged folios: the node follows.
@@ -208,10 +307,8 @@ unsafe extern "C" fn sksm_collect_mappers(
 ///
 /// Both folios are locked, `new->mapping` equals `old->mapping`, and no page table maps `old`.
 #[no_mangle]
-unsafe extern "C" fn sksm_migrate(new: *mut bindings::folio, old: *mut bindings::folio) {
-    // SAFETY: The caller holds both folio locks for the whole call.
-    let (new, old) = unsafe { (LockedFolio::borrow(new), LockedFolio::borrow(old)) };
-    Node::migrate(&new, &old);
+unsafe extern "C" fn sksm_migrate(new: &LockedFolio, old: &mut LockedFolio) {
+    Node::migrate(new, old);
 }
 
 /// Releases retired nodes; runs on a workqueue.

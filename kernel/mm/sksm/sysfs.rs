@@ -2,17 +2,20 @@
 
 //! `/sys/kernel/mm/sksm/`.
 
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use kernel::bindings;
 use kernel::c_str;
 use kernel::error::to_result;
 use kernel::ffi::c_char;
+use kernel::page::PAGE_SIZE;
 use kernel::prelude::*;
 
-use super::domain::{self, Kind};
-use super::index;
-use super::release;
-use super::stats;
+use super::domain::{self, Root};
+use super::stats::Stat;
+use super::unmerge;
+
+/// How many mappings a merged page takes, unless told otherwise; KSM's default.
+pub(crate) static MAX_PAGE_SHARING: AtomicU32 = AtomicU32::new(256);
 
 /// Whether pages of different NUMA nodes merge.
 pub(crate) static MERGE_ACROSS_NODES: AtomicBool = AtomicBool::new(true);
@@ -37,31 +40,32 @@ struct Attribute(core::cell::UnsafeCell<bindings::kobj_attribute>);
 unsafe impl Sync for Attribute {}
 
 impl Attribute {
-    const fn new(name: &'static CStr, mode: u16, show: Show, store: Option<Store>) -> Self {
+    const fn new(name: &'static CStr, mode: u16, show: Option<Show>, store: Option<Store>) -> Self {
         // SAFETY: All-zero is a valid kobj_attribute.
         let mut attribute: bindings::kobj_attribute = unsafe { core::mem::zeroed() };
         attribute.attr.name = name.as_char_ptr();
         attribute.attr.mode = mode;
-        attribute.show = Some(show);
+        attribute.show = show;
         attribute.store = store;
         Self(core::cell::UnsafeCell::new(attribute))
     }
 }
 
-fn emit(buf: *mut c_char, value: usize) -> isize {
+fn emit(buf: *mut c_char, value: isize) -> isize {
     // SAFETY: sysfs passes a page; the format matches the argument.
-    unsafe { bindings::sysfs_emit(buf, c_str!("%lu\n").as_char_ptr(), value) as isize }
+    unsafe { bindings::sysfs_emit(buf, c_str!("%ld\n").as_char_ptr(), value) as isize }
+}
+
+/// Shows a counter. A sum over CPUs that change meanwhile may be a little below zero.
+fn emit_stat(buf: *mut c_char, stat: Stat) -> isize {
+    emit(buf, stat.get().max(0))
 }
 
 /// Reads an unsigned number, or says EINVAL.
-///
-/// # Safety
-///
-/// `buf` is a NUL-terminated string.
-unsafe fn parse(buf: *const c_char) -> Result<u32> {
+fn parse(text: &CStr) -> Result<u32> {
     let mut value = 0;
-    // SAFETY: As the caller promises.
-    to_result(unsafe { bindings::kstrtouint(buf, 10, &mut value) })?;
+    // SAFETY: The text ends with a NUL.
+    to_result(unsafe { bindings::kstrtouint(text.as_char_ptr(), 10, &mut value) })?;
     Ok(value)
 }
 
@@ -72,72 +76,80 @@ fn stored(result: Result, len: usize) -> isize {
     }
 }
 
-/// Defines the attribute `$name` with what it shows, and for writable ones how it is stored.
+/// Defines the attribute `$name`: a counter, or with what it shows and how it is stored.
 macro_rules! attribute {
-    ($name:ident, $static:ident, $value:expr) => {
-        attribute!(@ $name, $static, 0o444, |buf| emit(buf, $value), None);
+    ($name:ident, $static:ident, Stat::$stat:ident) => {
+        attribute!($name, $static, |buf| emit_stat(buf, Stat::$stat));
     };
-    ($name:ident, $static:ident, $value:expr, $store:expr) => {
-        attribute!(@ $name, $static, 0o644, $value, Some({
-            /// # Safety
-            ///
-            /// Called by sysfs.
-            unsafe extern "C" fn store(
-                _: *mut bindings::kobject,
-                _: *mut bindings::kobj_attribute,
-                buf: *const c_char,
-                len: usize,
-            ) -> isize {
-                let store: fn(*const c_char) -> Result = $store;
-                stored(store(buf), len)
-            }
-            store
-        }));
+    ($name:ident, $static:ident, $show:expr) => {
+        attribute!(@ $name, $static, 0o444, Some(attribute!(show $show)), None);
     };
+    ($name:ident, $static:ident, $show:expr, $store:expr) => {
+        attribute!(
+            @ $name, $static, 0o644,
+            Some(attribute!(show $show)), Some(attribute!(store $store))
+        );
+    };
+    (write $name:ident, $static:ident, $store:expr) => {
+        attribute!(@ $name, $static, 0o200, None, Some(attribute!(store $store)));
+    };
+    (show $show:expr) => {{
+        /// # Safety
+        ///
+        /// Called by sysfs.
+        unsafe extern "C" fn show(
+            _: *mut bindings::kobject,
+            _: *mut bindings::kobj_attribute,
+            buf: *mut c_char,
+        ) -> isize {
+            let show: fn(*mut c_char) -> isize = $show;
+            show(buf)
+        }
+        show
+    }};
+    (store $store:expr) => {{
+        /// # Safety
+        ///
+        /// Called by sysfs.
+        unsafe extern "C" fn store(
+            _: *mut bindings::kobject,
+            _: *mut bindings::kobj_attribute,
+            buf: *const c_char,
+            len: usize,
+        ) -> isize {
+            let store: fn(&CStr) -> Result = $store;
+            // SAFETY: sysfs passes a NUL-terminated string.
+            stored(store(unsafe { CStr::from_char_ptr(buf) }), len)
+        }
+        store
+    }};
     (@ $name:ident, $static:ident, $mode:expr, $show:expr, $store:expr) => {
-        static $static: Attribute = {
-            /// # Safety
-            ///
-            /// Called by sysfs.
-            unsafe extern "C" fn show(
-                _: *mut bindings::kobject,
-                _: *mut bindings::kobj_attribute,
-                buf: *mut c_char,
-            ) -> isize {
-                let show: fn(*mut c_char) -> isize = $show;
-                show(buf)
-            }
-            Attribute::new(c_str!(stringify!($name)), $mode, show, $store)
-        };
+        static $static: Attribute = Attribute::new(c_str!(stringify!($name)), $mode, $show, $store);
     };
 }
 
 attribute!(domain, DOMAIN, show_domain, store_domain);
 attribute!(
     max_page_sharing,
-    MAX_PAGE_SHARING,
-    |buf| emit(
-        buf,
-        index::MAX_PAGE_SHARING.load(Ordering::Relaxed) as usize
-    ),
-    |buf| {
-        // SAFETY: sysfs passes a NUL-terminated string.
-        let value = unsafe { parse(buf)? };
-        // As for KSM: a merged page with one mapping saves nothing.
-        if value < 2 {
+    MAX_SHARING,
+    |buf| emit(buf, MAX_PAGE_SHARING.load(Ordering::Relaxed) as isize),
+    |text| {
+        let value = parse(text)?;
+        // As for KSM: a merged page with one mapping saves nothing. What is larger than any number
+        // of mappings would only overflow.
+        if !(2..=i32::MAX as u32 / 4).contains(&value) {
             return Err(EINVAL);
         }
-        index::MAX_PAGE_SHARING.store(value, Ordering::Relaxed);
+        MAX_PAGE_SHARING.store(value, Ordering::Relaxed);
         Ok(())
     }
 );
 attribute!(
     merge_across_nodes,
     ACROSS_NODES,
-    |buf| emit(buf, MERGE_ACROSS_NODES.load(Ordering::Relaxed) as usize),
-    |buf| {
-        // SAFETY: sysfs passes a NUL-terminated string.
-        let value = unsafe { parse(buf)? };
+    |buf| emit(buf, MERGE_ACROSS_NODES.load(Ordering::Relaxed) as isize),
+    |text| {
+        let value = parse(text)?;
         if value > 1 {
             return Err(EINVAL);
         }
@@ -145,54 +157,74 @@ attribute!(
         Ok(())
     }
 );
-attribute!(pages_shared, PAGES_SHARED, index::census().shared);
-attribute!(pages_sharing, PAGES_SHARING, index::census().sharing);
-attribute!(pages_unshared, PAGES_UNSHARED, index::census().unshared);
-attribute!(pages_zero, PAGES_ZERO, zero_pages());
-attribute!(calls, CALLS, stats::CALLS.get());
-attribute!(pages_scanned, PAGES_SCANNED, stats::SCANNED.get());
-attribute!(pages_merged, PAGES_MERGED, stats::MERGED.get());
-attribute!(pages_published, PAGES_PUBLISHED, stats::PUBLISHED.get());
-attribute!(pages_withdrawn, PAGES_WITHDRAWN, stats::WITHDRAWN.get());
-attribute!(pages_busy, PAGES_BUSY, stats::BUSY.get());
-attribute!(bytes_metadata, BYTES_METADATA, {
-    // What is retired is as good as free.
-    release::flush();
-    stats::METADATA.get()
+attribute!(write unmerge, UNMERGE, |text| {
+    if parse(text)? != 1 {
+        return Err(EINVAL);
+    }
+    unmerge::all()
+});
+attribute!(advice, ADVICE, |buf| emit(
+    buf,
+    bindings::MADV_MERGE as isize
+));
+attribute!(pages_shared, PAGES_SHARED, Stat::Shared);
+attribute!(pages_sharing, PAGES_SHARING, Stat::Sharing);
+attribute!(pages_unshared, PAGES_UNSHARED, |buf| emit(
+    buf,
+    (Stat::Pages.get() - Stat::Shared.get()).max(0)
+));
+attribute!(pages_zero, PAGES_ZERO, |buf| emit(buf, zero_pages()));
+attribute!(calls, CALLS, Stat::Calls);
+attribute!(pages_scanned, PAGES_SCANNED, Stat::Scanned);
+attribute!(pages_merged, PAGES_MERGED, Stat::Merged);
+attribute!(pages_published, PAGES_PUBLISHED, Stat::Published);
+attribute!(pages_withdrawn, PAGES_WITHDRAWN, Stat::Withdrawn);
+attribute!(pages_busy, PAGES_BUSY, Stat::Busy);
+attribute!(pages_refused, PAGES_REFUSED, Stat::Refused);
+attribute!(pages_swapped, PAGES_SWAPPED, Stat::Swapped);
+attribute!(pages_swapped_in, PAGES_SWAPPED_IN, Stat::SwappedIn);
+attribute!(pages_asleep, PAGES_ASLEEP, Stat::Asleep);
+attribute!(pages_rescued, PAGES_RESCUED, Stat::Rescued);
+attribute!(bytes_metadata, BYTES_METADATA, Stat::Metadata);
+attribute!(general_profit, GENERAL_PROFIT, |buf| {
+    let pages = Stat::Sharing.get().max(0) + zero_pages();
+    emit(buf, pages * PAGE_SIZE as isize - Stat::Metadata.get())
 });
 
 /// Zero pages that SKSM or KSM placed, system-wide.
-fn zero_pages() -> usize {
+fn zero_pages() -> isize {
     // SAFETY: A static atomic of KSM's.
-    unsafe { core::ptr::read_volatile(&raw const bindings::ksm_zero_pages.counter) as usize }
+    let pages = unsafe { core::ptr::read_volatile(&raw const bindings::ksm_zero_pages.counter) };
+    (pages as isize).max(0)
 }
 
 fn show_domain(buf: *mut c_char) -> isize {
     let mut len = 0;
-    for (kind, name) in Kind::ALL.into_iter().zip(Kind::NAMES) {
-        let (open, close) = if kind == domain::kind() {
-            ("[", "]")
-        } else {
-            ("", "")
+    for (root, name) in Root::ALL.into_iter().zip(Root::NAMES) {
+        let format = match (root == domain::root(), root == Root::None) {
+            (false, false) => c_str!("%.*s "),
+            (true, false) => c_str!("[%.*s] "),
+            (false, true) => c_str!("%.*s\n"),
+            (true, true) => c_str!("[%.*s]\n"),
         };
-        let last = kind == Kind::Global;
-        for part in [open, name, close, if last { "\n" } else { " " }] {
-            // SAFETY: sysfs passes a page, far more than the names take.
-            unsafe {
-                core::ptr::copy_nonoverlapping(part.as_ptr(), buf.add(len).cast(), part.len())
-            };
-            len += part.len();
-        }
+        // SAFETY: sysfs passes a page; the format takes a length and so many characters.
+        len += unsafe {
+            bindings::sysfs_emit_at(
+                buf,
+                len,
+                format.as_char_ptr(),
+                name.len() as i32,
+                name.as_ptr(),
+            )
+        };
     }
     len as isize
 }
 
-fn store_domain(buf: *const c_char) -> Result {
-    // SAFETY: sysfs passes a NUL-terminated string.
-    let word = unsafe { CStr::from_char_ptr(buf) }.to_str()?.trim();
-    let at = Kind::NAMES.iter().position(|name| *name == word);
-    domain::set_kind(Kind::ALL[at.ok_or(EINVAL)?]);
-    Ok(())
+fn store_domain(text: &CStr) -> Result {
+    let word = text.to_str()?.trim();
+    let at = Root::NAMES.iter().position(|name| *name == word);
+    domain::set_root(Root::ALL[at.ok_or(EINVAL)?])
 }
 
 /// The attributes as sysfs takes them: NULL-terminated.
@@ -202,10 +234,12 @@ struct Group<const N: usize>([*const Attribute; N]);
 // SAFETY: Pointers to statics.
 unsafe impl<const N: usize> Sync for Group<N> {}
 
-static ATTRIBUTES: Group<15> = Group([
+static ATTRIBUTES: Group<23> = Group([
+    &ADVICE,
     &DOMAIN,
-    &MAX_PAGE_SHARING,
+    &MAX_SHARING,
     &ACROSS_NODES,
+    &UNMERGE,
     &PAGES_SHARED,
     &PAGES_SHARING,
     &PAGES_UNSHARED,
@@ -216,7 +250,13 @@ static ATTRIBUTES: Group<15> = Group([
     &PAGES_PUBLISHED,
     &PAGES_WITHDRAWN,
     &PAGES_BUSY,
+    &PAGES_REFUSED,
+    &PAGES_SWAPPED,
+    &PAGES_SWAPPED_IN,
+    &PAGES_ASLEEP,
+    &PAGES_RESCUED,
     &BYTES_METADATA,
+    &GENERAL_PROFIT,
     core::ptr::null(),
 ]);
 

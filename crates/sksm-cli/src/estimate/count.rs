@@ -2,18 +2,18 @@
 
 use std::ops::Range;
 
-use super::Saving;
 use super::frames::Mappings;
 use super::page::{KIND_BITS, Page};
 use super::repeated::Singles;
+use super::report::Saving;
 
 /// What was counted.
 #[derive(Default)]
 pub struct Counted {
     /// Where the processes of a domain share.
     pub within: Saving,
-    /// Where all do.
-    pub across: Saving,
+    /// Where others do, as the rules divide them.
+    pub others: [Saving; OTHERS],
     /// Of `within`: by pages that hold nothing but zeros.
     pub zero: Saving,
     pub kinds: Vec<Saving>,
@@ -22,10 +22,17 @@ pub struct Counted {
     pub maybe_shared: u64,
 }
 
+/// So many other ways to divide the processes are counted at once.
+pub const OTHERS: usize = 2;
+
+/// The domain of each process, numbered from 0; none of one that merges with nobody.
+pub type Domains = Vec<Option<usize>>;
+
 /// What there is to know about the pages.
 pub struct Rules<'a> {
-    /// Of each process; numbers from 0.
-    pub domains: &'a [usize],
+    pub domains: &'a Domains,
+    /// Other ways to divide them, of which only the sums are told.
+    pub others: [&'a Domains; OTHERS],
     /// How many mappings one merged page serves.
     pub most: u64,
     /// The hash of a page of zeros, which needs no frame once it is merged.
@@ -128,12 +135,73 @@ impl Tally {
     }
 }
 
-struct Counter<'a> {
-    rules: &'a Rules<'a>,
-    counted: Counted,
-    /// Of each domain, for the pages that are being counted, and of all together.
+/// Processes as they are divided into domains, and what the pages that are being counted come to in each.
+struct Division<'a> {
+    domains: &'a [Option<usize>],
     tallies: Vec<Tally>,
-    all: Tally,
+    touched: Vec<usize>,
+}
+
+impl<'a> Division<'a> {
+    fn new(domains: &'a [Option<usize>]) -> Self {
+        let all = domains.iter().flatten().max().map_or(0, |last| last + 1);
+        Division {
+            domains,
+            tallies: vec![Tally::default(); all],
+            touched: Vec::new(),
+        }
+    }
+
+    /// Adds the pages of one frame.
+    fn tally(&mut self, pages: &[Page], kept: bool) {
+        if let [page] = pages {
+            if let Some(domain) = self.domains[page.process()] {
+                self.add(domain, 1, page.process(), kept);
+            }
+            return;
+        }
+        for share in self.shares(pages) {
+            let kept = kept || share.mappings < pages.len() as u64;
+            self.add(share.domain, share.mappings, share.first_process, kept);
+        }
+    }
+
+    fn add(&mut self, domain: usize, mappings: u64, process: usize, kept: bool) {
+        let tally = &mut self.tallies[domain];
+        if tally.mappings == 0 {
+            self.touched.push(domain);
+        }
+        tally.add(mappings, process, kept);
+    }
+
+    fn saved(&self, zero: bool, most: u64) -> f64 {
+        let tallies = self.touched.iter().map(|domain| &self.tallies[*domain]);
+        tallies.map(|tally| tally.saved(zero, most)).sum()
+    }
+
+    fn clear(&mut self) {
+        for domain in self.touched.drain(..) {
+            self.tallies[domain] = Tally::default();
+        }
+    }
+
+    fn shares(&self, pages: &[Page]) -> Vec<Share> {
+        let mut shares: Vec<Share> = Vec::new();
+        for page in pages {
+            let Some(domain) = self.domains[page.process()] else {
+                continue;
+            };
+            match shares.iter_mut().find(|share| share.domain == domain) {
+                Some(share) => share.mappings += 1,
+                None => shares.push(Share {
+                    domain,
+                    first_process: page.process(),
+                    mappings: 1,
+                }),
+            }
+        }
+        shares
+    }
 }
 
 /// Of the mappings of one frame those of one domain.
@@ -143,14 +211,20 @@ struct Share {
     mappings: u64,
 }
 
+struct Counter<'a> {
+    rules: &'a Rules<'a>,
+    counted: Counted,
+    within: Division<'a>,
+    others: [Division<'a>; OTHERS],
+}
+
 impl<'a> Counter<'a> {
     fn new(rules: &'a Rules<'a>) -> Self {
-        let domains = rules.domains.iter().max().map_or(0, |last| last + 1);
         Counter {
             rules,
             counted: Counted::new(rules),
-            tallies: vec![Tally::default(); domains],
-            all: Tally::default(),
+            within: Division::new(rules.domains),
+            others: rules.others.map(|domains| Division::new(domains)),
         }
     }
 
@@ -162,73 +236,70 @@ impl<'a> Counter<'a> {
         }
         // Of one frame nothing is saved, whoever has it, unless it is of zeros. Most that a fork left in common is so.
         let ask = zero || !one_frame(group);
-        let mut touched = Vec::new();
+        let (mut mapped_pages, mut frames) = (0, 0);
         each_frame(group, |pages| {
             let kept = ask && self.kept(pages);
-            self.tally(pages, kept, &mut touched);
+            mapped_pages += pages.len() as u64;
+            frames += 1;
+            self.within.tally(pages, kept);
+            for division in &mut self.others {
+                division.tally(pages, kept);
+            }
         });
-        self.counted.across.add(Saving {
-            mapped_pages: self.all.mappings,
-            pages: (self.all.frames + self.all.kept) as f64,
-            saved_pages: self.all.saved(zero, self.rules.most),
-        });
-        each_frame(group, |pages| self.share_out(pages, zero));
-        for domain in touched {
-            self.tallies[domain] = Tally::default();
+        for (sum, division) in self.counted.others.iter_mut().zip(&mut self.others) {
+            sum.add(Saving {
+                mapped_pages,
+                pages: f64::from(frames),
+                saved_pages: division.saved(zero, self.rules.most),
+            });
+            division.clear();
         }
-        self.all = Tally::default();
+        each_frame(group, |pages| self.share_out(pages, zero));
+        self.within.clear();
     }
 
     /// As most pages are.
     fn add_single(&mut self, page: Page, zero: bool) {
         let saved = zero && !self.kept(&[page]);
-        let saving = Saving {
+        let saving = |domains: &[Option<usize>]| Saving {
             mapped_pages: 1,
             pages: 1.0,
-            saved_pages: f64::from(u8::from(saved)),
+            saved_pages: f64::from(u8::from(saved && domains[page.process()].is_some())),
         };
-        self.counted.across.add(saving);
-        self.add_to_all(page, saving, zero);
-    }
-
-    fn tally(&mut self, pages: &[Page], kept: bool, touched: &mut Vec<usize>) {
-        let all = pages.len() as u64;
-        for share in self.shares(pages) {
-            let tally = &mut self.tallies[share.domain];
-            if tally.mappings == 0 {
-                touched.push(share.domain);
-            }
-            let kept = kept || share.mappings < all;
-            tally.add(share.mappings, share.first_process, kept);
+        for (sum, domains) in self.counted.others.iter_mut().zip(self.rules.others) {
+            sum.add(saving(domains));
         }
-        let first = pages.first().map_or(0, |page| page.process());
-        self.all.add(all, first, kept);
+        self.add_to_all(page, saving(self.rules.domains), zero);
     }
 
     /// Says whose the frame is and what of it is saved, in equal parts.
     fn share_out(&mut self, pages: &[Page], zero: bool) {
         let all = pages.len() as u64;
-        for share in self.shares(pages) {
-            let tally = &self.tallies[share.domain];
+        let part = |saved_pages| Saving {
+            mapped_pages: 1,
+            pages: 1.0 / all as f64,
+            saved_pages,
+        };
+        for share in self.within.shares(pages) {
+            let tally = &self.within.tallies[share.domain];
             let kept =
                 share.mappings < all || tally.frames == 0 || tally.kept > 0 && self.kept(pages);
             let saved = match kept {
                 true => 0.0,
                 false => tally.saved(zero, self.rules.most) / tally.frames as f64,
             };
-            let part = Saving {
-                mapped_pages: 1,
-                pages: 1.0 / all as f64,
-                saved_pages: saved / share.mappings as f64,
-            };
-            let own = |page: &&Page| self.rules.domains[page.process()] == share.domain;
+            let own = |page: &&Page| self.rules.domains[page.process()] == Some(share.domain);
             for page in pages.iter().filter(own) {
-                self.add_to_all(*page, part, zero);
+                self.add_to_all(*page, part(saved / share.mappings as f64), zero);
             }
+        }
+        let apart = |page: &&Page| self.rules.domains[page.process()].is_none();
+        for page in pages.iter().filter(apart) {
+            self.add_to_all(*page, part(0.0), zero);
         }
     }
 
-    /// All sums but that across users.
+    /// All sums but those of other divisions.
     fn add_to_all(&mut self, page: Page, saving: Saving, zero: bool) {
         self.counted.within.add(saving);
         if zero {
@@ -237,22 +308,6 @@ impl<'a> Counter<'a> {
         self.counted.kinds[page.kind()].add(saving);
         self.counted.processes[page.process()].add(saving);
         self.counted.maybe_shared += u64::from(page.frame() != 0 && !self.rules.tells_frames);
-    }
-
-    fn shares(&self, pages: &[Page]) -> Vec<Share> {
-        let mut shares: Vec<Share> = Vec::new();
-        for page in pages {
-            let domain = self.rules.domains[page.process()];
-            match shares.iter_mut().find(|share| share.domain == domain) {
-                Some(share) => share.mappings += 1,
-                None => shares.push(Share {
-                    domain,
-                    first_process: page.process(),
-                    mappings: 1,
-                }),
-            }
-        }
-        shares
     }
 
     /// Whether somebody else holds the frame of these pages.
@@ -317,7 +372,7 @@ impl Counted {
                     saved_pages: 0.0,
                 };
                 counted.within.add(saving);
-                counted.across.add(saving);
+                counted.others.iter_mut().for_each(|sum| sum.add(saving));
                 counted.kinds[kind].add(saving);
                 counted.processes[process].add(saving);
             }
@@ -327,7 +382,9 @@ impl Counted {
 
     fn and(mut self, more: Counted) -> Self {
         self.within.add(more.within);
-        self.across.add(more.across);
+        for (sum, more) in self.others.iter_mut().zip(more.others) {
+            sum.add(more);
+        }
         self.zero.add(more.zero);
         self.maybe_shared += more.maybe_shared;
         for (sum, more) in self.kinds.iter_mut().zip(more.kinds) {
@@ -341,7 +398,7 @@ impl Counted {
 }
 
 impl Saving {
-    fn add(&mut self, more: Saving) {
+    pub fn add(&mut self, more: Saving) {
         self.mapped_pages += more.mapped_pages;
         self.pages += more.pages;
         self.saved_pages += more.saved_pages;
@@ -352,9 +409,22 @@ impl Saving {
 mod tests {
     use super::*;
 
-    /// Of two processes of one user and one of another.
-    const DOMAINS: &[usize] = &[0, 0, 1];
     const ZERO: u64 = 77;
+
+    /// Two processes of one domain, one of another, and one of none.
+    fn apart() -> Domains {
+        vec![Some(0), Some(0), Some(1), None]
+    }
+
+    /// All that merge in one.
+    fn together() -> Domains {
+        vec![Some(0), Some(0), Some(0), None]
+    }
+
+    /// Nothing merges.
+    fn never() -> Domains {
+        vec![None; 4]
+    }
 
     fn page(hash: u64, frame: u64, process: u32) -> Page {
         Page::new(hash, frame, process, 4)
@@ -369,8 +439,10 @@ mod tests {
             parts[number % 3].push(*page);
         }
         parts.iter_mut().for_each(|part| part.sort_unstable());
+        let (apart, together, never) = (apart(), together(), never());
         let rules = Rules {
-            domains: DOMAINS,
+            domains: &apart,
+            others: [&together, &never],
             most,
             zero: ZERO,
             tells_frames: true,
@@ -380,8 +452,15 @@ mod tests {
             count(&[whole], &Singles::new(), &rules),
             count(&parts, &Singles::new(), &rules),
         );
-        assert_eq!(counted.across, other.across);
         let near = |a: f64, b: f64| (a - b).abs() < 1e-6;
+        assert_eq!(counted.others, other.others);
+        // The frames are the same, whoever shares.
+        let [across, none] = counted.others;
+        assert!(near(across.pages, counted.within.pages) && none.saved_pages == 0.0);
+        assert_eq!(
+            (none.mapped_pages, none.pages),
+            (across.mapped_pages, across.pages)
+        );
         assert!(near(counted.within.saved_pages, other.within.saved_pages));
         let sum = |savings: &[Saving]| savings.iter().map(|one| one.saved_pages).sum();
         assert!(near(sum(&counted.kinds), counted.within.saved_pages));
@@ -414,7 +493,23 @@ mod tests {
         let pages = [page(1, 0, 0), page(1, 0, 2)];
         let counted = counted(&pages, 256, &Mappings::unknown());
         assert_eq!(figures(counted.within), (2, 2.0, 0.0));
-        assert_eq!(figures(counted.across), (2, 2.0, 1.0));
+        assert_eq!(figures(counted.others[0]), (2, 2.0, 1.0));
+    }
+
+    #[test]
+    fn who_is_in_no_domain_saves_nothing() {
+        // Not even pages of zeros.
+        let pages = [page(1, 0, 3), page(1, 0, 3), page(ZERO, 0, 3)];
+        assert_eq!(within(&pages, 256), (3, 3.0, 0.0));
+        assert_eq!(
+            within(&[page(ZERO, 0, 3), page(ZERO, 0, 3)], 256),
+            (2, 2.0, 0.0)
+        );
+        // What it has in common with others stays.
+        let pages = [page(1, 10, 0), page(1, 10, 3), page(1, 0, 1)];
+        assert_eq!(within(&pages, 256), (3, 2.0, 1.0));
+        let pages = [page(ZERO, 10, 0), page(ZERO, 10, 3), page(ZERO, 0, 1)];
+        assert_eq!(within(&pages, 256), (3, 2.0, 1.0));
     }
 
     #[test]
@@ -465,28 +560,30 @@ mod tests {
         let pages = [page(1, 11, 0), page(1, 11, 2), page(1, 0, 2)];
         let counted = counted(&pages, 256, &others());
         assert_eq!(figures(counted.within), (3, 2.0, 0.5));
-        assert_eq!(figures(counted.across), (3, 2.0, 1.0));
+        assert_eq!(figures(counted.others[0]), (3, 2.0, 1.0));
     }
 
     #[test]
     fn singles_are_counted_where_they_belong() {
+        let (apart, together) = (apart(), together());
         let rules = Rules {
-            domains: DOMAINS,
+            domains: &apart,
+            others: [&together, &together],
             most: 256,
             zero: ZERO,
             tells_frames: false,
             mappings: &Mappings::unknown(),
         };
-        let mut singles = vec![[0; 8]; 3];
+        let mut singles = vec![[0; 8]; 4];
         (singles[0][1], singles[2][1], singles[2][4]) = (5, 7, 9);
         let pages = vec![page(1, 0, 0), page(1, 0, 1)];
         let counted = count(&[pages], &singles, &rules);
         assert_eq!(figures(counted.within), (23, 23.0, 1.0));
-        assert_eq!(figures(counted.across), (23, 23.0, 1.0));
+        assert_eq!(figures(counted.others[0]), (23, 23.0, 1.0));
         assert_eq!(figures(counted.kinds[1]), (12, 12.0, 0.0));
         assert_eq!(figures(counted.kinds[4]), (11, 11.0, 1.0));
         let processes = counted.processes.into_iter().map(figures);
-        let right = [(6, 6.0, 0.5), (1, 1.0, 0.5), (16, 16.0, 0.0)];
+        let right = [(6, 6.0, 0.5), (1, 1.0, 0.5), (16, 16.0, 0.0), (0, 0.0, 0.0)];
         assert!(processes.eq(right) && counted.maybe_shared == 0);
     }
 

@@ -66,6 +66,11 @@ impl Memory {
         }
     }
 
+    /// Samples one page, whoever has it, and ends no sharing; false where it cannot be read.
+    pub fn sample_shared(&self, addr: u64, room: &mut [u8; sample::LEN]) -> bool {
+        self.file.read_exact_at(room, sample::place(addr)).is_ok()
+    }
+
     fn by_file(&self, places: &[Place], room: &mut [u8]) -> usize {
         let page = sksm::page_size();
         let mut done = 0;

@@ -3,63 +3,9 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::FileExt;
 
-/// What a page's entry says.
-#[derive(Clone, Copy)]
-pub struct Entry(u64);
-
-impl Entry {
-    /// Present, and neither of a file nor shared memory.
-    fn anonymous(self) -> bool {
-        self.0 >> 63 & 1 != 0 && self.0 >> 61 & 1 == 0
-    }
-
-    /// The physical page; 0 for those without the right to know.
-    pub fn pfn(self) -> u64 {
-        self.0 & ((1 << 55) - 1)
-    }
-
-    /// Mapped by this process alone.
-    pub fn exclusive(self) -> bool {
-        self.0 >> 56 & 1 != 0
-    }
-}
-
-/// The kernel's `struct pm_scan_arg`.
-#[repr(C)]
-#[derive(Default)]
-struct Scan {
-    size: u64,
-    flags: u64,
-    start: u64,
-    end: u64,
-    walk_end: u64,
-    regions: u64,
-    regions_len: u64,
-    max_pages: u64,
-    inverted: u64,
-    mask: u64,
-    any: u64,
-    returned: u64,
-}
-
-/// The kernel's `struct page_region`.
-#[repr(C)]
-#[derive(Default, Clone, Copy)]
-struct Found {
-    start: u64,
-    end: u64,
-    categories: u64,
-}
-
-const IS_FILE: u64 = 1 << 2;
-const IS_PRESENT: u64 = 1 << 3;
-const IS_ZERO: u64 = 1 << 5;
-/// `_IOWR('f', 16, struct pm_scan_arg)`
-const PAGEMAP_SCAN: libc::c_ulong =
-    0xc000_0000 | (size_of::<Scan>() as libc::c_ulong) << 16 | 0x6610;
+use sksm_scan::pagemap::{self, FILE, HUGE, PRESENT, Query, Region, ZERO};
+pub use sksm_scan::pagemap::{Entry, entries};
 
 /// What PAGEMAP_SCAN is to look for.
 #[derive(Clone, Copy)]
@@ -68,6 +14,8 @@ enum Wanted {
     Anonymous,
     /// The zero page, where a page was read and never written.
     Zero,
+    /// Huge pages.
+    Huge,
 }
 
 /// Whether the kernel knows PAGEMAP_SCAN.
@@ -83,34 +31,19 @@ fn scan(
     wanted: Wanted,
     mut see: impl FnMut(Range<u64>) -> io::Result<()>,
 ) -> io::Result<()> {
-    let mut found = [Found::default(); 256];
-    let mut start = range.start;
     let (mask, inverted) = match wanted {
-        Wanted::Anonymous => (IS_FILE | IS_PRESENT | IS_ZERO, IS_FILE | IS_ZERO),
-        Wanted::Zero => (IS_PRESENT | IS_ZERO, 0),
+        Wanted::Anonymous => (FILE | PRESENT | ZERO, FILE | ZERO),
+        Wanted::Zero => (PRESENT | ZERO, 0),
+        Wanted::Huge => (PRESENT | HUGE, 0),
     };
-    while start < range.end {
-        let mut argument = Scan {
-            size: size_of::<Scan>() as u64,
-            start,
-            end: range.end,
-            regions: found.as_mut_ptr() as u64,
-            regions_len: found.len() as u64,
-            inverted,
-            mask,
-            returned: IS_PRESENT,
-            ..Scan::default()
-        };
-        // SAFETY: the argument and the regions that it names are valid for the call.
-        let count = unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN as _, &mut argument) };
-        let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
-        for found in found.iter().take(count) {
-            see(found.start..found.end)?;
-        }
-        // No loop without progress, whatever the kernel says.
-        start = argument.walk_end.max(start + 1);
-    }
-    Ok(())
+    let query = Query {
+        mask,
+        inverted,
+        returned: PRESENT,
+        ..Query::default()
+    };
+    let mut room = [Region::default(); 256];
+    pagemap::scan(pagemap, range, query, &mut room, |range, _| see(range))
 }
 
 /// The ranges of a range of addresses where the zero page is mapped: it looks like a page that was written, but is none of the
@@ -122,6 +55,32 @@ pub fn zero_pages(pagemap: &File, range: Range<u64>) -> Option<Vec<Range<u64>>> 
         Ok(())
     };
     scan(pagemap, range, Wanted::Zero, see).ok()?;
+    Some(ranges)
+}
+
+/// The ranges of a range of addresses where pages are present that are neither a file's nor the zero page. None on kernels without
+/// PAGEMAP_SCAN.
+pub fn anonymous_pages(pagemap: &File, range: Range<u64>) -> Option<Vec<Range<u64>>> {
+    let mut ranges = Vec::new();
+    let see = |range| {
+        ranges.push(range);
+        Ok(())
+    };
+    scan(pagemap, range, Wanted::Anonymous, see).ok()?;
+    Some(ranges)
+}
+
+/// The ranges of a range of addresses where huge pages are. None on kernels without PAGEMAP_SCAN.
+pub fn huge_pages(pagemap: &File, range: Range<u64>) -> Option<Vec<Range<u64>>> {
+    let mut ranges: Vec<Range<u64>> = Vec::new();
+    let see = |range: Range<u64>| {
+        match ranges.last_mut() {
+            Some(last) if last.end == range.start => last.end = range.end,
+            _ => ranges.push(range),
+        }
+        Ok(())
+    };
+    scan(pagemap, range, Wanted::Huge, see).ok()?;
     Some(ranges)
 }
 
@@ -142,12 +101,7 @@ pub fn each_anonymous(
         while addr < run.end {
             let pages = ((run.end - addr) / page).min(at_once as u64);
             let room = &mut room[..pages as usize * 8];
-            let count = pagemap.read_at(room, addr / page * 8)?;
-            if count < 8 {
-                return Err(io::Error::from_raw_os_error(libc::ESRCH));
-            }
-            for word in room[..count].chunks_exact(8) {
-                let entry = Entry(u64::from_ne_bytes(word.try_into().unwrap_or_default()));
+            for entry in pagemap::read(pagemap, addr / page, room)? {
                 if entry.anonymous() {
                     see(addr, entry);
                 }
@@ -170,21 +124,16 @@ pub fn each_anonymous(
 
 /// Fails after the end of the process.
 fn alive(pagemap: &File, addr: u64) -> io::Result<()> {
-    match pagemap.read_at(&mut [0; 8], addr / sksm::page_size() as u64 * 8)? {
-        8 => Ok(()),
-        _ => Err(io::Error::from_raw_os_error(libc::ESRCH)),
-    }
+    let page = sksm::page_size() as u64;
+    pagemap::read(pagemap, addr / page, &mut [0; 8]).map(drop)
 }
 
 /// Whether page frames are told to this process.
 pub fn tells_frames() -> bool {
     let value = std::hint::black_box(1u8);
-    let addr = &raw const value as u64;
-    let file = File::open("/proc/self/pagemap");
-    let mut entry = [0; 8];
-    let offset = addr / sksm::page_size() as u64 * 8;
-    let read = file.and_then(|file| file.read_exact_at(&mut entry, offset));
-    read.is_ok() && Entry(u64::from_ne_bytes(entry)).pfn() != 0
+    let page = &raw const value as u64 / sksm::page_size() as u64;
+    let entries = File::open("/proc/self/pagemap").and_then(|file| entries(&file, page..page + 1));
+    entries.is_ok_and(|entries| entries[0].pfn() != 0)
 }
 
 #[cfg(test)]

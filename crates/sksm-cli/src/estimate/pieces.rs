@@ -6,17 +6,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use sksm::Mapping;
 
-use super::subject::Subject;
+use super::subject::{Files, Subject};
 
 /// So much of a mapping is one piece of work.
 const PIECE: usize = 64 << 20;
 /// And so much of one in which few pages are present.
 const SPARSE_PIECE: usize = 4 << 30;
 
+/// So many processes are read by turns.
+pub const IN_TURN: usize = 64;
+
 /// Part of a mapping.
 pub struct Piece {
     pub process: usize,
     pub subject: Arc<Subject>,
+    pub files: Arc<Files>,
     mapping: usize,
     start: u64,
     end: u64,
@@ -52,6 +56,8 @@ pub struct Pieces(Mutex<VecDeque<Rest>>);
 struct Rest {
     process: usize,
     subject: Arc<Subject>,
+    /// Opened for its first piece.
+    files: Option<Arc<Files>>,
     mapping: usize,
     start: usize,
 }
@@ -63,6 +69,7 @@ impl Pieces {
             Some(Rest {
                 process,
                 subject: subject.clone()?,
+                files: None,
                 mapping: 0,
                 start: 0,
             })
@@ -74,7 +81,9 @@ impl Pieces {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         while let Some(mut rest) = all.pop_front() {
             if let Some(piece) = rest.next() {
-                all.push_back(rest);
+                // So few in turn that their files can all be open.
+                let place = all.len().min(IN_TURN);
+                all.insert(place, rest);
                 return Some(piece);
             }
         }
@@ -85,12 +94,23 @@ impl Pieces {
 impl Rest {
     fn next(&mut self) -> Option<Piece> {
         let mapping = self.subject.mappings.get(self.mapping)?;
+        let files = match &self.files {
+            Some(files) => files.clone(),
+            None => match self.subject.files() {
+                Ok(files) => self.files.insert(files).clone(),
+                Err(error) => {
+                    self.subject.fail(&error);
+                    return None;
+                }
+            },
+        };
         let most = if sparse(mapping) { SPARSE_PIECE } else { PIECE };
         let (start, last) = (self.start.max(mapping.region.start), mapping.region.end());
         let end = start.saturating_add(most).min(last);
         let piece = Piece {
             process: self.process,
             subject: self.subject.clone(),
+            files,
             mapping: self.mapping,
             start: start as u64,
             end: end as u64,

@@ -1,58 +1,102 @@
-//! The estimate as a picture: private memory of each kind, and how much of it merging would save.
+//! The estimate as a picture: private memory of each kind and of each group, and how much of it merging would save.
 
-use std::fmt::Write;
+use sksm_chart::{Bar, GREEN, GREY, Picture};
 
-use super::{KINDS, Report, Saving};
+use super::report::{By, KINDS, Report, Saving};
 use crate::output;
 
-const WIDTH: f64 = 720.0;
-const LEFT: f64 = 150.0;
-const BAR: f64 = 420.0;
-const ROW: f64 = 34.0;
+/// So many groups have bars of their own.
+const GROUPS: usize = 10;
 
-/// An SVG, which needs no colours of its surroundings.
-pub fn draw(report: &Report) -> String {
-    let kinds: Vec<(&str, &Saving)> = (KINDS.iter())
-        .filter_map(|kind| Some((*kind, report.kinds.get(kind)?)))
-        .filter(|(_, saving)| saving.pages > 0.0)
-        .collect();
-    let rows = kinds.into_iter().chain([("all", &report.within_users)]);
-    let rows: Vec<_> = rows.collect();
-    let most = rows
-        .iter()
-        .map(|(_, saving)| saving.pages)
-        .fold(1.0, f64::max);
-    let height = 70.0 + ROW * rows.len() as f64;
-    let size = |pages: f64| output::bytes((pages * report.page_size as f64) as i64);
-    let mut svg = String::new();
-    // Writing to a String cannot fail.
-    _ = writeln!(
-        svg,
-        r##"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="13">
-<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>
-<text x="10" y="24" font-size="16" fill="#222222">Private memory of {} processes, and what merging would save</text>
-<rect x="10" y="36" width="12" height="12" fill="#3b6ea5"/><text x="28" y="47" fill="#222222">left</text>
-<rect x="70" y="36" width="12" height="12" fill="#e0a030"/><text x="88" y="47" fill="#222222">saved</text>"##,
-        report.processes.len()
-    );
-    for (number, (name, saving)) in rows.iter().enumerate() {
-        let y = 62.0 + ROW * number as f64;
-        let whole = BAR * saving.pages / most;
-        let left = BAR * (saving.pages - saving.saved_pages) / most;
-        let (end, text) = (LEFT + whole, y + 16.0);
-        _ = writeln!(
-            svg,
-            r##"<text x="{:.1}" y="{text:.1}" text-anchor="end" fill="#222222">{name}</text>
-<rect x="{LEFT}" y="{y:.1}" width="{left:.1}" height="22" fill="#3b6ea5"/>
-<rect x="{:.1}" y="{y:.1}" width="{:.1}" height="22" fill="#e0a030"/>
-<text x="{:.1}" y="{text:.1}" fill="#222222">{} of {}</text>"##,
-            LEFT - 8.0,
-            LEFT + left,
-            whole - left,
-            end + 6.0,
-            size(saving.saved_pages),
-            size(saving.pages),
-        );
+/// Where and when it was drawn.
+pub struct Where(String);
+
+impl Where {
+    pub fn here() -> Self {
+        let read = |name| std::fs::read_to_string(format!("/proc/sys/kernel/{name}"));
+        let [host, kernel] = ["hostname", "osrelease"].map(|name| read(name).unwrap_or_default());
+        Where(format!(
+            "{}, Linux {}, {}",
+            host.trim(),
+            kernel.trim(),
+            today()
+        ))
     }
-    svg + "</svg>\n"
+}
+
+/// As in 2025-01-31, where this machine is.
+fn today() -> String {
+    // SAFETY: both calls write valid places of their types, which all zeros are values of.
+    let time = unsafe {
+        let (now, mut time) = (libc::time(std::ptr::null_mut()), std::mem::zeroed());
+        libc::localtime_r(&now, &mut time);
+        time
+    };
+    format!(
+        "{}-{:02}-{:02}",
+        1900 + time.tm_year,
+        time.tm_mon + 1,
+        time.tm_mday
+    )
+}
+
+/// An SVG.
+pub fn draw(report: &Report, place: &Where) -> String {
+    let kinds = (KINDS.iter())
+        .filter_map(|kind| Some((kind, report.kinds.get(kind)?)))
+        .filter(|(_, saving)| saving.pages > 0.0)
+        .map(|(kind, saving)| bar(report, kind, saving));
+    let groups = report.groups.iter().take(GROUPS).map(|group| {
+        let name: String = group.name.chars().take(32).collect();
+        let name = match (report.by, group.processes) {
+            (By::Process, _) | (_, 1) => name,
+            (_, count) => format!("{count} × {name}"),
+        };
+        bar(report, &name, &group.saving)
+    });
+    let all = bar(report, "all", &report.within_domains);
+    let rows = [kinds.collect(), groups.collect(), vec![all]];
+    let mut picture = Picture::dense();
+    picture.title(
+        "What merging would save",
+        &format!(
+            "{} processes on {}; merge domain: {}",
+            report.processes.len(),
+            output::clean(&place.0),
+            report.domain
+        ),
+    );
+    picture.legend(&[(LEFT, "stays"), (SAVED, "saved")]);
+    picture.groups(
+        "Private memory by kind, by who has most to save, and all",
+        &rows,
+    );
+    picture.finish()
+}
+
+const LEFT: &str = GREY;
+const SAVED: &str = GREEN;
+
+fn bar(report: &Report, name: &str, saving: &Saving) -> Bar {
+    let size = |pages: f64| output::bytes((pages * report.page_size as f64) as i64);
+    let share = saving.share().unwrap_or(0.0);
+    Bar {
+        label: output::clean(name).into_owned(),
+        value: saving.pages,
+        shown: size(saving.saved_pages),
+        remark: format!("of {}, {share:.0} %", size(saving.pages)),
+        colour: LEFT,
+        end: (saving.saved_pages > 0.0).then_some((saving.saved_pages, SAVED)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_date_is_one() {
+        let today = today();
+        assert!(today.starts_with("20") && today.len() == 10, "{today}");
+    }
 }

@@ -1,20 +1,21 @@
 //! Reading the pages of processes, in parallel.
 
-use std::collections::HashMap;
-use std::ops::Range;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicIsize, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use indicatif::ProgressBar;
 use sksm::Kinds;
 
+use super::before::Before;
 use super::frames::Hashes;
 use super::page::Page;
-use super::pieces::{Piece, Pieces};
+use super::pieces::{IN_TURN, Pieces};
 use super::repeated::{self, Singles};
 use super::subject::{Subject, Unread};
+use super::twins::Spot;
 use super::worker::{Samples, Worker};
 use super::{probe, sample};
+use crate::descriptors;
 use crate::target::name_of;
 
 /// How to look.
@@ -23,6 +24,9 @@ pub struct How {
     pub kinds: Kinds,
     /// Whether there will be a second look.
     pub again: bool,
+    /// Whether it is wanted where pages are, for a merge; and so many of the processes are to be merged, of the others what is
+    /// merged already is enough.
+    pub spots: Option<usize>,
 }
 
 /// What was seen.
@@ -34,6 +38,7 @@ pub struct Look {
     pub pages: Vec<Vec<Page>>,
     /// Pages that have no twin, and are not among the others.
     pub singles: Singles,
+    pub spots: Vec<Spot>,
     /// In the order of their numbers.
     pub unread: Vec<Unread>,
     /// What the second look compares with.
@@ -43,23 +48,6 @@ pub struct Look {
     pub bytes: u64,
 }
 
-/// What pieces of memory held: of each page its place in the piece, and as much of its hash as fits.
-#[derive(Default)]
-pub struct Before {
-    /// One part of each thread, which grows without being copied.
-    parts: Vec<Vec<u64>>,
-    /// Where in them a piece is, by its process and start.
-    pieces: HashMap<(u32, u64), (usize, Range<usize>)>,
-}
-
-impl Before {
-    pub fn of(&self, piece: &Piece) -> &[u64] {
-        let found = self.pieces.get(&piece.key());
-        let held = found.and_then(|(part, range)| self.parts.get(*part)?.get(range.clone()));
-        held.unwrap_or_default()
-    }
-}
-
 /// So many pages that were sampled are read in full by one thread at a time.
 const REPEATED_AT_ONCE: usize = 4096;
 
@@ -67,7 +55,8 @@ const REPEATED_AT_ONCE: usize = 4096;
 pub fn look(pids: &[u32], how: How, bar: &ProgressBar) -> Look {
     let hashes = Hashes::new();
     let mut workers = workers(&hashes, how.again, None, bar);
-    let (subjects, unread) = open(pids, how.kinds);
+    (workers.iter_mut()).for_each(|worker| worker.spots = how.spots.map(|_| Vec::new()));
+    let (subjects, unread) = open(pids, how);
     let mut look = Look {
         unread,
         ..Look::default()
@@ -128,17 +117,28 @@ fn read_pieces(
 }
 
 /// Opens processes, and tells which cannot be.
-fn open(pids: &[u32], kinds: Kinds) -> (Vec<Option<Arc<Subject>>>, Vec<Unread>) {
+fn open(pids: &[u32], how: How) -> (Vec<Option<Arc<Subject>>>, Vec<Unread>) {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let next = AtomicUsize::new(0);
     let opened = Mutex::new((vec![None; pids.len()], Vec::new()));
+    let room = AtomicIsize::new(room_for_files());
     let open_some = || {
         loop {
             let number = next.fetch_add(1, Ordering::Relaxed);
             let Some(pid) = pids.get(number) else {
                 return;
             };
-            let subject = Subject::open(*pid, kinds);
+            let mut subject = Subject::open(*pid, how.kinds);
+            if let Ok(subject) = &mut subject {
+                match how.spots {
+                    Some(chosen) if number < chosen => subject.leave_what_is_left_alone(),
+                    Some(_) => subject.leave_what_is_not_merged(),
+                    None => {}
+                }
+                if room.fetch_sub(2, Ordering::Relaxed) < 2 {
+                    subject.release();
+                }
+            }
             let mut opened = opened.lock().unwrap_or_else(PoisonError::into_inner);
             match subject {
                 Ok(subject) => opened.0[number] = Some(Arc::new(subject)),
@@ -152,6 +152,13 @@ fn open(pids: &[u32], kinds: Kinds) -> (Vec<Option<Arc<Subject>>>, Vec<Unread>) 
         });
     });
     opened.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How many files of processes may be kept open: what is left of the limit besides those that are opened for a while.
+fn room_for_files() -> isize {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let others = 64 + 8 * threads + 2 * IN_TURN;
+    isize::try_from(descriptors::besides(others)).unwrap_or(isize::MAX)
 }
 
 /// Samples pages where that pays, and reads in full only those of them that may have a twin.
@@ -220,12 +227,10 @@ fn read_repeated(
 
 /// Adds what the workers have seen.
 fn finish(workers: Vec<Worker<'_>>, mut look: Look) -> Look {
-    for (part, worker) in workers.into_iter().enumerate() {
-        let pieces = worker.pieces.into_iter();
-        let pieces = pieces.map(|(key, range)| (key, (part, range)));
-        look.before.pieces.extend(pieces);
-        look.before.parts.push(worker.held);
+    for worker in workers {
+        look.before.add(worker.pieces, worker.held);
         look.pages.push(worker.pages);
+        look.spots.extend(worker.spots.unwrap_or_default());
         look.vanished += worker.vanished;
         look.bytes += worker.bytes;
     }
@@ -246,6 +251,7 @@ fn leave_out(look: &mut Look) {
     }
     let stays =
         |page: &Page| *page != Page::GONE && gone.get(page.process()).is_none_or(Option::is_none);
+    (look.spots).retain(|spot| gone.get(spot.process as usize).is_none_or(Option::is_none));
     std::thread::scope(|scope| {
         for part in &mut look.pages {
             scope.spawn(|| {
@@ -261,7 +267,7 @@ fn leave_out(look: &mut Look) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::estimate::subject::GONE;
+    use crate::reason;
     use sksm::Kind;
 
     /// What was read of it before that is not counted either.
@@ -283,6 +289,6 @@ mod tests {
         assert_eq!(look.singles, [[0; 8], [3; 8], [3; 8]]);
         assert!(look.subjects[0].is_none() && look.subjects[1].is_some());
         assert_eq!(look.unread.len(), 1);
-        assert_eq!(look.unread[0].reason, GONE);
+        assert_eq!(look.unread[0].reason, reason::GONE);
     }
 }

@@ -1,26 +1,28 @@
 //! Processes that are looked at, and those that cannot be.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use serde::Serialize;
 use sksm::{Error, Kinds, Mapping, Process};
 
 use super::memory::Memory;
-use crate::doctor;
-use crate::domain::User;
+use crate::domain::Owner;
+use crate::reason;
 use crate::target::name_of;
 
 /// A process that is looked at.
 pub struct Subject {
     pub pid: u32,
     pub name: String,
-    /// What its pages may merge with: a number for its user and user namespace.
-    pub domain: u64,
+    /// Who it is for the kernel, which says what its pages may merge with.
+    pub owner: Owner,
     pub mappings: Vec<Mapping>,
-    pub pagemap: File,
-    pub memory: Memory,
+    /// Kept where descriptors are no question: they go on naming the program that ran at first, and tell when it has gone.
+    kept: Option<Arc<Files>>,
+    program: Program,
     /// The error number of what ended the look at it before it was done.
     pub failed: AtomicI32,
 }
@@ -32,49 +34,60 @@ pub struct Unread {
     pub name: String,
     pub reason: String,
     pub denied: bool,
+    #[serde(skip)]
+    pub gone: bool,
 }
 
 impl Unread {
     pub fn new(pid: u32, name: String, error: &Error) -> Self {
-        let errno = error.raw_os_error();
-        let denied = matches!(errno, Some(libc::EPERM | libc::EACCES));
         Unread {
             pid,
             name,
-            reason: match (denied, error) {
-                (true, _) => denied_reason(doctor::may_trace(), doctor::ptrace_scope()).into(),
-                (_, Error::Gone { .. }) => GONE.into(),
-                _ => error.to_string(),
-            },
-            denied,
+            reason: reason::of(pid, error),
+            denied: reason::denied(error),
+            gone: matches!(error, Error::Gone { .. }),
         }
     }
 }
 
-pub const GONE: &str = "has exited, or runs another program now";
+/// The files that a process is read by.
+pub struct Files {
+    pub pagemap: File,
+    pub memory: Memory,
+}
 
-/// A process of the same user may be refused as well: by Yama.
-fn denied_reason(may_trace: bool, ptrace_scope: u32) -> &'static str {
-    match (may_trace, ptrace_scope) {
-        (true, 0..=2) => {
-            "not permitted, even with CAP_SYS_PTRACE: it is of another user namespace, or a \
-             security module protects it"
-        }
-        (_, 0) => "not permitted: run as root, or with CAP_SYS_PTRACE",
-        (_, 1 | 2) => {
-            "not permitted: run as root, or with CAP_SYS_PTRACE, or (for processes of your own) \
-             with kernel.yama.ptrace_scope 0"
-        }
-        _ => "not permitted: kernel.yama.ptrace_scope is 3, which lasts until a reboot",
+impl Files {
+    pub fn open(pid: u32) -> Result<Self, Error> {
+        let pagemap = File::open(format!("/proc/{pid}/pagemap"));
+        let pagemap = pagemap.map_err(|error| failed(&error, "/proc/PID/pagemap"))?;
+        let memory = Memory::open(pid).map_err(|error| failed(&error, "/proc/PID/mem"))?;
+        Ok(Files { pagemap, memory })
+    }
+}
+
+/// What no two programs have in common that follow each other as one process, or as one number: when the process started, and
+/// where the program's code, its stack and its arguments are.
+#[derive(PartialEq)]
+pub struct Program(Vec<String>);
+
+impl Program {
+    pub fn of(pid: u32) -> io::Result<Self> {
+        let stat = fs::read(format!("/proc/{pid}/stat"))?;
+        let after = stat.rsplit(|byte| *byte == b')').next();
+        let after = String::from_utf8_lossy(after.unwrap_or_default());
+        let fields: Vec<&str> = after.split_whitespace().collect();
+        // As proc(5) numbers them, of which the first two are before these.
+        let numbers = [22, 26, 27, 28, 48, 49].map(|number| number - 3);
+        let wanted = numbers.iter().filter_map(|number| fields.get(*number));
+        Ok(Program(wanted.map(|field| (*field).to_owned()).collect()))
     }
 }
 
 impl Subject {
     pub fn open(pid: u32, kinds: Kinds) -> Result<Self, Error> {
-        // Both first: they go on naming the program that runs now, and tell when it has gone.
-        let pagemap = File::open(format!("/proc/{pid}/pagemap"));
-        let pagemap = pagemap.map_err(|error| failed(&error, "/proc/PID/pagemap"))?;
-        let memory = Memory::open(pid).map_err(|error| failed(&error, "/proc/PID/mem"))?;
+        // First of all: they name the program that runs now.
+        let program = Program::of(pid).map_err(|error| failed(&error, "/proc/PID/stat"))?;
+        let files = Files::open(pid)?;
         let mut mappings = Process::open(pid)?.mappings()?;
         if mappings.is_empty() {
             return Err(Error::Gone { errno: libc::ESRCH });
@@ -86,14 +99,47 @@ impl Subject {
         Ok(Subject {
             pid,
             name: name_of(pid),
-            domain: User::of(pid)
-                .map_err(|error| failed(&error, "/proc/PID/ns/user"))?
-                .number(),
+            owner: Owner::of(pid).map_err(|error| failed(&error, "/proc/PID/ns/user"))?,
             mappings,
-            pagemap,
-            memory,
+            kept: Some(Arc::new(files)),
+            program,
             failed: AtomicI32::new(0),
         })
+    }
+
+    /// Takes out what the kernel passes over when others ask.
+    pub fn leave_what_is_left_alone(&mut self) {
+        let whole = self.owner.left_alone(self.pid);
+        self.mappings
+            .retain(|mapping| !whole && !mapping.passed_over);
+    }
+
+    pub fn leave_what_is_not_merged(&mut self) {
+        self.mappings.retain(|mapping| mapping.statistics.ksm > 0);
+    }
+
+    /// Gives the descriptors back; from then on files are opened anew each time.
+    pub fn release(&mut self) {
+        self.kept = None;
+    }
+
+    /// What it is read by; fails where another program runs in its place.
+    pub fn files(&self) -> Result<Arc<Files>, Error> {
+        if let Some(files) = &self.kept {
+            return Ok(files.clone());
+        }
+        let files = Files::open(self.pid)?;
+        // After the files were opened: they are those of this program, or tell that it has gone.
+        match Program::of(self.pid) {
+            Ok(now) if now == self.program => Ok(Arc::new(files)),
+            _ => Err(Error::Gone { errno: libc::ESRCH }),
+        }
+    }
+
+    /// Notes that the look at it has ended early.
+    pub fn fail(&self, error: &Error) {
+        let errno = error.raw_os_error().unwrap_or(libc::EIO);
+        self.failed.store(errno, Ordering::Relaxed);
     }
 
     pub fn unread(&self) -> Option<Unread> {
@@ -109,5 +155,28 @@ fn failed(error: &io::Error, file: &'static str) -> Error {
     match error.raw_os_error().unwrap_or(libc::EIO) {
         libc::ENOENT | libc::ESRCH => Error::Gone { errno: libc::ESRCH },
         errno => Error::Read { file, errno },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sksm::Kind;
+
+    #[test]
+    fn files_are_opened_anew_for_the_same_program_only() {
+        let kinds = Kinds::of(&Kind::MERGEABLE);
+        let mut subject = Subject::open(std::process::id(), kinds).unwrap();
+        assert!(Arc::ptr_eq(
+            &subject.files().unwrap(),
+            &subject.files().unwrap()
+        ));
+        subject.release();
+        assert!(!Arc::ptr_eq(
+            &subject.files().unwrap(),
+            &subject.files().unwrap()
+        ));
+        subject.program.0[0] += "1";
+        assert!(matches!(subject.files(), Err(Error::Gone { .. })));
     }
 }

@@ -8,13 +8,14 @@ use indicatif::ProgressBar;
 use sksm::{Kind, Mapping};
 use twox_hash::XxHash3_64;
 
+use super::before::Before;
 use super::frames::Hashes;
 use super::memory::{self, Place};
 use super::page::Page;
 use super::pieces::Piece;
-use super::read::Before;
-use super::subject::Subject;
-use super::{pagemap, probe, repeated, sample};
+use super::subject::{Files, Subject};
+use super::twins::Spot;
+use super::{nodes, pagemap, probe, repeated, sample};
 
 /// So many pages are read at once: they stay in a processor's cache until they are hashed.
 const AT_ONCE: usize = 128;
@@ -41,6 +42,8 @@ pub struct Worker<'a> {
     /// What the pieces held, for a second look, and where that is.
     pub held: Vec<u64>,
     pub pieces: Vec<((u32, u64), Range<usize>)>,
+    /// Where pages are that were read in full, if that is wanted.
+    pub spots: Option<Vec<Spot>>,
     pub vanished: u64,
     pub bytes: u64,
     buffer: Vec<u8>,
@@ -59,6 +62,7 @@ pub struct Worker<'a> {
 /// What is being read.
 struct Current<'a> {
     subject: &'a Subject,
+    files: &'a Files,
     process: u32,
     kind: u8,
     /// Whether the mapping holds merged pages: then none is known not to be one.
@@ -82,6 +86,7 @@ impl<'a> Worker<'a> {
             keys: Vec::new(),
             held: Vec::new(),
             pieces: Vec::new(),
+            spots: None,
             vanished: 0,
             bytes: 0,
             buffer: vec![0; AT_ONCE * sksm::page_size()],
@@ -101,6 +106,7 @@ impl<'a> Worker<'a> {
         let start = self.held.len();
         let current = Current {
             subject,
+            files: &piece.files,
             process: piece.process as u32,
             kind: kind(mapping),
             merged: mapping.statistics.ksm > 0,
@@ -143,8 +149,16 @@ impl<'a> Worker<'a> {
             let Some(subject) = &subjects[alike[0].process()] else {
                 continue;
             };
+            let files = match subject.files() {
+                Ok(files) => files,
+                Err(error) => {
+                    subject.fail(&error);
+                    continue;
+                }
+            };
             let current = Current {
                 subject,
+                files: &files,
                 process: alike[0].process() as u32,
                 kind: alike[0].kind() as u8,
                 merged: false,
@@ -179,6 +193,9 @@ impl<'a> Worker<'a> {
         let before = self.pages.len() + self.sampled.len();
         self.pages.retain(|page| !out(page));
         self.sampled.retain(|page| !out(page));
+        if let Some(spots) = &mut self.spots {
+            spots.retain(|spot| !out(&Page::new(0, 0, spot.process, 0)));
+        }
         self.sampled.shrink_to_fit();
         let left = self.pages.len() + self.sampled.len();
         self.bar
@@ -206,7 +223,7 @@ impl<'a> Worker<'a> {
                 }
             }
         };
-        let done = pagemap::each_anonymous(&subject.pagemap, range, can_scan, AT_ONCE, see);
+        let done = pagemap::each_anonymous(&current.files.pagemap, range, can_scan, AT_ONCE, see);
         if let Err(error) = done {
             let errno = error.raw_os_error().unwrap_or(libc::EIO);
             subject.failed.store(errno, Ordering::Relaxed);
@@ -241,7 +258,7 @@ impl<'a> Worker<'a> {
         while !rest.is_empty() {
             let room = &mut self.buffer[..rest.len() * sample::LEN];
             let addrs = rest.iter().map(|(addr, _)| *addr);
-            let Some(read) = current.subject.memory.sample(addrs, room) else {
+            let Some(read) = current.files.memory.sample(addrs, room) else {
                 others.extend_from_slice(rest);
                 break;
             };
@@ -268,7 +285,7 @@ impl<'a> Worker<'a> {
 
     /// Hashes these pages, and empties the list.
     fn hash(&mut self, current: &Current<'_>, places: &mut Vec<Place>) {
-        let zeros_left_out = places.iter().all(own) || leave_out_zero_page(current.subject, places);
+        let zeros_left_out = places.iter().all(own) || leave_out_zero_page(current.files, places);
         // Of frames that were read for another process the hash is known.
         let known = |(_, entry): &Place| match entry.pfn() {
             0 => None,
@@ -291,6 +308,7 @@ impl<'a> Worker<'a> {
                 *hash = read.next().flatten();
             }
         }
+        nodes::part(current.subject.pid, places, &mut hashes, self.zero);
         for (place, hash) in places.drain(..).zip(hashes) {
             match hash {
                 None => self.vanished += 1,
@@ -303,7 +321,7 @@ impl<'a> Worker<'a> {
 
     fn read_all(&mut self, current: &Current<'_>, places: &[Place], hashes: &mut [Option<u64>]) {
         let page = sksm::page_size();
-        let memory = &current.subject.memory;
+        let memory = &current.files.memory;
         let mut valid = memory.read(places, current.merged, &mut self.buffer);
         let room = self.buffer.chunks_exact_mut(page);
         for (number, ((place, hash), bytes)) in places.iter().zip(hashes).zip(room).enumerate() {
@@ -350,6 +368,15 @@ impl<'a> Worker<'a> {
         };
         self.pages
             .push(Page::new(hash, frame, current.process, current.kind));
+        if let Some(spots) = &mut self.spots {
+            spots.push(Spot {
+                hash,
+                number: addr / page,
+                frame,
+                process: current.process,
+                of_file: current.kind < 2,
+            });
+        }
     }
 }
 
@@ -359,24 +386,24 @@ fn own((_, entry): &Place) -> bool {
 }
 
 /// Leaves the zero page out, which is mapped where a page was only read; false if it cannot be told.
-fn leave_out_zero_page(subject: &Subject, places: &mut Vec<Place>) -> bool {
+fn leave_out_zero_page(files: &Files, places: &mut Vec<Place>) -> bool {
     let (Some((first, _)), Some((last, _))) = (places.first(), places.last()) else {
         return true;
     };
-    let Some(zero) = pagemap::zero_pages(&subject.pagemap, *first..last + 1) else {
+    let Some(zero) = pagemap::zero_pages(&files.pagemap, *first..last + 1) else {
         return false;
     };
     places.retain(|(addr, _)| !zero.iter().any(|zero| zero.contains(addr)));
     true
 }
 
+/// Its number among [`super::report::KINDS`].
 fn kind(mapping: &Mapping) -> u8 {
     match mapping.kind {
         Kind::Text => 0,
         Kind::Data => 1,
-        Kind::Heap if mapping.path.as_os_str() == "[heap]" => 2,
         Kind::Stack => 3,
-        _ => 4,
+        _ => 2,
     }
 }
 
@@ -432,8 +459,10 @@ mod tests {
     fn pages_that_go_while_they_are_sampled_have_vanished() {
         worked(|worker, subject| {
             let memory = Memory::new(8);
+            let files = subject.files().unwrap();
             let current = Current {
                 subject: &subject,
+                files: &files,
                 process: 3,
                 kind: 4,
                 merged: false,

@@ -1,6 +1,7 @@
 //! One look at the system and its processes, and a thread that looks again and again.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::time::{Duration, Instant};
 
@@ -8,9 +9,12 @@ use anyhow::{Result, bail};
 use serde::Serialize;
 use sksm::{Error, Support};
 
-use crate::domain::{Mode, Names};
-use crate::stat::{Row, System};
-use crate::target;
+use crate::domain::{Mode, Names, Owner};
+use crate::footprint::Footprint;
+use crate::scan::seen::Seen;
+use crate::system::{Counters, System};
+use crate::target::{self, Targets};
+use crate::unit;
 
 #[derive(Serialize, Clone)]
 pub struct Sample {
@@ -19,6 +23,8 @@ pub struct Sample {
     pub at: Instant,
     #[serde(flatten)]
     pub system: System,
+    /// What runs `sksm scan`, or did.
+    pub scanner: Seen,
     /// Pages that merging has freed, zero pages left out.
     pub saved: Saved,
     /// What is not there, and why.
@@ -34,10 +40,13 @@ pub struct Sample {
 
 #[derive(Serialize, Clone, Copy, Default)]
 pub struct Saved {
-    pub sksm_bytes: u64,
-    pub ksm_bytes: u64,
+    pub sksm_bytes: i64,
+    pub ksm_bytes: i64,
     /// By SKSM and KSM: the kernel counts them together.
-    pub zero_bytes: u64,
+    pub zero_bytes: i64,
+    /// Zero pages included, less metadata; none where the kernel does not tell.
+    pub sksm_net_bytes: Option<i64>,
+    pub ksm_net_bytes: Option<i64>,
 }
 
 /// Processes whose pages may merge with each other.
@@ -52,16 +61,20 @@ pub struct Domain {
 #[derive(Serialize, Clone)]
 pub struct Process {
     #[serde(flatten)]
-    pub row: Row,
-    /// Where the kernel tells it.
-    pub zero_bytes: Option<u64>,
+    pub footprint: Footprint,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub domain: Option<String>,
+    /// Of systemd, or else its control group.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+    /// Why it is in none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub apart: Option<String>,
 }
 
 impl Sample {
     /// Fails on kernels that can merge nothing.
-    pub fn take() -> Result<Self> {
+    pub fn take(targets: &Targets) -> Result<Self> {
         let system = System::read();
         if system.sksm.is_none() && system.ksm.is_none() {
             return Err(Error::Unsupported {
@@ -74,19 +87,33 @@ impl Sample {
         let names = Names::new();
         let mut processes = Vec::new();
         let mut denied = 0;
-        for pid in target::all()? {
-            let domain = mode.map(|mode| names.of(mode, pid)).transpose();
-            match (Row::of(pid), domain) {
-                (Ok(row), Ok(domain)) => processes.push(Process {
-                    zero_bytes: zero_bytes(pid),
-                    row,
-                    domain,
-                }),
+        let pids = match targets.nobody() {
+            true => target::all()?,
+            // Nobody, at this look.
+            false => targets.choose().map_or(Vec::new(), |chosen| chosen.pids),
+        };
+        for pid in pids {
+            let owner = mode.map(|mode| Ok((mode, Owner::of(pid)?))).transpose();
+            match (Footprint::of(pid), owner) {
+                (Ok(footprint), Ok(owner)) => {
+                    let domain = owner.map(|(mode, owner)| owner.domain(mode));
+                    let (domain, apart) = match domain {
+                        None => (None, None),
+                        Some(Ok(domain)) => (Some(names.of(&domain)), None),
+                        Some(Err(apart)) => (None, Some(apart.to_string())),
+                    };
+                    processes.push(Process {
+                        unit: unit::of(footprint.pid),
+                        footprint,
+                        domain,
+                        apart,
+                    });
+                }
                 // It has exited.
                 (Err(Error::Gone { .. }), _) => {}
                 (Err(_), _) => denied += 1,
-                (Ok(_), Err(error)) => {
-                    denied += usize::from(error.kind() == std::io::ErrorKind::PermissionDenied);
+                (Ok(_), Err::<_, io::Error>(error)) => {
+                    denied += usize::from(error.kind() == io::ErrorKind::PermissionDenied);
                 }
             }
         }
@@ -99,6 +126,7 @@ impl Sample {
             domain: mode.map(Mode::name),
             domains: domains(&processes),
             system,
+            scanner: Seen::now(),
             processes,
             denied,
         })
@@ -107,27 +135,21 @@ impl Sample {
 
 impl Saved {
     fn of(system: &System) -> Self {
-        let page = sksm::page_size() as u64;
-        let pages = |counters: &Option<BTreeMap<_, u64>>, name| {
+        let page = sksm::page_size() as i64;
+        let counter = |counters: &Option<Counters>, name| {
             let counters = counters.as_ref();
             counters.and_then(|counters| counters.get(name).copied())
         };
-        let zero = pages(&system.sksm, "pages_zero").or(pages(&system.ksm, "ksm_zero_pages"));
+        let (sksm, ksm) = (&system.sksm, &system.ksm);
+        let zero = counter(sksm, "pages_zero").or(counter(ksm, "ksm_zero_pages"));
         Saved {
-            sksm_bytes: pages(&system.sksm, "pages_sharing").unwrap_or(0) * page,
-            ksm_bytes: pages(&system.ksm, "pages_sharing").unwrap_or(0) * page,
+            sksm_bytes: counter(sksm, "pages_sharing").unwrap_or(0) * page,
+            ksm_bytes: counter(ksm, "pages_sharing").unwrap_or(0) * page,
             zero_bytes: zero.unwrap_or(0) * page,
+            sksm_net_bytes: counter(sksm, "general_profit"),
+            ksm_net_bytes: counter(ksm, "general_profit"),
         }
     }
-}
-
-fn zero_bytes(pid: u32) -> Option<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/ksm_stat")).ok()?;
-    let pages = text.lines().find_map(|line| {
-        let (name, pages) = line.split_once([' ', ':'])?;
-        (name == "ksm_zero_pages").then(|| pages.trim().parse::<u64>().ok())?
-    })?;
-    Some(pages * sksm::page_size() as u64)
 }
 
 /// Those with the most merged memory first.
@@ -139,8 +161,8 @@ fn domains(processes: &[Process]) -> Vec<Domain> {
         };
         let domain = domains.entry(name).or_default();
         domain.processes += 1;
-        domain.anonymous_bytes += process.row.anonymous_bytes;
-        domain.merged_bytes += process.row.merged_bytes;
+        domain.anonymous_bytes += process.footprint.anonymous_bytes;
+        domain.merged_bytes += process.footprint.merged_bytes;
     }
     let mut domains: Vec<Domain> = (domains.into_iter())
         .map(|(name, domain)| Domain {
@@ -159,11 +181,11 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    pub fn start(every: Duration) -> Self {
-        Self::with(every, Sample::take)
+    pub fn start(every: Duration, targets: Targets) -> Self {
+        Self::with(every, move || Sample::take(&targets))
     }
 
-    fn with(mut every: Duration, take: fn() -> Result<Sample>) -> Self {
+    fn with(mut every: Duration, take: impl Fn() -> Result<Sample> + Send + 'static) -> Self {
         let (send, samples) = channel();
         let (interval, changes) = channel();
         std::thread::spawn(move || {
@@ -212,15 +234,17 @@ mod tests {
     #[test]
     fn domains_add_up() {
         let process = |pid, domain: &str, merged_bytes| Process {
-            row: Row {
+            footprint: Footprint {
                 pid,
                 name: "x".into(),
                 rss_bytes: 30,
                 anonymous_bytes: 20,
                 merged_bytes,
+                ..Footprint::default()
             },
-            zero_bytes: None,
             domain: Some(domain.into()),
+            unit: None,
+            apart: None,
         };
         let all = [
             process(1, "root", 1),
@@ -237,13 +261,13 @@ mod tests {
     #[test]
     fn this_process_is_seen() {
         if !std::path::Path::new("/sys/kernel/mm/ksm").exists() {
-            assert!(Sample::take().is_err());
+            assert!(Sample::take(&Targets::default()).is_err());
             return;
         }
-        let sample = Sample::take().unwrap();
+        let sample = Sample::take(&Targets::default()).unwrap();
         let own = std::process::id();
-        let own = (sample.processes.iter()).find(|process| process.row.pid == own);
-        assert!(own.unwrap().row.rss_bytes > 0);
+        let own = (sample.processes.iter()).find(|process| process.footprint.pid == own);
+        assert!(own.unwrap().footprint.rss_bytes > 0);
         assert_eq!(sample.missing.is_some(), sample.system.sksm.is_none());
         assert_eq!(sample.domains.is_empty(), sample.domain.is_none());
     }

@@ -10,8 +10,8 @@ use super::sample::{Process, Sample, Saved};
 
 /// So many looks are plotted.
 const HISTORY: usize = 1200;
-/// The longest interval, in seconds.
-pub const LONGEST: u64 = 3600;
+pub const SHORTEST: Duration = Duration::from_millis(100);
+pub const LONGEST: Duration = Duration::from_secs(3600);
 
 /// What processes are sorted by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -26,6 +26,8 @@ pub enum Sort {
     Pid,
     /// Name
     Name,
+    /// Unit of systemd, or else the control group
+    Unit,
 }
 
 /// What a key asks for.
@@ -46,13 +48,18 @@ pub struct State {
     /// The first process shown.
     pub first: usize,
     pub help: bool,
-    /// In seconds.
-    pub interval: u64,
+    pub interval: Duration,
+    /// Only processes whose name or unit has this in it are shown.
+    pub filter: String,
+    /// Whether the filter is being typed.
+    pub typing: bool,
+    /// All processes, of which `now` has those that are shown.
+    all: Vec<Process>,
     start: std::time::Instant,
 }
 
 impl State {
-    pub fn new(sample: Sample, sort: Sort, interval: u64) -> Self {
+    pub fn new(sample: Sample, sort: Sort, interval: Duration) -> Self {
         let mut state = State {
             start: sample.at,
             history: VecDeque::new(),
@@ -62,13 +69,12 @@ impl State {
             first: 0,
             help: false,
             interval,
+            filter: String::new(),
+            typing: false,
+            all: Vec::new(),
         };
         state.add(sample);
         state
-    }
-
-    pub fn interval(&self) -> Duration {
-        Duration::from_secs(self.interval)
     }
 
     pub fn add(&mut self, sample: Sample) {
@@ -77,11 +83,17 @@ impl State {
         if self.history.len() > HISTORY {
             self.history.pop_front();
         }
+        self.all = sample.processes.clone();
         self.now = sample;
         self.arrange();
     }
 
     fn arrange(&mut self) {
+        let fits = |process: &&Process| {
+            let unit = process.unit.as_deref().unwrap_or_default();
+            process.footprint.name.contains(&self.filter) || unit.contains(&self.filter)
+        };
+        self.now.processes = self.all.iter().filter(fits).cloned().collect();
         order(&mut self.now.processes, self.sort, self.reversed);
     }
 
@@ -98,7 +110,17 @@ impl State {
                 _ => Answer::Nothing,
             };
         }
+        if self.typing {
+            self.type_filter(key.code);
+            return Answer::Draw;
+        }
         match key.code {
+            KeyCode::Char('/') => self.typing = true,
+            // First of all what is seen least.
+            KeyCode::Esc if !self.filter.is_empty() && !self.help => {
+                self.filter.clear();
+                self.arrange();
+            }
             KeyCode::Esc if self.help => self.help = false,
             KeyCode::Char('q') | KeyCode::Esc => return Answer::Quit,
             KeyCode::Char('h' | '?') => self.help = !self.help,
@@ -107,12 +129,13 @@ impl State {
             KeyCode::Char('r') => self.by(Sort::Resident),
             KeyCode::Char('p') => self.by(Sort::Pid),
             KeyCode::Char('n') => self.by(Sort::Name),
+            KeyCode::Char('u') => self.by(Sort::Unit),
             KeyCode::Char('i') => {
                 self.reversed = !self.reversed;
                 self.arrange();
             }
-            KeyCode::Char('+') => self.interval = (self.interval + 1).min(LONGEST),
-            KeyCode::Char('-') => self.interval = (self.interval - 1).max(1),
+            KeyCode::Char('+') => self.interval = longer(self.interval),
+            KeyCode::Char('-') => self.interval = shorter(self.interval),
             KeyCode::Up => self.first = self.first.saturating_sub(1),
             KeyCode::PageUp => self.first = self.first.saturating_sub(10),
             // Drawing knows where the end is.
@@ -125,22 +148,60 @@ impl State {
         Answer::Draw
     }
 
+    fn type_filter(&mut self, code: KeyCode) {
+        match code {
+            KeyCode::Enter => self.typing = false,
+            KeyCode::Esc => {
+                self.typing = false;
+                self.filter.clear();
+            }
+            KeyCode::Backspace => _ = self.filter.pop(),
+            KeyCode::Char(letter) => self.filter.push(letter),
+            _ => {}
+        }
+        self.first = 0;
+        self.arrange();
+    }
+
     fn by(&mut self, sort: Sort) {
         (self.sort, self.reversed, self.first) = (sort, false, 0);
         self.arrange();
     }
 }
 
+const SECOND: Duration = Duration::from_secs(1);
+
+/// By seconds; below one, twice as long.
+fn longer(interval: Duration) -> Duration {
+    match interval < SECOND {
+        true => (interval * 2).min(SECOND),
+        false => (interval + SECOND).min(LONGEST),
+    }
+}
+
+fn shorter(interval: Duration) -> Duration {
+    match interval > SECOND {
+        true => interval.saturating_sub(SECOND).max(SECOND),
+        false => (interval / 2).max(SHORTEST),
+    }
+}
+
 /// The most first; names and numbers from the start.
 pub fn order(processes: &mut [Process], sort: Sort, reversed: bool) {
     // Of equals, those with more memory, then those that are older.
-    processes.sort_by_key(|process| (Reverse(process.row.anonymous_bytes), process.row.pid));
+    processes.sort_by_key(|process| {
+        (
+            Reverse(process.footprint.anonymous_bytes),
+            process.footprint.pid,
+        )
+    });
     match sort {
-        Sort::Merged => processes.sort_by_key(|process| Reverse(process.row.merged_bytes)),
+        Sort::Merged => processes.sort_by_key(|process| Reverse(process.footprint.merged_bytes)),
         Sort::Anonymous => {}
-        Sort::Resident => processes.sort_by_key(|process| Reverse(process.row.rss_bytes)),
-        Sort::Pid => processes.sort_by_key(|process| process.row.pid),
-        Sort::Name => processes.sort_by(|a, b| a.row.name.cmp(&b.row.name)),
+        Sort::Resident => processes.sort_by_key(|process| Reverse(process.footprint.rss_bytes)),
+        Sort::Pid => processes.sort_by_key(|process| process.footprint.pid),
+        Sort::Name => processes.sort_by(|a, b| a.footprint.name.cmp(&b.footprint.name)),
+        Sort::Unit => processes.sort_by(|a, b| a.unit.cmp(&b.unit)),
     }
     if reversed {
         processes.reverse();
@@ -152,31 +213,40 @@ pub mod tests {
     use std::time::Instant;
 
     use super::*;
-    use crate::stat::{Row, System};
+    use crate::footprint::Footprint;
+    use crate::scan::seen::Seen;
+    use crate::system::System;
     use crate::top::sample::Domain;
 
     pub fn sample(seconds: u64, start: Instant) -> Sample {
         let process = |pid, name: &str, rss_bytes, anonymous_bytes, merged_bytes| Process {
-            row: Row {
+            footprint: Footprint {
                 pid,
                 name: name.into(),
                 rss_bytes,
                 anonymous_bytes,
                 merged_bytes,
+                zero_bytes: Some(-4096),
+                profit_bytes: Some(3 << 20),
+                ..Footprint::default()
             },
-            zero_bytes: Some(4096),
             domain: Some("www-data".into()),
+            unit: Some(format!("{name}.service")),
+            apart: None,
         };
         Sample {
             at: start + Duration::from_secs(seconds),
             system: System {
-                sksm: Some([("pages_shared", 2), ("pages_sharing", 300 + seconds)].into()),
+                sksm: Some([("pages_shared", 2), ("pages_sharing", 300 + seconds as i64)].into()),
                 ksm: Some([("run", 0), ("pages_sharing", 5)].into()),
             },
+            scanner: Seen::default(),
             saved: Saved {
-                sksm_bytes: (300 + seconds) << 12,
+                sksm_bytes: (300 + seconds as i64) << 12,
                 ksm_bytes: 5 << 12,
                 zero_bytes: 0,
+                sksm_net_bytes: Some(1 << 20),
+                ksm_net_bytes: Some(-8192),
             },
             missing: None,
             domain: Some("user"),
@@ -196,7 +266,11 @@ pub mod tests {
     }
 
     pub fn state() -> State {
-        State::new(sample(0, Instant::now()), Sort::Merged, 2)
+        State::new(
+            sample(0, Instant::now()),
+            Sort::Merged,
+            Duration::from_secs(2),
+        )
     }
 
     pub fn press(state: &mut State, code: KeyCode) -> Answer {
@@ -205,7 +279,7 @@ pub mod tests {
 
     fn pids(state: &State) -> Vec<u32> {
         let processes = state.now.processes.iter();
-        processes.map(|process| process.row.pid).collect()
+        processes.map(|process| process.footprint.pid).collect()
     }
 
     #[test]
@@ -231,6 +305,33 @@ pub mod tests {
     }
 
     #[test]
+    fn a_filter_is_typed() {
+        let mut state = state();
+        let keys = |state: &mut State, text: &str| {
+            text.chars()
+                .for_each(|letter| _ = press(state, KeyCode::Char(letter)));
+        };
+        keys(&mut state, "/zq");
+        assert!(state.typing && pids(&state).is_empty());
+        press(&mut state, KeyCode::Backspace);
+        assert_eq!(pids(&state), [100]);
+        press(&mut state, KeyCode::Enter);
+        // By the unit as well; and a later look is filtered.
+        keys(&mut state, "/");
+        press(&mut state, KeyCode::Backspace);
+        keys(&mut state, "2.serv");
+        press(&mut state, KeyCode::Enter);
+        state.add(sample(2, Instant::now()));
+        assert_eq!(pids(&state), [20]);
+        // Keys are keys again.
+        keys(&mut state, "u");
+        assert_eq!(state.sort, Sort::Unit);
+        assert_eq!(press(&mut state, KeyCode::Esc), Answer::Draw);
+        assert_eq!(pids(&state), [20, 3, 100]);
+        assert_eq!(press(&mut state, KeyCode::Esc), Answer::Quit);
+    }
+
+    #[test]
     fn keys_end_it() {
         let mut state = state();
         assert_eq!(press(&mut state, KeyCode::Char('q')), Answer::Quit);
@@ -250,12 +351,14 @@ pub mod tests {
     #[test]
     fn the_interval_stays_sensible() {
         let mut state = state();
-        for _ in 0..5 {
+        for milliseconds in [1000, 500, 250, 125, 100, 100] {
             press(&mut state, KeyCode::Char('-'));
+            assert_eq!(state.interval, Duration::from_millis(milliseconds));
         }
-        assert_eq!(state.interval(), Duration::from_secs(1));
-        press(&mut state, KeyCode::Char('+'));
-        assert_eq!(state.interval(), Duration::from_secs(2));
+        for milliseconds in [200, 400, 800, 1000, 2000] {
+            press(&mut state, KeyCode::Char('+'));
+            assert_eq!(state.interval, Duration::from_millis(milliseconds));
+        }
         state.interval = LONGEST;
         press(&mut state, KeyCode::Char('+'));
         assert_eq!(state.interval, LONGEST);
@@ -264,7 +367,7 @@ pub mod tests {
     #[test]
     fn history_is_bounded_and_keeps_the_latest() {
         let start = Instant::now();
-        let mut state = State::new(sample(0, start), Sort::Merged, 2);
+        let mut state = State::new(sample(0, start), Sort::Merged, Duration::from_secs(2));
         for second in 1..2000 {
             state.add(sample(second, start));
         }

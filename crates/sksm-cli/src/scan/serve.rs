@@ -1,0 +1,264 @@
+//! Hands out the twin filter of each merge domain to programs that look at their own memory, VMMs above all.
+//!
+//! A peer may write what it likes into the filter of its own domain, and into no other one. So that it gets no other one, it has to be
+//! who it was when it connected: the same process still, of the same user.
+
+use std::collections::HashMap;
+use std::fs::{File, Permissions};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use sksm_scan::SharedFilter;
+
+use crate::domain::{Domain, Mode, Owner};
+use crate::output;
+
+/// A filter is begun anew so often, so that who has gone is in it no more.
+const GENERATION: Duration = Duration::from_secs(600);
+/// Filters of 4 MiB: so many for domains of one user, and for all.
+const MOST_OF_USER: usize = 16;
+const MOST: usize = 256;
+/// So many answers to one user within this time, and to all.
+const WINDOW: Duration = Duration::from_secs(10);
+const ANSWERS_TO_USER: usize = 256;
+const ANSWERS: usize = 4096;
+
+/// A socket at which a thread answers as long as the command runs.
+pub struct Server(PathBuf);
+
+impl Server {
+    pub fn listen(path: &Path) -> Result<Self> {
+        let shown = path.display();
+        // Nobody listens any more at what one that was killed has left.
+        let left = std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
+        if left && UnixStream::connect(path).is_err() {
+            std::fs::remove_file(path).with_context(|| format!("cannot remove {shown}"))?;
+        }
+        let listener =
+            UnixListener::bind(path).with_context(|| format!("cannot listen at {shown}"))?;
+        // Each gets its own domain's only; who may reach the socket, its directory says.
+        open_to_all(path).with_context(|| format!("cannot open {shown} to others"))?;
+        let mut filters = Filters::default();
+        std::thread::Builder::new()
+            .name("serve".into())
+            .spawn(move || {
+                for peer in listener.incoming() {
+                    match peer {
+                        // Whoever is refused sees its connection end; a note for each would be at its mercy.
+                        Ok(peer) => _ = filters.answer(&peer),
+                        Err(error) => {
+                            output::note(&format!("nobody can connect now: {error}"));
+                            std::thread::sleep(WINDOW);
+                        }
+                    }
+                }
+            })
+            .context("no thread for the socket")?;
+        Ok(Server(path.to_owned()))
+    }
+}
+
+/// Whose directory it is may have put something else there since; not that is opened.
+fn open_to_all(path: &Path) -> io::Result<()> {
+    let file = File::options()
+        .read(true)
+        .custom_flags(libc::O_PATH | libc::O_NOFOLLOW)
+        .open(path)?;
+    let found = file.metadata()?;
+    // SAFETY: takes nothing.
+    if !found.file_type().is_socket() || found.uid() != unsafe { libc::geteuid() } {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    let same = format!("/proc/self/fd/{}", file.as_raw_fd());
+    std::fs::set_permissions(same, Permissions::from_mode(0o666))
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // It may have been removed by whoever has its directory.
+        _ = std::fs::remove_file(&self.0);
+    }
+}
+
+#[derive(Default)]
+struct Filters {
+    of: HashMap<Domain, Filter>,
+    /// Since when answers are counted, and to whom.
+    since: Option<Instant>,
+    answers: HashMap<u32, usize>,
+}
+
+struct Filter {
+    filter: SharedFilter,
+    begun: Instant,
+    /// Who asked first.
+    user: u32,
+}
+
+impl Filters {
+    fn answer(&mut self, peer: &UnixStream) -> io::Result<()> {
+        let (user, domain) = domain_of(peer)?;
+        let now = Instant::now();
+        if self.since.is_none_or(|since| now - since >= WINDOW) {
+            self.since = Some(now);
+            self.answers.clear();
+        }
+        if self.answers.values().sum::<usize>() >= ANSWERS {
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
+        let answers = self.answers.entry(user).or_default();
+        *answers += 1;
+        if *answers > ANSWERS_TO_USER {
+            return Err(io::ErrorKind::QuotaExceeded.into());
+        }
+        self.filter(user, domain, now)?.send(peer)
+    }
+
+    fn filter(&mut self, user: u32, domain: Domain, now: Instant) -> io::Result<&SharedFilter> {
+        self.of.retain(|_, filter| now - filter.begun < GENERATION);
+        let of_user = self.of.values().filter(|filter| filter.user == user);
+        let room = self.of.len() < MOST && of_user.count() < MOST_OF_USER;
+        match self.of.entry(domain) {
+            std::collections::hash_map::Entry::Occupied(known) => Ok(&known.into_mut().filter),
+            std::collections::hash_map::Entry::Vacant(_) if !room => {
+                Err(io::ErrorKind::QuotaExceeded.into())
+            }
+            std::collections::hash_map::Entry::Vacant(new) => {
+                let filter = Filter {
+                    filter: SharedFilter::create()?,
+                    begun: now,
+                    user,
+                };
+                Ok(&new.insert(filter).filter)
+            }
+        }
+    }
+}
+
+/// The user and the merge domain of who connected.
+fn domain_of(peer: &UnixStream) -> io::Result<(u32, Domain)> {
+    let refused = || io::Error::from(io::ErrorKind::PermissionDenied);
+    let who: libc::ucred = option(peer, libc::SO_PEERCRED)?;
+    // Its number may be another's by now, so it is held; kernels that track writes know this.
+    let pidfd: libc::c_int = option(peer, SO_PEERPIDFD)?;
+    // SAFETY: a new descriptor that nothing else owns.
+    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    let pid = u32::try_from(who.pid).map_err(|_| refused())?;
+    let owner = Owner::of(pid)?;
+    let mode = Mode::read().unwrap_or(Mode::Cgroup);
+    let domain = owner.domain(mode).map_err(|_| refused())?;
+    // A set-uid program that runs in it since is in a domain that is none of the one who connected.
+    if owner.user() != who.uid || ended(&pidfd)? {
+        return Err(refused());
+    }
+    Ok((who.uid, domain))
+}
+
+/// Linux 6.5.
+const SO_PEERPIDFD: libc::c_int = 77;
+
+/// An option of a socket, which is a structure of numbers.
+fn option<T: Copy>(socket: &UnixStream, name: libc::c_int) -> io::Result<T> {
+    let mut value = std::mem::MaybeUninit::<T>::zeroed();
+    let mut len = size_of::<T>() as libc::socklen_t;
+    // SAFETY: writes at most as much as there is room for.
+    let got = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            name,
+            value.as_mut_ptr().cast(),
+            &mut len,
+        )
+    };
+    if got != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: of numbers, all of which may be 0 or what the kernel wrote.
+    Ok(unsafe { value.assume_init() })
+}
+
+fn ended(pidfd: &OwnedFd) -> io::Result<bool> {
+    let mut poll = libc::pollfd {
+        fd: pidfd.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one valid structure.
+    match unsafe { libc::poll(&mut poll, 1, 0) } {
+        -1 => Err(io::Error::last_os_error()),
+        ready => Ok(ready > 0),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn domain() -> Domain {
+        let owner = Owner::of(std::process::id()).unwrap();
+        owner.domain(Mode::User).unwrap()
+    }
+
+    fn other_domain(number: u64) -> Domain {
+        let mut owner = Owner::of(std::process::id()).unwrap();
+        owner.user_namespace = number;
+        owner.domain(Mode::User).unwrap()
+    }
+
+    #[test]
+    fn those_of_a_domain_have_one_filter_for_a_while() {
+        let mut filters = Filters::default();
+        let now = Instant::now();
+        let hand_out = |filters: &mut Filters, domain, now| {
+            let (here, there) = UnixStream::pair().unwrap();
+            filters.filter(1, domain, now).unwrap().send(&here).unwrap();
+            SharedFilter::receive(&there).unwrap()
+        };
+        let first = hand_out(&mut filters, domain(), now);
+        let soon = hand_out(&mut filters, domain(), now + GENERATION / 2);
+        let later = hand_out(&mut filters, domain(), now + GENERATION);
+        let other = hand_out(&mut filters, other_domain(7), now + GENERATION);
+        assert!(first.same(&soon).unwrap());
+        assert!(!first.same(&later).unwrap() && !later.same(&other).unwrap());
+    }
+
+    #[test]
+    fn nobody_has_more_than_a_few() {
+        let mut filters = Filters::default();
+        let now = Instant::now();
+        let mut given = |user, number| filters.filter(user, other_domain(number), now).is_ok();
+        let of_one = (0..100).filter(|number| given(1, *number)).count();
+        assert_eq!(of_one, MOST_OF_USER);
+        assert!(given(1, 0) && given(2, 1000) && !given(1, 1001));
+    }
+
+    #[test]
+    fn who_connects_is_answered() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("twins");
+        let ask = || {
+            let stream = UnixStream::connect(&path).unwrap();
+            stream
+                .set_read_timeout(Some(Duration::from_secs(10)))
+                .unwrap();
+            SharedFilter::receive(&stream)
+        };
+        let server = Server::listen(&path).unwrap();
+        match (ask(), ask()) {
+            (Ok(one), Ok(other)) => assert!(one.same(&other).unwrap()),
+            // An old kernel, or one whose control groups put this process into no domain.
+            (one, other) => assert!(one.is_err() && other.is_err()),
+        }
+        drop(server);
+        assert!(!path.exists());
+        // What was left by one that was killed is no obstacle.
+        drop(UnixListener::bind(&path).unwrap());
+        drop(Server::listen(&path).unwrap());
+    }
+}

@@ -1,0 +1,124 @@
+// SPDX-License-Identifier: GPL-2.0-only
+
+//! The bytes of a page: comparing and hashing them.
+//!
+//! The hash is NH, the almost universal hash of UMAC (RFC 4418) with words of 64 bits: whoever does
+//! not know the key finds two pages of one hash with a chance of 2^-64, however he makes them.
+//! SipHash over the result and the domain hides the key from who sees where pages stand, and gives
+//! each domain hashes of its own.
+
+use core::ptr::null_mut;
+use core::sync::atomic::{AtomicPtr, Ordering};
+use kernel::bindings;
+use kernel::prelude::*;
+
+use super::gfp;
+
+/// Words of 8 bytes in a page, and in a line of the cache.
+const WORDS: usize = kernel::page::PAGE_SIZE / 8;
+const LINE: usize = 8;
+/// Words that are looked at before the question whether to go on.
+const STRIDE: usize = 16;
+
+/// The lines of a sample are so far apart: with pages of 4 KiB there are eight, the first line of
+/// the page and the last among them, each at another place of its 512 bytes.
+const SAMPLE_STRIDE: usize = WORDS / LINE / 8 + 1;
+
+/// A page as words.
+pub(crate) type Words = [u64; WORDS];
+
+/// What nobody may know, drawn at the first call.
+pub(crate) struct Secret {
+    nh: Words,
+    sip: bindings::siphash_key_t,
+}
+
+static SECRET: AtomicPtr<Secret> = AtomicPtr::new(null_mut());
+
+impl Secret {
+    /// The one secret. May sleep; fails when there is no memory for it.
+    pub(crate) fn get() -> Result<&'static Self> {
+        let mut secret = SECRET.load(Ordering::Acquire);
+        if secret.is_null() {
+            secret = Self::draw()?;
+        }
+        // SAFETY: Set once and never freed.
+        Ok(unsafe { &*secret })
+    }
+
+    fn draw() -> Result<*mut Self> {
+        let new = KBox::into_raw(KBox::new(
+            Self {
+                nh: [0; WORDS],
+                sip: Default::default(),
+            },
+            gfp(),
+        )?);
+        // SAFETY: Ours alone so far, and any bytes are valid.
+        unsafe { bindings::get_random_bytes(new.cast(), size_of::<Self>()) };
+        match SECRET.compare_exchange(null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
+            Ok(_) => Ok(new),
+            Err(other) => {
+                // SAFETY: Another caller was faster; nobody has seen this one.
+                drop(unsafe { KBox::from_raw(new) });
+                Ok(other)
+            }
+        }
+    }
+
+    /// A number that stands for others.
+    pub(crate) fn digest<const N: usize>(&self, numbers: [u64; N]) -> u64 {
+        let (start, len) = (numbers.as_ptr().cast(), size_of_val(&numbers));
+        // SAFETY: So many bytes can be read there.
+        unsafe { bindings::sksm_siphash(start, len, &self.sip) }
+    }
+
+    fn finish(&self, sum: u128, domain: u64) -> u64 {
+        // SAFETY: The key is valid.
+        unsafe { bindings::siphash_3u64(sum as u64, (sum >> 64) as u64, domain, &self.sip) }
+    }
+
+    /// The hash of a sample of the page, an eighth of it, in a domain.
+    pub(crate) fn hash_sample(&self, words: &Words, domain: u64) -> u64 {
+        let lines = words.chunks_exact(LINE).step_by(SAMPLE_STRIDE);
+        let keys = self.nh.chunks_exact(LINE);
+        let sum = lines
+            .zip(keys)
+            .fold(0, |sum, (words, key)| nh(sum, words, key));
+        self.finish(sum, domain)
+    }
+
+    /// The hash of all bytes, in a domain.
+    pub(crate) fn hash(&self, words: &Words, domain: u64) -> u64 {
+        self.finish(nh(0, words, &self.nh), domain)
+    }
+}
+
+fn nh(sum: u128, words: &[u64], key: &[u64]) -> u128 {
+    let pairs = words.chunks_exact(2).zip(key.chunks_exact(2));
+    pairs.fold(sum, |sum, (word, key)| {
+        let [a, b] = [0, 1].map(|at| u128::from(word[at].wrapping_add(key[at])));
+        sum.wrapping_add(a.wrapping_mul(b))
+    })
+}
+
+/// Whether two pages are equal.
+pub(crate) fn equal(a: &Words, b: &Words) -> bool {
+    let mut strides = a.chunks_exact(STRIDE).zip(b.chunks_exact(STRIDE));
+    strides.all(|(a, b)| {
+        let words = a.iter().zip(b);
+        words.fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
+    })
+}
+
+/// Whether all bytes are zero. The first line settles it for most pages, and the first few for
+/// nearly all: so a page of zeros is read with few questions.
+pub(crate) fn is_zero(words: &Words) -> bool {
+    let or = |words: &[u64]| words.iter().fold(0, |sum, word| sum | word);
+    or(&words[..LINE]) == 0
+        && (words.chunks_exact(4 * STRIDE)).all(|part| {
+            part.chunks_exact(STRIDE)
+                .fold(0, |sum, words| sum | or(words))
+                == 0
+        })
+}

@@ -1,0 +1,507 @@
+//! Virtual machines whose memory is merged from outside: they see the same bytes, and lose no write. KVM hears of changes
+//! through mmu notifiers.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use kvm_bindings::{kvm_regs, kvm_userspace_memory_region};
+use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use sksm_guest::harness::report::{Test, test};
+use sksm_guest::machine::sysfs::Counters;
+use sksm_guest::memory::content::content;
+use sksm_guest::memory::map::Map;
+use sksm_guest::memory::process::Child;
+use sksm_guest::page::{PAGE, TABLE, WORDS};
+use sksm_guest::skip::skip;
+
+use crate::expect::{copies, merged, merging, one_page};
+use crate::writers::{beside, for_a_while};
+
+pub const TESTS: &[Test] = &[
+    test("kvm/sees-the-same-bytes", same_bytes),
+    test("kvm/host-writes-are-seen", host_writes),
+    test("kvm/guest-writes-are-its-own", guest_writes),
+    test("kvm/pages-are-freed", freed),
+    test("kvm/counts-while-merging", counts),
+    test("kvm/reads-while-merging", reads),
+];
+
+/// What the machine runs, in real mode. The result goes to a port, then it halts.
+const CODE: &[(u64, &[u8])] = &[
+    (SUM, SUM_CODE),
+    (WRITE, WRITE_CODE),
+    (COUNT, COUNT_CODE),
+    (READ, READ_CODE),
+];
+
+/// EAX: a sum of the CX double words at SI that depends on their order.
+const SUM: u64 = 0;
+const SUM_CODE: &[u8] = &[
+    0x66, 0xd1, 0xc0, // rol eax, 1
+    0x66, 0x03, 0x04, // add eax, [si]
+    0x83, 0xc6, 0x04, // add si, 4
+    0x49, // dec cx
+    0x75, 0xf4, // jnz to the start
+    0x66, 0xef, // out dx, eax
+    0xf4, // hlt
+];
+
+/// Writes EAX to the double word at SI.
+const WRITE: u64 = 0x100;
+const WRITE_CODE: &[u8] = &[
+    0x66, 0x89, 0x04, // mov [si], eax
+    0x66, 0xef, // out dx, eax
+    0xf4, // hlt
+];
+
+/// CX times: each page from 0x8000 to 0x10000 must begin with EBX, and counts up; EBX too. EAX: EBX in the end, or what was
+/// found in its place.
+const COUNT: u64 = 0x200;
+const COUNT_CODE: &[u8] = &[
+    0xbe, 0x00, 0x80, // mov si, 0x8000
+    0x66, 0x39, 0x1c, // cmp [si], ebx
+    0x75, 0x15, // jne to the last load
+    0x66, 0xff, 0x04, // inc dword [si]
+    0x81, 0xc6, 0x00, 0x10, // add si, 0x1000
+    0x75, 0xf2, // jnz to cmp
+    0x66, 0x43, // inc ebx
+    0x49, // dec cx
+    0x75, 0xea, // jnz to the start
+    0x66, 0x89, 0xd8, // mov eax, ebx
+    0x66, 0xef, // out dx, eax
+    0xf4, // hlt
+    0x90, // nop
+    0x66, 0x8b, 0x04, // mov eax, [si]
+    0x66, 0xef, // out dx, eax
+    0xf4, // hlt
+];
+
+/// CX times: each page from 0x8000 to 0x10000 must begin with EBX. EAX: EBX, or what was found in its place.
+const READ: u64 = 0x300;
+const READ_CODE: &[u8] = &[
+    0xbe, 0x00, 0x80, // mov si, 0x8000
+    0x66, 0x39, 0x1c, // cmp [si], ebx
+    0x75, 0x0f, // jne to the last load
+    0x81, 0xc6, 0x00, 0x10, // add si, 0x1000
+    0x75, 0xf5, // jnz to cmp
+    0x49, // dec cx
+    0x75, 0xef, // jnz to the start
+    0x66, 0x89, 0xd8, // mov eax, ebx
+    0x66, 0xef, // out dx, eax
+    0xf4, // hlt
+    0x66, 0x8b, 0x04, // mov eax, [si]
+    0x66, 0xef, // out dx, eax
+    0xf4, // hlt
+];
+
+/// As much as real mode reaches from one segment.
+const PAGES: usize = 16;
+const CODE_PAGE: usize = 1;
+/// The pages that a machine uses as data: the upper half.
+const DATA: std::ops::Range<usize> = 8..PAGES;
+const PORT: u16 = 0x10;
+
+/// A virtual machine, whose memory is a mapping of this process.
+struct Machine<'a> {
+    memory: &'a Map,
+    cpu: VcpuFd,
+    // The machine lives as long as these.
+    _vm: VmFd,
+    _kvm: Kvm,
+}
+
+fn needed() -> Result<()> {
+    match File::options().read(true).write(true).open("/dev/kvm") {
+        Ok(_) => Ok(()),
+        Err(error) if !can_virtualize()? => skip(format!("no virtual machines: /dev/kvm: {error}")),
+        Err(error) => Err(error).context("/dev/kvm (CONFIG_KVM_AMD, CONFIG_KVM_INTEL)"),
+    }
+}
+
+/// Whether the processor has what KVM needs. User-Mode Linux shows the host's, and cannot use it.
+fn can_virtualize() -> Result<bool> {
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").context("cannot read /proc/cpuinfo")?;
+    let mut flags = cpu.lines().filter(|line| line.starts_with("flags"));
+    let has = |line: &str| {
+        line.split_whitespace()
+            .any(|flag| ["svm", "vmx"].contains(&flag))
+    };
+    Ok(!cpu.contains("User Mode Linux") && flags.any(has))
+}
+
+impl<'a> Machine<'a> {
+    fn new(memory: &'a Map) -> Result<Self> {
+        ensure!(memory.pages() == PAGES, "a machine has {PAGES} pages");
+        for (at, code) in CODE {
+            put_bytes(memory, CODE_PAGE, *at as usize, code);
+        }
+        let kvm = Kvm::new().context("/dev/kvm")?;
+        let vm = kvm.create_vm().context("cannot make a machine")?;
+        let region = kvm_userspace_memory_region {
+            slot: 0,
+            flags: 0,
+            guest_phys_addr: 0,
+            memory_size: memory.len() as u64,
+            userspace_addr: memory.addr() as u64,
+        };
+        // SAFETY: the mapping is borrowed for longer than the machine lives, and accessed by volatile reads and writes only.
+        unsafe { vm.set_user_memory_region(region) }.context("cannot give it memory")?;
+        let cpu = vm.create_vcpu(0).context("cannot make a CPU")?;
+        let mut sregs = cpu.get_sregs()?;
+        for segment in [&mut sregs.cs, &mut sregs.ds, &mut sregs.ss] {
+            segment.base = 0;
+            segment.selector = 0;
+        }
+        cpu.set_sregs(&sregs)?;
+        Ok(Self {
+            memory,
+            cpu,
+            _vm: vm,
+            _kvm: kvm,
+        })
+    }
+
+    /// Runs one of the programs until it halts; what it sent to the port.
+    fn run(&mut self, program: u64, eax: u64, ebx: u64, cx: u64, si: u64) -> Result<u32> {
+        let registers = kvm_regs {
+            rip: (CODE_PAGE * PAGE) as u64 + program,
+            rflags: 2,
+            rax: eax,
+            rbx: ebx,
+            rcx: cx,
+            rdx: PORT.into(),
+            rsi: si,
+            ..Default::default()
+        };
+        self.cpu.set_regs(&registers)?;
+        let mut result = None;
+        loop {
+            match self.cpu.run().context("KVM_RUN")? {
+                VcpuExit::IoOut(PORT, bytes) => {
+                    result = Some(u32::from_ne_bytes(
+                        bytes.try_into().context("a double word is expected")?,
+                    ));
+                }
+                VcpuExit::Hlt => return result.context("the machine halted without a result"),
+                VcpuExit::Intr => {}
+                exit => bail!("the machine stopped: {exit:?}"),
+            }
+        }
+    }
+
+    /// The sum of a page as the machine sees it.
+    fn sum(&mut self, page: usize) -> Result<u32> {
+        self.run(SUM, 0, 0, (PAGE / 4) as u64, (page * PAGE) as u64)
+    }
+
+    fn write(&mut self, page: usize, value: u32) -> Result<()> {
+        self.run(WRITE, value.into(), 0, 0, (page * PAGE) as u64)
+            .map(drop)
+    }
+
+    /// All data pages as the machine sees them.
+    fn expect(&mut self, id: impl Fn(usize) -> u64) -> Result<()> {
+        for page in DATA {
+            let (found, right) = (
+                self.sum(page)?,
+                sum((0..WORDS).map(|word| content(id(page), word))),
+            );
+            ensure!(
+                found == right,
+                "the machine sees other bytes in page {page}: sum {found:#x}, not {right:#x}"
+            );
+        }
+        self.memory
+            .part(DATA)
+            .expect_all(|page| id(DATA.start + page))
+    }
+}
+
+/// As the machine sums.
+fn sum(words: impl Iterator<Item = u64>) -> u32 {
+    words
+        .flat_map(|word| [word as u32, (word >> 32) as u32])
+        .fold(0u32, |sum, half| sum.rotate_left(1).wrapping_add(half))
+}
+
+fn put_bytes(map: &Map, page: usize, at: usize, bytes: &[u8]) {
+    for (index, chunk) in bytes.chunks(8).enumerate() {
+        let mut word = [0; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        map.put(page, at / 8 + index, u64::from_ne_bytes(word));
+    }
+}
+
+/// Two contents for each machine's pages, so that some merge within it.
+fn id(page: usize) -> u64 {
+    50 + page as u64 / 2
+}
+
+/// A process with a machine that has read all its data once, so that KVM maps it. Then it does the rest, step by step.
+fn machine(
+    map: &Map,
+    rest: impl FnOnce(&mut Machine, &dyn Fn() -> Result<()>) -> Result<()>,
+) -> Result<Child> {
+    let child = Child::spawn(|parent| {
+        map.fill_all(id);
+        let mut machine = Machine::new(map)?;
+        machine.expect(id)?;
+        let meet = || parent.meet();
+        meet()?;
+        machine.expect(id)?;
+        rest(&mut machine, &meet)?;
+        meet()
+    })?;
+    child.pause()?;
+    Ok(child)
+}
+
+/// Where the data of a machine is in memory.
+fn pfns(child: &Child, map: &Map) -> Result<Vec<u64>> {
+    child.pagemap()?.pfns(map.page(DATA.start), DATA.len())
+}
+
+/// Merges the machines' data and this process's own from outside: one copy of each content is left.
+fn merge(map: &Map, machines: &[&Child]) -> Result<()> {
+    map.fill_all(id);
+    let data = map.part(DATA);
+    data.merge()?;
+    let ours = data.pfns()?;
+    ensure!(copies(&ours) == DATA.len() / 2, "not merged");
+    for child in machines {
+        sksm::merge_remote(child.pidfd()?.as_fd(), &[(data.addr(), data.len())])?;
+        ensure!(
+            pfns(child, map)? == ours,
+            "a machine's memory did not merge"
+        );
+    }
+    Ok(())
+}
+
+fn end(child: Child) -> Result<()> {
+    child.go()?;
+    child.join()
+}
+
+fn memory() -> Result<Map> {
+    needed()?;
+    let map = Map::anon(PAGES)?;
+    map.no_huge();
+    Ok(map)
+}
+
+fn same_bytes() -> Result<()> {
+    let map = memory()?;
+    let machines = [machine(&map, |_, _| Ok(()))?, machine(&map, |_, _| Ok(()))?];
+    merge(&map, &[&machines[0], &machines[1]])?;
+    for child in &machines {
+        // It reads everything once more.
+        child.go()?;
+        child.pause()?;
+    }
+    ensure!(
+        pfns(&machines[0], &map)? == pfns(&machines[1], &map)?,
+        "reading parted pages"
+    );
+    machines.into_iter().try_for_each(end)?;
+    map.expect_all(id)
+}
+
+/// After a merge, and after a write to merged memory by the host, the machine sees the new page and not the old one.
+fn host_writes() -> Result<()> {
+    let map = memory()?;
+    let first = machine(&map, |machine, _| {
+        for page in DATA {
+            machine.memory.fill(page, 100 + page as u64);
+            machine.expect(|other| {
+                if other <= page {
+                    100 + other as u64
+                } else {
+                    id(other)
+                }
+            })?;
+        }
+        Ok(())
+    })?;
+    let second = machine(&map, |_, _| Ok(()))?;
+    merge(&map, &[&first, &second])?;
+    first.go()?;
+    first.pause()?;
+    second.go()?;
+    second.pause()?;
+    [first, second].into_iter().try_for_each(end)?;
+    map.expect_all(id)
+}
+
+/// A write inside a machine is for this machine alone.
+fn guest_writes() -> Result<()> {
+    let map = memory()?;
+    const VALUE: u32 = 0xdead_beef;
+    let first = machine(&map, |machine, meet| {
+        let pages = [8, 11, 14];
+        for page in pages {
+            machine.write(page, VALUE)?;
+        }
+        let check = |machine: &mut Machine| {
+            for page in DATA {
+                let written = pages.contains(&page);
+                let right = |word| match content(id(page), word) {
+                    found if written && word == 0 => found >> 32 << 32 | u64::from(VALUE),
+                    found => found,
+                };
+                ensure!(
+                    machine.sum(page)? == sum((0..WORDS).map(right)),
+                    "the machine lost its write, page {page}"
+                );
+                ensure!(
+                    machine.memory.get(page, 0) == right(0),
+                    "the host does not see the write, page {page}"
+                );
+                machine.memory.expect_after(page, 1, id(page))?;
+            }
+            Ok(())
+        };
+        check(machine)?;
+        meet()?;
+        check(machine)
+    })?;
+    let second = machine(&map, |machine, meet| {
+        meet()?;
+        machine.expect(id)
+    })?;
+    merge(&map, &[&first, &second])?;
+    for child in [&first, &second] {
+        child.go()?;
+        child.pause()?;
+    }
+    map.expect_all(id)?;
+    // What was not written is shared still, and merging again finds what was.
+    let after = [pfns(&first, &map)?, pfns(&second, &map)?];
+    ensure!(
+        copies(&after.concat()) == DATA.len() / 2 + 3,
+        "{} pages",
+        copies(&after.concat())
+    );
+    sksm::merge_remote(first.pidfd()?.as_fd(), &[(map.addr(), map.len())])?;
+    for child in [&first, &second] {
+        child.go()?;
+        child.pause()?;
+    }
+    [first, second].into_iter().try_for_each(end)?;
+    map.expect_all(id)
+}
+
+/// A machine holds no page beyond its end.
+fn freed() -> Result<()> {
+    let map = memory()?;
+    let start = Counters::now()?;
+    let machines = [machine(&map, |_, _| Ok(()))?, machine(&map, |_, _| Ok(()))?];
+    merge(&map, &[&machines[0], &machines[1]])?;
+    let merged = start.change()?;
+    let [first, second] = machines;
+    let wanted = |mappings: usize| (DATA.len() / 2, mappings * DATA.len() - DATA.len() / 2);
+    let expect = |what: &str, change: Counters, wanted: (usize, usize)| {
+        let found = (change.pages_shared as usize, change.pages_sharing as usize);
+        ensure!(found == wanted, "{what}: {change:?}");
+        Ok(())
+    };
+    expect("two machines and this process", merged, wanted(3))?;
+    first.go()?;
+    first.pause()?;
+    end(first)?;
+    expect("one machine and this process", start.change()?, wanted(2))?;
+    drop(map);
+    // The second machine's pages are its own, and nobody else's.
+    expect("one machine", start.change()?, wanted(1))?;
+    second.go()?;
+    second.pause()?;
+    end(second)?;
+    expect("nobody", start.change()?, (0, 0))
+}
+
+/// A machine that counts in several pages all the time, while they merge whenever they are equal.
+fn counts() -> Result<()> {
+    const ROUNDS: u64 = 200;
+    let map = memory()?;
+    let mut machine = Machine::new(&map)?;
+    let data = map.part(DATA);
+    let mut value = 0;
+    let count = |_| {
+        value += ROUNDS;
+        let found = machine.run(COUNT, 0, value - ROUNDS, ROUNDS, 0)?;
+        ensure!(
+            u64::from(found) == value,
+            "the machine counted to {found} instead of {value}"
+        );
+        Ok(())
+    };
+    merging(|| beside(1, || data.merge(), |_| for_a_while(count)))?;
+    eprintln!("counted to {value}");
+    for page in DATA {
+        ensure!(
+            map.get(page, 0) == value,
+            "page {page} holds {} instead of {value}",
+            map.get(page, 0)
+        );
+    }
+    data.merge()?;
+    one_page(&data.pfns()?)
+}
+
+/// A machine that reads its pages all the time, while they are replaced by equal ones: it never sees what becomes of the old
+/// frames. It maps them anew between the two changes of a merge, if those are far apart: the batch has many more pages.
+fn reads() -> Result<()> {
+    needed()?;
+    const BATCH: usize = 128;
+    /// Merges that are enough, and those that there have to be, however slow they are.
+    const MERGES: usize = 50;
+    const LEAST: usize = 10;
+    const ID: u64 = 60;
+    let twins = merged(2, ID)?;
+    let map = Map::aligned(BATCH, TABLE, 0)?;
+    map.fill_all(|_| ID);
+    // At its end: their frames are freed last, so they are used again first.
+    let memory = map.part(BATCH - PAGES..BATCH);
+    let mut machine = Machine::new(&memory)?;
+    let replace = || {
+        // The same bytes in frames of their own, which are free after the merge.
+        (0..BATCH - PAGES).for_each(|page| map.fill(page, ID));
+        DATA.for_each(|page| memory.fill(page, ID));
+        let start = Counters::now()?;
+        map.merge()?;
+        // A page that the machine is about to map is busy.
+        let merged = start.change()?.pages_merged as usize;
+        ensure!(
+            merged > BATCH / 2,
+            "{merged} of {BATCH} pages were replaced"
+        );
+        // Whoever gets them next writes something else.
+        let _others = Map::filled(&[ID + 1; 2 * BATCH])?;
+        std::thread::sleep(Duration::from_millis(2));
+        Ok(())
+    };
+    let right = content(ID, 0) as u32;
+    let read = |_: u64| {
+        let found = machine.run(READ, 0, right.into(), 1000, 0)?;
+        ensure!(
+            found == right,
+            "the machine reads {found:#x} instead of {right:#x}"
+        );
+        Ok(())
+    };
+    let end = Instant::now() + Duration::from_secs(20);
+    // After an error there the count is huge.
+    let read_all = |merges: &AtomicUsize| {
+        (0..)
+            .take_while(|_| {
+                let merges = merges.load(Relaxed);
+                merges < LEAST || merges < MERGES && Instant::now() < end
+            })
+            .try_for_each(read)
+    };
+    merging(|| beside(1, replace, read_all))?;
+    twins.expect_all(|_| ID)
+}

@@ -1,0 +1,291 @@
+//! The initramfs that hands the guest over to the host's root file system.
+
+use std::{
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::kernel::Arch;
+
+/// What the guest covers with file systems of its own; host directories below it are bound back.
+const COVERED: [&str; 3] = ["/tmp", "/run", "/dev/shm"];
+
+/// Where busybox-static puts itself, before and after the merge of /bin and /usr/bin.
+const BUSYBOX: [&str; 2] = ["/bin/busybox", "/usr/bin/busybox"];
+
+pub struct Contents<'a> {
+    pub arch: Arch,
+    /// This tool, which is its own agent.
+    pub agent: &'a Path,
+    /// Host directories that must stay visible.
+    pub visible: Vec<PathBuf>,
+}
+
+fn busybox() -> Result<Vec<u8>> {
+    let found = BUSYBOX.iter().find_map(|path| fs::read(path).ok());
+    found.context("no busybox in /bin; `cargo xtask setup` installs busybox-static")
+}
+
+/// That of a machine inside a guest, which fills its memory: with copies of one file, with what no other has, and with a table.
+pub fn machine() -> Result<Vec<u8>> {
+    let mut archive = Cpio::default();
+    for dir in ["bin", "dev", "proc", "tmp"] {
+        archive.directory(dir);
+    }
+    archive.file("bin/busybox", 0o755, &busybox()?);
+    archive.file("init", 0o755, MACHINE.as_bytes());
+    Ok(archive.finish())
+}
+
+const MACHINE: &str = r#"#!/bin/busybox sh
+b=/bin/busybox
+$b mount -t devtmpfs devtmpfs /dev
+$b mount -t proc proc /proc
+$b mount -t tmpfs -o size=150m tmpfs /tmp
+exec </dev/null >/dev/ttyS0 2>&1
+for i in 1 2 3 4 5 6 7 8 9 10; do
+	$b cp $b /tmp/copy-$i
+done
+$b dd if=/dev/urandom of=/tmp/own bs=64k count=384
+# The same in each machine, and not twice in one.
+$b seq 1 2500000 >/tmp/table
+echo "machine is ready"
+case $($b cat /proc/cmdline) in
+*role=writes*)
+	while :; do
+		$b dd if=/dev/urandom of=/tmp/own bs=64k count=128 conv=notrunc 2>/dev/null
+		$b sleep 1
+	done
+	;;
+*role=boots-again*)
+	$b sleep 60
+	$b reboot -f
+	;;
+esac
+while :; do
+	$b date
+	$b sleep 1
+done
+"#;
+
+/// The archive, ready to boot.
+pub fn build(contents: &Contents) -> Result<Vec<u8>> {
+    let busybox = busybox()?;
+    let agent = fs::read(contents.agent)
+        .with_context(|| format!("cannot read {}", contents.agent.display()))?;
+    let script = script(contents)?;
+    let mut archive = Cpio::default();
+    for dir in ["bin", "dev", "host", "proc", "root"] {
+        archive.directory(dir);
+    }
+    archive.file("bin/busybox", 0o755, &busybox);
+    archive.file("agent", 0o755, &agent);
+    archive.file("init", 0o755, script.as_bytes());
+    Ok(archive.finish())
+}
+
+fn script(contents: &Contents) -> Result<String> {
+    let (root, channel) = match contents.arch {
+        Arch::Um => ("-t hostfs -o ro none", "/dev/ttyS0"),
+        Arch::X86_64 | Arch::Debug | Arch::Kcsan | Arch::Without | Arch::Unpatched => (
+            "-t 9p -o ro,trans=virtio,version=9p2000.L,msize=512000,cache=loose hostroot",
+            "/dev/vport0p1",
+        ),
+    };
+    let mut binds = String::new();
+    for path in covered(&contents.visible) {
+        let Some(path) = path.to_str().filter(|path| !path.contains('\'')) else {
+            bail!(
+                "{} cannot be shown to the guest; move it to a directory with a plain name",
+                path.display()
+            );
+        };
+        writeln!(binds, "bind '{path}'")?;
+    }
+    Ok(format!(
+        r#"#!/bin/busybox sh
+b=/bin/busybox
+$b mount -t devtmpfs devtmpfs /dev
+# From here on every line is a kernel message.
+exec </dev/null >/dev/kmsg 2>&1
+
+fail() {{
+	echo "sksm-init: $* failed"
+	$b poweroff -f
+	$b sleep 60
+}}
+mnt() {{
+	$b mount "$@" || fail mount "$@"
+}}
+# Shows a host directory that lies below a file system of the guest's own.
+bind() {{
+	if [ -d "/host$1" ]; then
+		$b mkdir -p "/root$1"
+	else
+		$b mkdir -p "/root${{1%/*}}" && : >"/root$1"
+	fi
+	mnt -o bind "/host$1" "/root$1"
+}}
+
+mnt {root} /host
+$b mount -o bind /host /root || fail mount -o bind /host /root
+mnt -t proc proc /root/proc
+mnt -t sysfs sysfs /root/sys
+mnt -t devtmpfs devtmpfs /root/dev
+$b mkdir -p /root/dev/pts /root/dev/shm
+mnt -t devpts -o gid=5,mode=620,ptmxmode=666 devpts /root/dev/pts
+mnt -t tmpfs -o mode=1777 tmpfs /root/dev/shm
+mnt -t tmpfs -o mode=1777 tmpfs /root/tmp
+mnt -t tmpfs -o mode=755 tmpfs /root/run
+mnt -t debugfs debugfs /root/sys/kernel/debug
+mnt -t cgroup2 cgroup2 /root/sys/fs/cgroup
+echo +memory >/root/sys/fs/cgroup/cgroup.subtree_control
+[ -d /root/sys/kernel/tracing ] && $b mount -t tracefs tracefs /root/sys/kernel/tracing
+for i in 'fd fd' 'fd/0 stdin' 'fd/1 stdout' 'fd/2 stderr'; do
+	$b ln -sf /proc/self/${{i% *}} /root/dev/${{i#* }}
+done
+{binds}$b ip link set lo up
+$b hostname sksm-{arch}
+$b cp /agent /root/run/sksm-agent || fail cp
+echo "sksm-init: ready"
+# Not chroot, in which the kernel refuses new user namespaces.
+exec $b switch_root /root /run/sksm-agent guest-agent {channel}
+"#,
+        arch = contents.arch,
+    ))
+}
+
+/// Those of `paths` that the guest's own mounts would hide, without what lies inside another.
+fn covered(paths: &[PathBuf]) -> Vec<&Path> {
+    let mut hidden: Vec<&Path> = paths
+        .iter()
+        .map(PathBuf::as_path)
+        .filter(|path| {
+            COVERED
+                .iter()
+                .any(|mount| path.starts_with(mount) && *path != Path::new(mount))
+        })
+        .collect();
+    hidden.sort();
+    hidden.dedup_by(|inner, outer| inner.starts_with(outer));
+    hidden
+}
+
+/// Writes the "newc" format that the kernel unpacks.
+#[derive(Default)]
+struct Cpio {
+    archive: Vec<u8>,
+    entries: u32,
+}
+
+impl Cpio {
+    fn directory(&mut self, name: &str) {
+        self.entry(name, 0o040_755, &[]);
+    }
+
+    fn file(&mut self, name: &str, permissions: u32, content: &[u8]) {
+        self.entry(name, 0o100_000 | permissions, content);
+    }
+
+    fn finish(mut self) -> Vec<u8> {
+        self.entry("TRAILER!!!", 0, &[]);
+        self.archive
+    }
+
+    fn entry(&mut self, name: &str, mode: u32, content: &[u8]) {
+        self.entries += 1;
+        let size = u32::try_from(content.len()).expect("no file of the initramfs has 4 GiB");
+        let name_size = u32::try_from(name.len() + 1).expect("names are short");
+        let links = 1;
+        // inode, mode, uid, gid, links, mtime, size, device, special device, name size, check
+        let header = [
+            self.entries,
+            mode,
+            0,
+            0,
+            links,
+            0,
+            size,
+            0,
+            0,
+            0,
+            0,
+            name_size,
+            0,
+        ];
+        self.archive.extend(b"070701");
+        for field in header {
+            self.archive.extend(format!("{field:08x}").bytes());
+        }
+        self.archive.extend(name.bytes());
+        self.archive.push(0);
+        self.pad();
+        self.archive.extend(content);
+        self.pad();
+    }
+
+    fn pad(&mut self) {
+        while self.archive.len() % 4 != 0 {
+            self.archive.push(0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::{
+        io::Write,
+        process::{Command, Stdio},
+    };
+
+    #[test]
+    fn the_archive_unpacks_elsewhere() {
+        let mut archive = Cpio::default();
+        archive.directory("bin");
+        archive.file("bin/odd", 0o755, b"12345");
+        archive.file("empty", 0o644, b"");
+        let dir = tempfile::tempdir().unwrap();
+        let mut busybox = Command::new("/bin/busybox")
+            .args(["cpio", "-id"])
+            .current_dir(dir.path())
+            .stdin(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut input = busybox.stdin.take().unwrap();
+        input.write_all(&archive.finish()).unwrap();
+        drop(input);
+        assert!(busybox.wait().unwrap().success());
+        assert_eq!(fs::read(dir.path().join("bin/odd")).unwrap(), b"12345");
+        assert_eq!(fs::read(dir.path().join("empty")).unwrap(), b"");
+    }
+
+    #[test]
+    fn only_hidden_directories_are_bound_each_once() {
+        let paths = [
+            "/tmp/a/target",
+            "/tmp/a",
+            "/home/x",
+            "/tmp",
+            "/tmp/ab",
+            "/tmpx",
+            "/tmp/a",
+        ];
+        let paths: Vec<PathBuf> = paths.iter().map(PathBuf::from).collect();
+        assert_eq!(covered(&paths), [Path::new("/tmp/a"), Path::new("/tmp/ab")]);
+    }
+
+    #[test]
+    fn a_quote_cannot_break_the_script() {
+        let contents = Contents {
+            arch: Arch::Um,
+            agent: Path::new("/agent"),
+            visible: vec!["/tmp/it's".into()],
+        };
+        assert!(script(&contents).is_err());
+    }
+}

@@ -1,0 +1,72 @@
+//! Which kernels there are.
+
+use std::fmt;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Arch {
+    /// User-Mode Linux
+    Um,
+    /// x86_64 under QEMU
+    #[value(name = "x86_64")]
+    X86_64,
+    /// x86_64 with every checker switched on
+    Debug,
+    /// x86_64 with the data race detector, which excludes the other checkers
+    Kcsan,
+    /// x86_64 with the patches and without the engine (CONFIG_SKSM=n), to compare with
+    Without,
+    /// x86_64 as its authors left it, to compare with
+    Unpatched,
+}
+
+impl Arch {
+    pub const ALL: [Arch; 4] = [Arch::Um, Arch::X86_64, Arch::Debug, Arch::Kcsan];
+
+    /// As the kernel's Makefile calls it.
+    pub fn make(self) -> &'static str {
+        match self {
+            Arch::Um => "um",
+            Arch::X86_64 | Arch::Debug | Arch::Kcsan | Arch::Without | Arch::Unpatched => "x86_64",
+        }
+    }
+
+    /// Whether the patches are in its tree.
+    pub fn patched(self) -> bool {
+        self != Arch::Unpatched
+    }
+
+    /// What `make` is asked for, and where it leaves the image.
+    pub fn target(self) -> (&'static str, &'static str) {
+        match self {
+            Arch::Um => ("linux", "linux"),
+            Arch::X86_64 | Arch::Debug | Arch::Kcsan | Arch::Without | Arch::Unpatched => {
+                ("bzImage", "arch/x86/boot/bzImage")
+            }
+        }
+    }
+
+    /// Build steps of a first build, nearly: only for the percentage shown.
+    pub fn typical_steps(self) -> u64 {
+        match self {
+            Arch::Um => 1440,
+            Arch::X86_64 => 2140,
+            Arch::Debug => 2160,
+            Arch::Kcsan => 2160,
+            Arch::Without => 2120,
+            Arch::Unpatched => 2170,
+        }
+    }
+}
+
+impl fmt::Display for Arch {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Arch::Um => "um",
+            Arch::X86_64 => "x86_64",
+            Arch::Debug => "debug",
+            Arch::Kcsan => "kcsan",
+            Arch::Without => "without",
+            Arch::Unpatched => "unpatched",
+        })
+    }
+}

@@ -1,0 +1,231 @@
+//! Builds the kernels.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::Result;
+
+use super::{arch::Arch, config, fetch, objects, source::Source, toolchain::Toolchain, tree};
+use crate::{
+    ground::{cache, files, packages, project::Project, step},
+    terminal::progress::Step,
+};
+
+#[derive(Clone)]
+pub struct Kernel {
+    pub arch: Arch,
+    /// This clone's own copy, which later builds replace but never change.
+    pub image: PathBuf,
+}
+
+/// What the kernel says about its build, so that the same source makes the same image: tests that passed with it need not run again.
+const SAME_EACH_TIME: [(&str, &str); 4] = [
+    ("KBUILD_BUILD_TIMESTAMP", "Thu Jan  1 00:00:00 UTC 1970"),
+    ("KBUILD_BUILD_USER", "sksm"),
+    ("KBUILD_BUILD_HOST", "sksm"),
+    ("KBUILD_BUILD_VERSION", "1"),
+];
+
+/// Builds whatever is not up to date, from the packages on.
+pub fn build(project: &Project, arch: Arch, linux_src: Option<&Path>) -> Result<Kernel> {
+    packages::ensure(project, linux_src.is_some())?;
+    let dir = project.target.join("sksm/kernels").join(arch.to_string());
+    let stamp = dir.join("made-of");
+    let (target, image) = arch.target();
+    let kernel = Kernel {
+        arch,
+        image: dir.join(target),
+    };
+    if linux_src.is_none() {
+        // Nobody has to be waited for when there is nothing to do.
+        let source = fetch::debian(project, arch.patched())?;
+        let made = fs::read_to_string(&stamp).unwrap_or_default();
+        if made == ingredients(project, &source.dir)? && kernel.image.is_file() {
+            return Ok(kernel);
+        }
+    }
+    let _lock = project.lock_cache()?;
+    // Beside each other: unpacking leaves all CPUs but one to bindgen's build.
+    let (toolchain, source) = std::thread::scope(|scope| {
+        let toolchain = scope.spawn(|| Toolchain::prepare(project));
+        let source = fetch::source(project, linux_src, arch.patched());
+        (toolchain.join().expect("it does not panic"), source)
+    });
+    let (toolchain, source) = (toolchain?, source?);
+    let made_of = ingredients(project, &source.dir)?;
+    let changes = match arch.patched() {
+        true => tree::sync(project, &source)?,
+        false => tree::Changes::default(),
+    };
+    let objects = source.dir.join(format!(
+        "{arch}-{}",
+        &cache::fingerprint(&toolchain.version)[..8]
+    ));
+    let log = project.log(&format!("build-{arch}"))?;
+    // The source as it came.
+    let unpacked = fs::read_to_string(source.dir.join("unpacked"))?;
+    let base = format!("{}\n{unpacked}", toolchain.version);
+    let kconfig = format!("{base}\n{}", changes.kconfig);
+    let complete = objects.join(".sksm-built");
+    let built = objects.join(image);
+    objects::with(&objects, || {
+        let settings = config::configure(project, &toolchain, &source, &objects, arch, &kconfig)?;
+        let wanted = format!("{settings}\n{}", changes.all);
+        if built.is_file() && fs::read_to_string(&complete).is_ok_and(|made| made == wanted) {
+            return Ok(());
+        }
+        cache::remove(&complete)?;
+        let mut make = toolchain.make(&source.tree, &objects, arch.make());
+        make.envs(SAME_EACH_TIME);
+        compile(project, arch, &objects, make.arg(target), &log)?;
+        cache::write(&complete, wanted)
+    })?;
+    cache::remove(&stamp)?;
+    // Other builds in the same cache leave it alone there.
+    cache::copy(&built, &kernel.image)?;
+    objects::prune(&objects)?;
+    // Not if somebody edited a file meanwhile.
+    if made_of == ingredients(project, &source.dir)? {
+        cache::write(&stamp, made_of)?;
+    }
+    Ok(kernel)
+}
+
+/// Runs `make` with its progress.
+fn compile(
+    project: &Project,
+    arch: Arch,
+    objects: &Path,
+    make: &mut Command,
+    log: &Path,
+) -> Result<()> {
+    let step = Step::begin(format!("building the {arch} kernel"));
+    let mut steps = Steps::resume(project, arch, objects);
+    let result = step::run(make, log, &step, |line| {
+        if let Some(file) = compiled(line) {
+            steps.count += 1;
+            if let Some(percent) = steps.percent() {
+                step.percent(percent);
+            }
+            step.detail(file);
+        }
+    });
+    let saved = steps.save(result.is_ok());
+    result?;
+    saved?;
+    step.done();
+    Ok(())
+}
+
+/// The patched source alone, for those who only read it.
+pub fn patched_source(project: &Project, linux_src: Option<&Path>) -> Result<Source> {
+    packages::ensure(project, linux_src.is_some())?;
+    let _lock = project.lock_cache()?;
+    let source = fetch::source(project, linux_src, true)?;
+    tree::sync(project, &source)?;
+    Ok(source)
+}
+
+/// Names what a kernel is made of.
+fn ingredients(project: &Project, source: &Path) -> Result<String> {
+    let files = files::below(&project.kernel())?;
+    let version = Toolchain::version()?;
+    Ok(cache::fingerprint((files, version, source)))
+}
+
+/// The file that a line of the build's output is about.
+pub fn compiled(line: &str) -> Option<&str> {
+    let line = line.strip_prefix("  ")?;
+    let (tool, file) = line.split_once(' ')?;
+    let is_tool = tool.starts_with(|c: char| c.is_ascii_uppercase())
+        && tool
+            .chars()
+            .all(|c| c.is_ascii_uppercase() || c.is_ascii_digit());
+    is_tool.then(|| file.trim())
+}
+
+/// Counts build steps, for the percentage of a first build; later builds have none to show.
+struct Steps {
+    /// What the last first build needed.
+    total_file: PathBuf,
+    /// How far an interrupted first build came; gone once it is complete.
+    count_file: PathBuf,
+    count: u64,
+    total: u64,
+    first: bool,
+}
+
+impl Steps {
+    fn resume(project: &Project, arch: Arch, objects: &Path) -> Self {
+        let number = |path: &Path| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
+        let total_file = project.cache.join(format!("steps-{arch}"));
+        let count_file = objects.join(".sksm-steps");
+        Self {
+            count: number(&count_file).unwrap_or(0),
+            total: number(&total_file).unwrap_or(arch.typical_steps()),
+            first: !objects.join(arch.target().1).exists(),
+            total_file,
+            count_file,
+        }
+    }
+
+    fn percent(&self) -> Option<u64> {
+        (self.first && self.total > 0).then(|| (self.count * 100 / self.total).min(99))
+    }
+
+    fn save(&self, complete: bool) -> Result<()> {
+        if !self.first {
+            return Ok(());
+        }
+        if complete {
+            cache::write(&self.total_file, self.count.to_string())?;
+            cache::remove(&self.count_file)
+        } else {
+            cache::write(&self.count_file, self.count.to_string())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn build_lines_are_recognised() {
+        assert_eq!(compiled("  CC      mm/ksm.o"), Some("mm/ksm.o"));
+        assert_eq!(compiled("  RUSTC L rust/core.o"), Some("L rust/core.o"));
+        assert_eq!(compiled("  LD      vmlinux.o"), Some("vmlinux.o"));
+        assert_eq!(compiled("make[1]: Leaving directory"), None);
+        assert_eq!(compiled("  int x = 0;"), None);
+        assert_eq!(compiled("  195 |         writesl(PCI_IOBASE);"), None);
+        assert_eq!(compiled("mm/ksm.c:1:1: warning: CC"), None);
+    }
+
+    #[test]
+    fn an_interrupted_first_build_goes_on_counting() {
+        let dir = tempfile::tempdir().unwrap();
+        let project = Project {
+            root: dir.path().into(),
+            target: dir.path().into(),
+            cache: dir.path().into(),
+        };
+        let objects = dir.path().join("um");
+        let mut steps = Steps::resume(&project, Arch::Um, &objects);
+        steps.count += steps.total / 2;
+        assert_eq!(steps.percent(), Some(50));
+        steps.save(false).unwrap();
+        let mut steps = Steps::resume(&project, Arch::Um, &objects);
+        assert_eq!(steps.percent(), Some(50));
+        steps.count = 10;
+        steps.save(true).unwrap();
+        let mut steps = Steps::resume(&project, Arch::Um, &objects);
+        assert_eq!((steps.count, steps.total), (0, 10));
+        steps.count = 11;
+        assert_eq!(steps.percent(), Some(99));
+        cache::write(&objects.join("linux"), "").unwrap();
+        assert_eq!(Steps::resume(&project, Arch::Um, &objects).percent(), None);
+    }
+}

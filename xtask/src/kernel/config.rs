@@ -1,0 +1,150 @@
+//! The kernel's configuration: fragments over tinyconfig, every line of which must survive.
+
+use std::{collections::BTreeMap, fs, path::PathBuf};
+
+use anyhow::{Context, Result, bail};
+
+use super::{arch::Arch, source::Source, toolchain::Toolchain};
+use crate::{
+    ground::{cache, project::Project, step},
+    terminal::progress::Step,
+};
+
+/// Makes `.config` in `objects` when `inputs` differ from those it was made of; returns what it is made of.
+pub fn configure(
+    project: &Project,
+    toolchain: &Toolchain,
+    source: &Source,
+    objects: &std::path::Path,
+    arch: Arch,
+    inputs: &str,
+) -> Result<String> {
+    let stamp = objects.join(".sksm-config");
+    let fragments = fragments(project, arch);
+    let mut text = String::new();
+    for path in &fragments {
+        text +=
+            &fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    }
+    let wanted = format!("{inputs}\n{text}");
+    if fs::read_to_string(&stamp).is_ok_and(|made| made == wanted) {
+        return Ok(wanted);
+    }
+    cache::remove(&stamp)?;
+    fs::create_dir_all(objects)?;
+    let step = Step::begin(format!("configuring the {arch} kernel"));
+    let log = project.logs()?.join(format!("config-{arch}.log"));
+    // `make` keeps the time of headers whose symbols did not change, so starting afresh is cheap.
+    let mut tinyconfig = toolchain.make(&source.tree, objects, arch.make());
+    step::run(tinyconfig.arg("tinyconfig"), &log, &step, |line| {
+        step.detail(line)
+    })?;
+    let mut merge = toolchain.command(source.tree.join("scripts/kconfig/merge_config.sh"));
+    merge
+        .current_dir(objects)
+        .arg("-m")
+        .arg("-O")
+        .arg(objects)
+        .arg(objects.join(".config"))
+        .args(&fragments);
+    step::run(&mut merge, &log, &step, |_| {})?;
+    let mut olddefconfig = toolchain.make(&source.tree, objects, arch.make());
+    step::run(olddefconfig.arg("olddefconfig"), &log, &step, |line| {
+        step.detail(line)
+    })?;
+    let made = fs::read_to_string(objects.join(".config"))?;
+    let lost = lost(&text, &made);
+    if !lost.is_empty() {
+        let names: Vec<_> = fragments
+            .iter()
+            .filter_map(|path| path.file_name())
+            .map(|name| format!("kernel/configs/{}", name.to_string_lossy()))
+            .collect();
+        bail!(
+            "the {arch} kernel cannot have these lines of {}:\n  {}\n\
+             each needs something that is not set, or does not exist in this kernel",
+            names.join(", "),
+            lost.join("\n  ")
+        );
+    }
+    cache::write(&stamp, &wanted)?;
+    step.done();
+    Ok(wanted)
+}
+
+fn fragments(project: &Project, arch: Arch) -> Vec<PathBuf> {
+    let names: &[&str] = match arch {
+        Arch::Um => &["common", "um"],
+        Arch::X86_64 => &["common", "x86_64"],
+        Arch::Debug => &["common", "x86_64", "debug"],
+        Arch::Kcsan => &["common", "x86_64", "kcsan"],
+        Arch::Without => &["common", "x86_64", "without"],
+        Arch::Unpatched => &["common", "x86_64", "unpatched"],
+    };
+    names
+        .iter()
+        .map(|name| {
+            project
+                .kernel()
+                .join("configs")
+                .join(format!("{name}.config"))
+        })
+        .collect()
+}
+
+/// Symbols and their values; a later line wins, and an unset symbol has the value `n`.
+pub fn settings(config: &str) -> BTreeMap<&str, &str> {
+    config
+        .lines()
+        .filter_map(|line| {
+            if let Some(rest) = line.strip_prefix("# CONFIG_") {
+                let symbol = rest.strip_suffix(" is not set")?;
+                return Some((symbol, "n"));
+            }
+            line.strip_prefix("CONFIG_")?.split_once('=')
+        })
+        .collect()
+}
+
+/// The lines of the fragments that the configuration does not have.
+pub fn lost(fragments: &str, config: &str) -> Vec<String> {
+    let made = settings(config);
+    settings(fragments)
+        .into_iter()
+        .filter_map(|(symbol, wanted)| {
+            let got = made.get(symbol).copied().unwrap_or("n");
+            (got != wanted).then(|| format!("CONFIG_{symbol}={wanted} (is {got})"))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lost_lines_are_named() {
+        let fragments = "\
+# A comment
+CONFIG_A=y
+CONFIG_B=y
+CONFIG_S=\"x=y\"
+# CONFIG_C is not set
+CONFIG_D=n
+CONFIG_E=8
+# CONFIG_A2 is not set
+CONFIG_A2=y
+";
+        let config =
+            "CONFIG_A=y\n# CONFIG_B is not set\nCONFIG_S=\"x=y\"\nCONFIG_E=4\nCONFIG_A2=y\n";
+        assert_eq!(
+            lost(fragments, config),
+            ["CONFIG_B=y (is n)", "CONFIG_E=8 (is 4)"]
+        );
+        assert_eq!(
+            lost("# CONFIG_A is not set\n", "CONFIG_A=y\n"),
+            ["CONFIG_A=n (is y)"]
+        );
+        assert!(lost("CONFIG_SKSM=y\n", "").contains(&"CONFIG_SKSM=y (is n)".to_owned()));
+    }
+}

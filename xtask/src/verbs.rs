@@ -1,0 +1,79 @@
+//! The verbs: each is a file of its own, and has a folder if it has parts. What several of them share is in `shared`.
+
+mod bench;
+mod clean;
+mod deb;
+mod demo;
+mod kernel;
+mod patches;
+mod run;
+mod selftests;
+mod setup;
+mod shared;
+mod stress;
+mod test;
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::Result;
+use clap::Subcommand;
+
+use crate::{
+    ground::{interrupt, project::Project},
+    guest::agent,
+};
+
+#[derive(Subcommand)]
+pub enum Verb {
+    /// Install what is missing
+    Setup(setup::Args),
+    /// Build a kernel; the last line of stdout is the image's path
+    Kernel(kernel::Args),
+    /// Run the experiment: the table, demo.json and demo.svg
+    Demo(demo::Args),
+    /// Measure SKSM beside KSM and ordinary memory: the tables, bench.json and bench.svg
+    Bench(bench::Args),
+    /// Boot a kernel on this machine's root file system and run a command in it
+    Run(run::Args),
+    /// Run all tests; the last line counts them
+    Test(test::Args),
+    /// Run the kernel's own tests of memory management, and compare with a kernel without the engine
+    Selftests(selftests::Args),
+    /// Do everything that can be done to merged memory at once, and compare every byte
+    Stress(stress::Args),
+    /// Build Debian packages: the command and the libraries, or a kernel with SKSM
+    Deb(deb::Args),
+    /// Write the whole change as one series for `git am`, checked
+    Patches(patches::Args),
+    /// Remove the cached trees and objects
+    Clean,
+    /// Serve the tool from inside a guest
+    #[command(hide = true)]
+    GuestAgent { channel: PathBuf },
+}
+
+pub fn run(verb: Verb, linux_src: Option<&Path>) -> Result<ExitCode> {
+    if let Verb::GuestAgent { channel } = verb {
+        agent::serve(&channel)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    interrupt::install()?;
+    let project = &Project::find()?;
+    match verb {
+        Verb::Setup(args) => setup::run(project, &args, linux_src),
+        Verb::Kernel(args) => kernel::run(project, &args, linux_src),
+        Verb::Demo(args) => demo::run(project, args, linux_src),
+        Verb::Bench(args) => bench::run(project, args, linux_src),
+        Verb::Run(args) => run::run(project, args, linux_src),
+        Verb::Test(args) => test::run(project, &args, linux_src),
+        Verb::Selftests(args) => selftests::run(project, args, linux_src),
+        Verb::Stress(args) => stress::run(project, &args, linux_src),
+        Verb::Deb(args) => deb::run(project, &args, linux_src),
+        Verb::Patches(args) => patches::run(project, &args, linux_src),
+        Verb::Clean => clean::run(project),
+        Verb::GuestAgent { .. } => unreachable!("handled above"),
+    }
+}

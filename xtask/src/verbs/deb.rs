@@ -1,0 +1,61 @@
+//! The verb `deb`: Debian packages of the command and the libraries, and of a kernel with the engine.
+
+mod documents;
+pub mod installed;
+pub mod kernel;
+mod licences;
+mod programs;
+pub mod units;
+mod version;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use anyhow::{Context, Result, bail};
+
+use crate::{ground::project::Project, verbs::patches};
+
+pub use programs::build as programs;
+
+#[derive(clap::Args)]
+pub struct Args {
+    /// Where to (default: sksm/deb in cargo's target directory)
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Who the packages are from, as in "Name <mail>" (default: git's user.name and user.email)
+    #[arg(long, value_name = "NAME")]
+    maintainer: Option<String>,
+    /// A kernel instead: Debian's own configuration with RUST and SKSM; hours, and some 30 GB in the cache
+    #[arg(long)]
+    kernel: bool,
+    /// Of the kernel, only see that the configuration holds and that the engine compiles under it: a minute or two
+    #[arg(long, requires = "kernel")]
+    check: bool,
+}
+
+pub fn run(project: &Project, args: &Args, linux_src: Option<&Path>) -> Result<ExitCode> {
+    if args.check {
+        print!("{}", kernel::check(project, linux_src)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    if linux_src.is_some() && !args.kernel {
+        bail!("--linux-src is of use with --kernel only");
+    }
+    let maintainer = patches::sender(project, "--maintainer", args.maintainer.as_deref())?;
+    let out = match &args.out {
+        Some(dir) => dir.clone(),
+        None => project.target.join("sksm/deb"),
+    };
+    fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
+    let packages = match args.kernel {
+        true => kernel::build(project, linux_src, &maintainer, &out)?,
+        false => programs(project, &maintainer, &out)?,
+    };
+    for package in packages {
+        println!("{}", package.display());
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,339 @@
+//! Checks that boot no kernel: formatting, lints, the workspace's own tests, the kernel's coding style.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Result, bail};
+
+use super::{args::Args, crates, published, results::Run, unit_tests};
+use crate::{
+    ground::{files, interrupt, packages, project, step},
+    guest::programs,
+    kernel::{self, checkpatch},
+    terminal::progress::Step,
+    verbs::{deb, patches, shared::report::Verdict},
+};
+
+const NAMES: &[&str] = &[
+    "host/fmt",
+    "host/clippy",
+    "host/clippy-static-keys",
+    "host/clippy-vm-memory",
+    "host/clippy-vmm",
+    "host/test",
+    "host/doctest",
+    "host/doc",
+    "host/python",
+    "host/mypy",
+    "host/msrv",
+    "host/deny",
+    "host/advisories",
+    "host/semver",
+    "host/install",
+    "host/packages",
+    "host/kernel-rustfmt",
+    "host/kernel-checkpatch",
+    "host/patches",
+    "host/units",
+    "host/prometheus",
+    "host/deb",
+    "host/lintian",
+    DEB_KERNEL,
+];
+
+/// It compiles the kernel's Rust once more.
+const DEB_KERNEL: &str = "host/deb-kernel";
+
+/// These need the kernel's source.
+const KERNELS: &[&str] = &[
+    "host/kernel-rustfmt",
+    "host/kernel-checkpatch",
+    "host/patches",
+    DEB_KERNEL,
+];
+
+/// Whether there is anything to do.
+pub fn any(args: &Args) -> bool {
+    names(args).next().is_some()
+}
+
+fn names(args: &Args) -> impl Iterator<Item = &'static str> {
+    let left_out =
+        |name| (args.quick && name == DEB_KERNEL) || (args.host && KERNELS.contains(&name));
+    let names = NAMES.iter().copied();
+    names.filter(move |&name| args.wants(name) && !left_out(name))
+}
+
+/// All but what can wait until the kernels are built.
+pub fn run(run: &Run, linux_src: Option<&Path>) -> Result<()> {
+    let names: Vec<_> = names(run.args).filter(|&name| name != DEB_KERNEL).collect();
+    run_these(run, &names, linux_src)
+}
+
+/// What nobody waits for.
+pub fn run_late(run: &Run, linux_src: Option<&Path>) -> Result<()> {
+    let names: Vec<_> = names(run.args).filter(|&name| name == DEB_KERNEL).collect();
+    run_these(run, &names, linux_src)
+}
+
+fn run_these(run: &Run, names: &[&str], linux_src: Option<&Path>) -> Result<()> {
+    if names.is_empty() {
+        return Ok(());
+    }
+    // The tools that most of them are.
+    packages::ensure(run.project, linux_src.is_some() || run.args.host)?;
+    for &name in names {
+        if name == "host/test" {
+            unit_tests::run(run, name)?;
+            continue;
+        }
+        let step = Step::begin(name);
+        match cannot_run(run, name)? {
+            Some(reason) => {
+                run.record(&step, name, Verdict::Skipped(reason), None);
+            }
+            None => {
+                let result = check(run, name, &step, linux_src);
+                record(run, &step, name, result)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What is missing.
+fn cannot_run(run: &Run, name: &str) -> Result<Option<String>> {
+    Ok(match name {
+        "host/clippy-static-keys" if !programs::builds_static_keys()? => {
+            Some("the example static-keys needs Rust 1.87".into())
+        }
+        "host/mypy" => {
+            let there = Command::new("mypy").arg("--version").output().is_ok();
+            (!there).then(|| "mypy is not installed: apt install mypy".into())
+        }
+        "host/prometheus" => {
+            let there = Command::new("promtool").arg("--version").output().is_ok();
+            (!there).then(|| "promtool is not installed: apt install prometheus".into())
+        }
+        "host/lintian" => {
+            let there = Command::new("lintian").arg("--version").output().is_ok();
+            (!there).then(|| "lintian is not installed: apt install lintian".into())
+        }
+        "host/msrv" => crates::oldest_rust(run.project)?.err(),
+        "host/deny" => crates::lacks("deny"),
+        "host/advisories" => crates::lacks("deny").or_else(crates::no_advisories),
+        "host/units" => deb::units::cannot_check(),
+        "host/packages" => published::cannot_package()?,
+        "host/semver" => crates::lacks("semver-checks").or(crates::released(run.project)?.err()),
+        _ => None,
+    })
+}
+
+fn check(run: &Run, name: &str, step: &Step, linux_src: Option<&Path>) -> Result<()> {
+    let kernel = run.project.kernel();
+    let tree = || -> Result<PathBuf> { Ok(kernel::patched_source(run.project, linux_src)?.tree) };
+    let mut command = match name {
+        "host/fmt" => cargo(run, &["fmt", "--all", "--check"]),
+        "host/clippy" => cargo(
+            run,
+            &[
+                "clippy",
+                "--workspace",
+                "--all-targets",
+                "--",
+                "-D",
+                "warnings",
+            ],
+        ),
+        "host/clippy-static-keys" | "host/clippy-vm-memory" | "host/clippy-vmm" => {
+            let example = name.trim_start_matches("host/clippy-");
+            let mut command = cargo(run, &["clippy", "--locked", "--target-dir"]);
+            command
+                .arg(&run.project.target)
+                .args(["--", "-D", "warnings"])
+                .current_dir(run.project.root.join("examples").join(example));
+            command
+        }
+        "host/doctest" => cargo(run, &["test", "--workspace", "--doc"]),
+        "host/doc" => {
+            // The library's: that is read by others.
+            let mut command = cargo(run, &["doc", "--package", "sksm", "--no-deps"]);
+            command.env("RUSTDOCFLAGS", "-D warnings");
+            command
+        }
+        "host/python" => return python(run, name, step),
+        "host/mypy" => {
+            let mut command = Command::new("mypy");
+            // It would write beside the sources.
+            command.args(["--cache-dir", "/dev/null"]);
+            command.current_dir(run.project.root.join("python"));
+            command
+        }
+        "host/msrv" => {
+            let mut command = match crates::oldest_rust(run.project)? {
+                Ok(command) => command,
+                Err(reason) => bail!(reason),
+            };
+            command.args(["check", "--workspace", "--all-targets", "--locked"]);
+            command
+        }
+        "host/deny" => cargo(run, &["deny", "check", "bans", "licenses", "sources"]),
+        "host/advisories" => cargo(run, &["deny", "check", "--disable-fetch", "advisories"]),
+        "host/semver" => {
+            let release = match crates::released(run.project)? {
+                Ok(release) => release,
+                Err(reason) => bail!(reason),
+            };
+            let mut command = cargo(run, &["semver-checks", "--package", "sksm"]);
+            command.args(["--baseline-rev", &release]);
+            command
+        }
+        "host/install" => return published::install(run.project, &log(run, name)?, step),
+        "host/packages" => return published::packages(run.project, &log(run, name)?, step),
+        "host/kernel-rustfmt" => {
+            let mut command = Command::new("rustfmt");
+            command
+                .args(["--check", "--color", "never", "--config-path"])
+                .arg(tree()?.join(".rustfmt.toml"))
+                .args(files(&kernel.join("mm/sksm"), &["rs"])?);
+            command
+        }
+        "host/kernel-checkpatch" => {
+            let mut command = checkpatch::command(&tree()?);
+            command
+                .arg("--file")
+                .args(files(&kernel.join("mm/sksm"), &["c", "h"])?);
+            command
+        }
+        "host/patches" => return patches(run, name, step, linux_src),
+        "host/units" => return deb::units::check(run.project),
+        "host/prometheus" => return prometheus(run, name, step),
+        "host/deb" => {
+            let out = tempfile::tempdir()?;
+            let packages = deb::programs(run.project, patches::PLACEHOLDER, out.path())?;
+            return deb::installed::check(run.project, &packages);
+        }
+        "host/lintian" => {
+            const BOGUS_MAIL: &str = "bogus-mail-host,bogus-mail-host-in-debian-changelog";
+            let out = tempfile::tempdir()?;
+            let packages = deb::programs(run.project, patches::PLACEHOLDER, out.path())?;
+            let mut lintian = Command::new("lintian");
+            lintian
+                .args(["--no-cfg", "--display-info", "--pedantic", "--allow-root"])
+                .args(["--fail-on", "error,warning,info,pedantic"])
+                // A placeholder, here alone.
+                .args(["--suppress-tags", BOGUS_MAIL])
+                .args(packages);
+            return step::run(&mut lintian, &log(run, name)?, step, |line| {
+                step.detail(line)
+            });
+        }
+        DEB_KERNEL => return deb::kernel::check(run.project, linux_src).map(|_report| ()),
+        _ => bail!("nobody knows how to run it"),
+    };
+    let log = log(run, name)?;
+    step::run(&mut command, &log, step, |line| step.detail(line))
+}
+
+fn record(run: &Run, step: &Step, name: &str, result: Result<()>) -> Result<()> {
+    let verdict = match result {
+        Ok(()) => Verdict::Passed(format!("({:.2} s)", step.seconds())),
+        Err(error) => {
+            interrupt::check()?;
+            Verdict::Failed(format!("{error:#}"))
+        }
+    };
+    run.record(step, name, verdict, None);
+    Ok(())
+}
+
+/// The series that `cargo xtask patches` writes: it makes what is built, and checkpatch finds nothing in it.
+fn patches(run: &Run, name: &str, step: &Step, linux_src: Option<&Path>) -> Result<()> {
+    let out = tempfile::tempdir()?;
+    let series = patches::make(run.project, linux_src, patches::PLACEHOLDER, out.path())?;
+    let mut command = checkpatch::command(&series.tree);
+    command.args(&series.patches);
+    let log = log(run, name)?;
+    step::run(&mut command, &log, step, |line| step.detail(line))
+}
+
+/// The rules for Prometheus, and what their own tests expect of them.
+fn prometheus(run: &Run, name: &str, step: &Step) -> Result<()> {
+    let log = log(run, name)?;
+    for of in ["check rules sksm.rules.yml", "test rules sksm.test.yml"] {
+        let mut promtool = Command::new("promtool");
+        promtool
+            .args(of.split(' '))
+            .current_dir(run.project.root.join("packaging/prometheus"));
+        step::run(&mut promtool, &log, step, |line| step.detail(line))?;
+    }
+    Ok(())
+}
+
+/// Debian's, which has the packages that the tool installs, whatever else is in PATH.
+const PYTHON: &str = "/usr/bin/python3";
+
+/// The package for Python, from the repository and as it would be published.
+fn python(run: &Run, name: &str, step: &Step) -> Result<()> {
+    let sources = run.project.root.join("python");
+    let log = log(run, name)?;
+    let made = tempfile::tempdir()?;
+    let made = made.path();
+    let mut make = Command::new(PYTHON);
+    make.args(["-B", "-m", "hatchling", "build", "--target", "sdist"])
+        .arg("--directory")
+        .arg(made)
+        .current_dir(&sources);
+    step::run(&mut make, &log, step, |line| step.detail(line))?;
+    let release = format!("sksm-{}", env!("CARGO_PKG_VERSION"));
+    let archive = made.join(format!("{release}.tar.gz"));
+    let mut unpack = Command::new("tar");
+    unpack.arg("-xf").arg(&archive).arg("-C").arg(made);
+    step::run(&mut unpack, &log, step, |line| step.detail(line))?;
+    python_installed(&archive, &made.join(release).join("tests"), &log, step)?;
+    python_installed(&sources, &sources.join("tests"), &log, step)
+}
+
+/// Installs it as people do, and runs its tests with what was installed; those that merge are skipped here.
+fn python_installed(package: &Path, tests: &Path, log: &Path, step: &Step) -> Result<()> {
+    let installed = tempfile::tempdir()?;
+    let mut install = Command::new(PYTHON);
+    install
+        // What the user or the machine has configured for pip is not meant for this.
+        .args(["-m", "pip", "--isolated", "install", "--quiet"])
+        .args(["--no-build-isolation", "--root-user-action", "ignore"])
+        .args(["--no-deps", "--no-index", "--no-cache-dir", "--target"])
+        .args([installed.path(), package]);
+    step::run(&mut install, log, step, |line| step.detail(line))?;
+    let mut unittest = Command::new(PYTHON);
+    unittest
+        .args(["-B", "-W", "error", "-m", "unittest", "--verbose"])
+        .env("PYTHONPATH", installed.path())
+        .current_dir(tests);
+    step::run(&mut unittest, log, step, |line| step.detail(line))
+}
+
+pub fn log(run: &Run, name: &str) -> Result<PathBuf> {
+    let name = name.replace('/', "-");
+    run.project.log(&format!("test-{name}"))
+}
+
+pub fn cargo(run: &Run, args: &[&str]) -> Command {
+    let mut command = project::cargo();
+    command.args(args).current_dir(&run.project.root);
+    command
+}
+
+/// Files below a directory, by extension, in order.
+fn files(dir: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>> {
+    Ok(files::below(dir)?
+        .into_keys()
+        .filter(|path| {
+            path.extension()
+                .is_some_and(|ext| extensions.iter().any(|&wanted| ext == wanted))
+        })
+        .map(|path| dir.join(path))
+        .collect())
+}

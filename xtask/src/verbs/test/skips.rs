@@ -1,0 +1,163 @@
+//! Which tests cannot run where. A skip that is not expected here fails the run: a setting that gets lost, or a device that is
+//! not there any more, would take its tests away without a word. One that is expected may run all the same.
+
+/// What the names of tests begin with, and why they cannot run.
+type Reasons = &'static [(&'static str, &'static str)];
+
+/// By the first part of the test's name: the kernel, or the host.
+const EXPECTED: &[(&[&str], Reasons)] = &[
+    (&["host"], HOST),
+    (&["um"], UM),
+    (&["x86_64", "debug", "kcsan"], X86_64),
+    (&["um", "x86_64", "kcsan"], NO_FAULTS),
+    (&["debug"], SLOW),
+];
+
+const HOST: Reasons = &[
+    ("clippy-static-keys", "needs Rust 1.87"),
+    ("deny", "not everybody has cargo-deny"),
+    (
+        "advisories",
+        "not everybody has cargo-deny, and a way to the database of advisories",
+    ),
+    ("lintian", "not everybody has lintian"),
+    ("mypy", "not everybody has mypy"),
+    (
+        "msrv",
+        "not everybody has the oldest Rust beside another one",
+    ),
+    (
+        "semver",
+        "not everybody has cargo-semver-checks, and there may be no release yet",
+    ),
+    ("prometheus", "not everybody has promtool"),
+    ("packages", "cargo is older than 1.90"),
+    ("units", "systemd-analyze is not installed"),
+    ("test/", "a part of another test, marked as ignored"),
+];
+
+const UM: Reasons = &[
+    (
+        "sksm-abi/advice/batches-are-emptied-once",
+        "is built without tracing",
+    ),
+    (
+        "sksm-abi/asleep/beside-a-page-that-could-be-read-at-large",
+        "has no huge pages",
+    ),
+    (
+        "sksm-abi/asleep/come-back-merged-from-zswap",
+        "is built without it",
+    ),
+    (
+        "sksm-abi/children/all-found-when-page-moves",
+        MEMORY_FAILURE,
+    ),
+    ("sksm-abi/damon/", "is built without DAMON"),
+    ("sksm-abi/debugger/hardware-breakpoint", "has none"),
+    ("sksm-abi/debugger/watchpoint", "has none"),
+    (
+        "sksm-abi/file/zeros-survive-cache-invalidation",
+        "has no file systems in user space",
+    ),
+    ("sksm-abi/hmm/", "has no memory of devices"),
+    ("sksm-abi/huge/", "has no huge pages"),
+    ("sksm-abi/file/zeros-survive-collapse", "has no huge pages"),
+    (
+        "sksm-abi/idle/accesses",
+        "does not see accesses to pages that are present",
+    ),
+    ("sksm-abi/bystanders/", "has one CPU"),
+    ("sksm-abi/kvm/", "has no virtual machines"),
+    ("sksm-abi/numa/", "has one node"),
+    ("sksm-abi/offline/", "cannot take memory away"),
+    ("sksm-abi/pkeys/", "has no protection keys"),
+    ("sksm-abi/poison/", MEMORY_FAILURE),
+    ("sksm-abi/rmap/all-mappings-migrate", MEMORY_FAILURE),
+    ("sksm-abi/seen/numa_maps", "has one node"),
+    ("sksm-abi/soft-dirty/", "has no such bits"),
+    ("sksm-abi/trace/", "is built without tracing"),
+    ("sksm-abi/uffd/handler", "has no bits for write protection"),
+    ("sksm-abi/uffd/write", "has no bits for write protection"),
+    ("sksm-abi/unmerge/huge-pages", "has no huge pages"),
+    ("sksm-abi/uprobe/", "has no probes"),
+    ("sksm-abi/vma/hugetlb", "has no huge pages"),
+    (
+        "sksm-abi/vma/memfd-secret",
+        "cannot unmap pages from the kernel",
+    ),
+    ("sksm-abi/vma/physical-memory", "has no memory of devices"),
+    ("sksm-command/estimate/huge-pages", "has no huge pages"),
+    ("sksm-command/scan/huge-pages", "has no huge pages"),
+    ("sksm-command/estimate/nodes", "has one node"),
+    (
+        "sksm-command/guide/",
+        "gives every process the same addresses",
+    ),
+    ("sksm-command/guide/node-", NODE),
+    ("sksm-library/static-keys", "needs Rust 1.87"),
+    ("sksm-library/tracker/", "has no bits for write protection"),
+    ("sksm-python/celery", SERVER),
+    ("sksm-python/uwsgi", SERVER),
+];
+const NODE: &str = "not everybody has Node.js";
+const SERVER: &str = "not everybody has this server";
+const MEMORY_FAILURE: &str = "has no handling of memory failure";
+
+const X86_64: Reasons = &[
+    (
+        "sksm-command/scan/thousands",
+        "so many processes take too long under emulation",
+    ),
+    (
+        "sksm-command/guide/",
+        "the figures are of one version of Python",
+    ),
+    ("sksm-command/guide/node-", NODE),
+    // Those two are the host's processor where QEMU runs on KVM.
+    (
+        "sksm-abi/kvm/",
+        "the processor need not have virtualisation",
+    ),
+    (
+        "sksm-abi/pkeys/",
+        "the processor need not have protection keys",
+    ),
+    ("sksm-library/static-keys", "needs Rust 1.87"),
+    ("sksm-python/celery", SERVER),
+    ("sksm-python/uwsgi", SERVER),
+    (
+        "selftests/",
+        "compared with what the unpatched kernel skips",
+    ),
+];
+
+const NO_FAULTS: Reasons = &[("sksm-abi/faults/", "the debug kernel injects them")];
+
+const SLOW: Reasons = &[(
+    "sksm-abi/pressure/whole-machine",
+    "too slow; the stress swaps there too",
+)];
+
+/// Whether a test may be skipped.
+pub fn expected(name: &str) -> bool {
+    let (place, test) = name.split_once('/').unwrap_or((name, ""));
+    EXPECTED
+        .iter()
+        .filter(|(places, _)| places.contains(&place))
+        .flat_map(|(_, reasons)| *reasons)
+        .any(|(begin, _)| test.starts_with(begin))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_listed_may_be_skipped() {
+        assert!(expected("um/sksm-abi/faults/one-by-one"));
+        assert!(!expected("debug/sksm-abi/faults/one-by-one"));
+        assert!(!expected("um/sksm-abi/sharing/limit"));
+        assert!(!expected("um"));
+    }
+}
