@@ -191,13 +191,18 @@ fn from_ksmd_to_the_scanner() -> Result<()> {
         .collect::<Result<_>>()?;
     let map = Map::anon(PAGES)?;
     map.no_huge();
+    // What ksmd merges before it is stopped stays merged: only these can be nobody's but the scanner's.
+    let later = Map::anon(PAGES)?;
+    later.no_huge();
     let machine = |group: &Cgroup| {
         let machine = Forked::spawn(|parent: &Link| {
             group.enter()?;
             fs::write("/proc/self/comm", "qemu-system-x86")?;
             scan::open_to_ksm(&map)?;
+            scan::open_to_ksm(&later)?;
             scan::filled(&map)?;
             parent.meet()?;
+            scan::filled(&later)?;
             parent.meet()
         })?;
         machine.pause()?;
@@ -223,9 +228,17 @@ fn from_ksmd_to_the_scanner() -> Result<()> {
     }
     let mut scanner = scanner.context("the guide starts no scanner")?;
     ensure!(KSM.number("run")? == 0, "ksmd runs still");
+    for machine in &machines {
+        machine.go()?;
+        machine.pause()?;
+    }
     scanner.until(|| {
-        let [one, two] = [&machines[0], &machines[1]].map(|machine| scan::frames(machine, &map));
-        Ok(scan::shared(&one?, &two?) == PAGES)
+        let both = [&map, &later].map(|map| {
+            let [one, two] = [&machines[0], &machines[1]].map(|machine| scan::frames(machine, map));
+            Ok(scan::shared(&one?, &two?) == PAGES)
+        });
+        let [before, after]: [Result<bool>; 2] = both;
+        Ok(before? && after?)
     })?;
     scanner.end()?;
     fs::write("/sys/kernel/mm/sksm/unmerge", "1")?;
