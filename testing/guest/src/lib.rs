@@ -12,6 +12,7 @@ pub mod memory {
     pub mod file;
     pub mod frames;
     pub mod map;
+    pub mod oom;
     pub mod pagemap;
     pub mod process;
     pub mod rights;

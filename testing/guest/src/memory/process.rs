@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::memory::oom;
 use crate::memory::pagemap::Pagemap;
 use crate::syscall::check;
 
@@ -295,6 +296,11 @@ impl Child {
         let ended = wait(self.pid)?;
         if let Some(error) = rest.iter().position(|byte| *byte == ERROR) {
             bail!("{}", String::from_utf8_lossy(&rest[error + 1..]));
+        }
+        if ended == Ended::Signal(libc::SIGKILL) {
+            if let Some(report) = oom::report(self.pid) {
+                bail!("child: {ended} for want of memory: {report}");
+            }
         }
         ensure!(ended == Ended::Exit(0), "child: {ended}");
         Ok(())
