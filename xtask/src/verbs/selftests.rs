@@ -20,7 +20,7 @@ use crate::{
     terminal,
     verbs::shared::report::{Tally, Verdict},
 };
-use judge::{judge, same_version};
+use judge::{expected, judge, same_version};
 use programs::{LEFT_OUT, PROGRAMS, Program};
 use table::{Column, Entry, Table};
 
@@ -119,7 +119,8 @@ pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<Ex
         &chosen,
         |step, program, outcome| {
             let name = program.name();
-            let verdict = judge(&outcome, table.unpatched.get(&name), same_version);
+            let there = expected(&table, program);
+            let verdict = judge(&outcome, there.as_ref(), same_version);
             step.print(&tally.add(&name, verdict, Some(&outcome.log)));
             table.patched.insert(name, outcome.entry);
             table.save(if args.record { &docs } else { &out })

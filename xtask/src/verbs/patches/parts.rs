@@ -128,4 +128,15 @@ files in /sys/kernel/mm/sksm say.
 ",
         files: &["Documentation/admin-guide/mm/sksm.rst"],
     },
+    Part {
+        before: "selftests-mm-build-and-run-the-tests-of-MADV_MERGE",
+        message: "\
+selftests/mm: add tests of MADV_MERGE
+
+What the advice takes and refuses, what merges, parts and merges again in
+six steps, who shares with whom, and how it is undone. With -s and -p a
+step can be looked at from outside.
+",
+        files: &["tools/testing/selftests/mm/merge_tests.c"],
+    },
 ];

@@ -134,7 +134,7 @@ fn files() -> BTreeSet<&'static str> {
 /// Names what they are made of. Most of `kernel/` does not reach them.
 fn ingredients(project: &Project, source: &Source) -> String {
     let patches =
-        ["patches", "include"].map(|part| files::below(&project.kernel().join(part)).ok());
+        ["patches", "include", "tools"].map(|part| files::below(&project.kernel().join(part)).ok());
     let unpacked = fs::read_to_string(source.dir.join("unpacked")).ok();
     let compiler = Command::new("gcc")
         .arg("--version")

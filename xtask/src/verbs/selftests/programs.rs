@@ -15,6 +15,8 @@ pub struct Program {
     pub long: bool,
     /// A race within the program itself, which makes it fail now and then on any kernel: only failing every time counts.
     pub race: Option<&'static str>,
+    /// Whether it is of this series.
+    pub own: bool,
 }
 
 /// How often a program with a race may run. On a busy machine one fails up to once in nine.
@@ -58,6 +60,7 @@ const fn program(command: &'static str, dialect: Dialect) -> Program {
         huge_pages: 0,
         long: false,
         race: None,
+        own: false,
     }
 }
 
@@ -72,6 +75,11 @@ impl Program {
         self
     }
 
+    const fn own(mut self) -> Self {
+        self.own = true;
+        self
+    }
+
     const fn race(mut self, race: &'static str) -> Self {
         self.race = Some(race);
         self
@@ -80,6 +88,7 @@ impl Program {
 
 /// In the order they run in: what takes seconds first. All that `./uffd-unit-tests` has is in it, in pieces.
 pub const PROGRAMS: &[Program] = &[
+    program("./merge_tests", Tap).own(),
     program("./ksm_tests -M -p 10", Tap),
     program("./ksm_tests -U", Tap)
         .race("the end of a scan that had passed its pages already counts as a new scan"),

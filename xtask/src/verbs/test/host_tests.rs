@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Result, bail};
 
-use super::{args::Args, crates, published, results::Run, unit_tests};
+use super::{args::Args, crates, man_pages, published, results::Run, unit_tests};
 use crate::{
     ground::{files, interrupt, packages, project, step},
     guest::programs,
@@ -40,6 +40,7 @@ const NAMES: &[&str] = &[
     "host/prometheus",
     "host/deb",
     "host/lintian",
+    "host/man-pages",
     DEB_KERNEL,
 ];
 
@@ -121,6 +122,7 @@ fn cannot_run(run: &Run, name: &str) -> Result<Option<String>> {
             let there = Command::new("lintian").arg("--version").output().is_ok();
             (!there).then(|| "lintian is not installed: apt install lintian".into())
         }
+        "host/man-pages" => man_pages::cannot_apply(),
         "host/msrv" => crates::oldest_rust(run.project)?.err(),
         "host/deny" => crates::lacks("deny"),
         "host/advisories" => crates::lacks("deny").or_else(crates::no_advisories),
@@ -204,7 +206,8 @@ fn check(run: &Run, name: &str, step: &Step, linux_src: Option<&Path>) -> Result
             let mut command = checkpatch::command(&tree()?);
             command
                 .arg("--file")
-                .args(files(&kernel.join("mm/sksm"), &["c", "h"])?);
+                .args(files(&kernel.join("mm/sksm"), &["c", "h"])?)
+                .args(files(&kernel.join("tools"), &["c"])?);
             command
         }
         "host/patches" => return patches(run, name, step, linux_src),
@@ -230,6 +233,7 @@ fn check(run: &Run, name: &str, step: &Step, linux_src: Option<&Path>) -> Result
                 step.detail(line)
             });
         }
+        "host/man-pages" => return man_pages::apply(run.project),
         DEB_KERNEL => return deb::kernel::check(run.project, linux_src).map(|_report| ()),
         _ => bail!("nobody knows how to run it"),
     };

@@ -16,7 +16,7 @@ use crate::{
         selftests::{
             build::{self, Built},
             column,
-            judge::{judge, same_version},
+            judge::{expected, judge, same_version},
             programs::{LEFT_OUT, PROGRAMS, Program},
             table::Table,
         },
@@ -99,7 +99,8 @@ pub fn run(run: &Run, room: &Room, kernel: &Kernel, chosen: &Chosen) -> Result<(
         programs,
         |step, program, outcome| {
             let name = program.name();
-            let verdict = judge(&outcome, table.unpatched.get(&name), same_version);
+            let there = expected(table, program);
+            let verdict = judge(&outcome, there.as_ref(), same_version);
             let name = format!("{PREFIX}{name}");
             *match run.record(step, &name, verdict, Some(&outcome.log)) {
                 Verdict::Passed(_) => &mut passed,

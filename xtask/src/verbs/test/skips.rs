@@ -21,6 +21,10 @@ const HOST: Reasons = &[
         "not everybody has cargo-deny, and a way to the database of advisories",
     ),
     ("lintian", "not everybody has lintian"),
+    (
+        "man-pages",
+        "not everybody has the manual that the patches are for",
+    ),
     ("mypy", "not everybody has mypy"),
     (
         "msrv",
