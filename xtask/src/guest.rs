@@ -17,9 +17,11 @@ mod outcome;
 pub mod programs;
 mod protocol;
 mod running;
+mod trace;
 
 pub use boot::{Boot, host};
 pub use command::{Cmd, Limit, Output, Stdin};
 pub use initramfs::machine;
 pub use outcome::{End, Outcome};
 pub use running::Guest;
+pub use trace::Trace;

@@ -6,6 +6,7 @@ mod deb;
 mod demo;
 mod kernel;
 mod patches;
+mod profile;
 mod run;
 mod selftests;
 mod setup;
@@ -36,6 +37,8 @@ pub enum Verb {
     Demo(demo::Args),
     /// Measure SKSM beside KSM and ordinary memory: the tables, bench.json and bench.svg
     Bench(bench::Args),
+    /// Count the kernel's instructions in calls that publish and merge, function by function
+    Profile(profile::Args),
     /// Boot a kernel on this machine's root file system and run a command in it
     Run(run::Args),
     /// Run all tests; the last line counts them
@@ -67,6 +70,7 @@ pub fn run(verb: Verb, linux_src: Option<&Path>) -> Result<ExitCode> {
         Verb::Kernel(args) => kernel::run(project, &args, linux_src),
         Verb::Demo(args) => demo::run(project, args, linux_src),
         Verb::Bench(args) => bench::run(project, args, linux_src),
+        Verb::Profile(args) => profile::run(project, args, linux_src),
         Verb::Run(args) => run::run(project, args, linux_src),
         Verb::Test(args) => test::run(project, &args, linux_src),
         Verb::Selftests(args) => selftests::run(project, args, linux_src),

@@ -5,5 +5,6 @@
 pub mod bench;
 pub mod demo;
 pub mod ksmd;
+pub mod profile;
 pub mod scan;
 pub mod statistics;

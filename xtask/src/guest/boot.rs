@@ -27,6 +27,7 @@ use super::{
     memory,
     outcome::Outcome,
     running::Guest,
+    trace::Trace,
 };
 use crate::{
     ground::{
@@ -65,6 +66,7 @@ pub struct Boot<'a> {
     parameters: String,
     timeout: Option<Duration>,
     counting: bool,
+    trace: Option<Trace>,
 }
 
 impl<'a> Boot<'a> {
@@ -84,6 +86,7 @@ impl<'a> Boot<'a> {
             parameters: parameters.into(),
             timeout: None,
             counting: false,
+            trace: None,
         }
     }
 
@@ -136,6 +139,13 @@ impl<'a> Boot<'a> {
     pub fn counting_instructions(mut self) -> Self {
         self.smp = 1;
         self.counting = true;
+        self
+    }
+
+    /// The same, and where each of the kernel's instructions is written down while that is asked for.
+    pub fn tracing(mut self, trace: Trace) -> Self {
+        self = self.counting_instructions();
+        self.trace = Some(trace);
         self
     }
 
@@ -287,6 +297,9 @@ impl<'a> Boot<'a> {
         };
         if self.counting {
             command.args(["-icount", "shift=0,sleep=off"]);
+        }
+        if let Some(trace) = &self.trace {
+            trace.prepare(&mut command);
         }
         command
             .args(["-accel", accel])
