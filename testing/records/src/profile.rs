@@ -32,12 +32,12 @@ const fn case(name: &'static str, what: What, calls: usize, pages: usize) -> Cas
     }
 }
 
-/// Half a page table at once, and page by page.
+/// Half a page table at once, and page by page. Of each case one call counts, which took neither most nor least.
 pub const CASES: [Case; 6] = [
-    case("publish", What::New, 1, 256),
-    case("duplicate", What::Duplicate, 1, 256),
-    case("again", What::Merged, 1, 256),
-    case("zeros", What::Zeros, 1, 256),
+    case("publish", What::New, 3, 256),
+    case("duplicate", What::Duplicate, 3, 256),
+    case("again", What::Merged, 3, 256),
+    case("zeros", What::Zeros, 3, 256),
     case("publish one", What::New, 64, 1),
     case("merge one", What::Duplicate, 64, 1),
 ];

@@ -14,7 +14,8 @@ const RETURN: &str = "syscall_return_via_sysret";
 /// and is one of ours if it comes by this one.
 const OURS: &str = "sksm_call_begin";
 
-/// Instructions by function, for each case.
+/// Instructions by function, for each case: of its call in the middle, when they are put in order of what they took. In others
+/// the kernel may have had something else to do.
 pub struct Calls(HashMap<String, [f64; CASES.len()]>);
 
 impl Calls {
@@ -27,7 +28,7 @@ impl Calls {
         let (entry, end, ours) = (named(ENTRY)?, named(RETURN)?, named(OURS)?);
         let all = |(at, case): (usize, &Case)| std::iter::repeat_n(at, case.calls);
         let mut cases = CASES.iter().enumerate().flat_map(all);
-        let mut calls = Self(HashMap::new());
+        let mut calls = CASES.map(|_| Vec::new());
         let mut call = Call::default();
         for address in addresses {
             let address = address?;
@@ -40,7 +41,7 @@ impl Calls {
                     let case = cases
                         .next()
                         .context("more calls were made than there should be")?;
-                    calls.add(case, &call, symbols);
+                    calls[case].push(std::mem::take(&mut call));
                 }
                 call = Call {
                     running: begins,
@@ -57,14 +58,19 @@ impl Calls {
             let case = cases
                 .next()
                 .context("more calls were made than there should be")?;
-            calls.add(case, &call, symbols);
+            calls[case].push(call);
         }
         ensure!(cases.next().is_none(), "not all calls are in the trace");
-        Ok(calls)
+        let mut all = Self(HashMap::new());
+        for (at, mut calls) in calls.into_iter().enumerate() {
+            calls.sort_by_key(Call::instructions);
+            all.add(at, &calls[(calls.len() - 1) / 2], symbols);
+        }
+        Ok(all)
     }
 
     fn add(&mut self, case: usize, call: &Call, symbols: &Symbols) {
-        let pages = CASES[case].calls * CASES[case].pages;
+        let pages = CASES[case].pages;
         for (number, count) in &call.counts {
             let counts = self.0.entry(symbols.name(*number)).or_default();
             counts[case] += *count as f64 / pages as f64;
@@ -96,6 +102,12 @@ struct Call {
     /// Its last function runs.
     ending: bool,
     counts: HashMap<usize, u64>,
+}
+
+impl Call {
+    fn instructions(&self) -> u64 {
+        self.counts.values().sum()
+    }
 }
 
 #[cfg(test)]
@@ -140,6 +152,20 @@ mod tests {
             let per_page = 2.0 / case.pages as f64;
             assert!((functions[0].1[at] - per_page).abs() < 1e-9, "{case:?}");
         }
+    }
+
+    #[test]
+    fn a_call_that_took_longer_than_most_does_not_count() {
+        let number: usize = CASES.iter().map(|case| case.calls).sum();
+        let mut trace = ONE.repeat(number);
+        // In the very first one.
+        trace.splice(7..7, [0x1204; 1000]);
+        let functions = read(&trace).unwrap().functions();
+        let (_, counts) = functions
+            .iter()
+            .find(|(name, _)| name == "do_madvise")
+            .unwrap();
+        assert!((counts[0] - 1.0 / CASES[0].pages as f64).abs() < 1e-9);
     }
 
     #[test]

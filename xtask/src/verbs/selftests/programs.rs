@@ -86,6 +86,8 @@ impl Program {
     }
 }
 
+const IN_USE: &str = "MADV_COLLAPSE may find a page in use twice, and is asked no third time";
+
 /// In the order they run in: what takes seconds first. All that `./uffd-unit-tests` has is in it, in pieces.
 pub const PROGRAMS: &[Program] = &[
     program("./merge_tests", Tap).own(),
@@ -147,8 +149,8 @@ pub const PROGRAMS: &[Program] = &[
     program("./uffd-unit-tests -f wp-fork", Userfaultfd).huge(128),
     program("./uffd-unit-tests -f wp-unpopulated", Userfaultfd).huge(128),
     program("./split_huge_page_test", Tap),
-    program("./khugepaged", Khugepaged),
-    program("./khugepaged -s 2", Khugepaged),
+    program("./khugepaged", Khugepaged).race(IN_USE),
+    program("./khugepaged -s 2", Khugepaged).race(IN_USE),
     program("./transhuge-stress -d 10", Tap),
     program("./protection_keys_64", Says("done (all tests OK)")),
     program("./hugetlb-soft-offline", Tap).huge(8),
