@@ -19,14 +19,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use sksm::Support;
 use sksm_scan::Settings;
 
 use crate::descriptors;
 use crate::system::System;
 use crate::target::{Targets, missing};
 use crate::what::What;
-use crate::{exit, merge, output, rights};
+use crate::{exit, output, rights, support};
 use quantity::{Share, duration, share};
 use remote::{Remote, Wanted};
 use session::Session;
@@ -113,9 +112,7 @@ pub fn run(args: Args, json: bool, parse: Parse) -> Result<ExitCode> {
         Some(file) => config::with(file, parse)?,
         None => args,
     };
-    if sksm::support() != Support::Merge {
-        return Err(merge::unsupported());
-    }
+    support::require()?;
     let _server = (args.serve.as_deref())
         .map(serve::Server::listen)
         .transpose()?;

@@ -170,6 +170,19 @@ impl Error {
         }
     }
 
+    /// Whether the same call may do better later: for want of memory or a descriptor, or as a signal ended it.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match *self {
+            Error::NoMemory { .. } | Error::Interrupted { .. } => true,
+            Error::Undecided { errno } => matches!(
+                errno,
+                libc::ENOMEM | libc::EAGAIN | libc::EINTR | libc::EMFILE | libc::ENFILE
+            ),
+            _ => false,
+        }
+    }
+
     /// What a kernel that does not know the advice says, or would.
     pub(crate) fn unsupported(instead: Support) -> Self {
         let errno = libc::EINVAL;
@@ -205,16 +218,8 @@ fn instead_hint(instead: Support) -> &'static str {
     }
 }
 
-/// Whether it is for want of something that may be there later.
-fn passes(errno: i32) -> bool {
-    matches!(
-        errno,
-        libc::ENOMEM | libc::EAGAIN | libc::EINTR | libc::EMFILE | libc::ENFILE
-    )
-}
-
 fn doubt_hint(errno: i32) -> &'static str {
-    match passes(errno) {
+    match (Error::Undecided { errno }).is_transient() {
         true => {
             " now, without memory or a free descriptor for it; nothing was done, call again later"
         }
@@ -259,7 +264,7 @@ impl From<Error> for std::io::Error {
             | Error::Thread { .. }
             | Error::KernelThread { .. } => ErrorKind::InvalidInput,
             Error::Gone { .. } | Error::NotMapped => ErrorKind::NotFound,
-            Error::Undecided { errno } if !passes(errno) => ErrorKind::PermissionDenied,
+            Error::Undecided { .. } if !error.is_transient() => ErrorKind::PermissionDenied,
             Error::NoMemory { .. } | Error::Undecided { .. } => ErrorKind::OutOfMemory,
             Error::Interrupted { .. } => ErrorKind::Interrupted,
             Error::Denied { .. } => ErrorKind::PermissionDenied,

@@ -304,7 +304,7 @@ mod tests {
     fn asking_keeps_errno() {
         // SAFETY: errno's location is valid for this thread.
         unsafe { *errno_location() = libc::EXDEV };
-        ask();
+        _ = ask();
         assert_eq!(
             std::io::Error::last_os_error().raw_os_error(),
             Some(libc::EXDEV)
