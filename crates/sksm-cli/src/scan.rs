@@ -72,7 +72,8 @@ pub struct Args {
     plot: Option<PathBuf>,
     /// Tell programs that look at their own memory, at this socket, which samples others of their merge domain have as well
     ///
-    /// For VMMs that link the crate sksm-scan. The socket is open to all who reach its directory: each gets what is of its own domain.
+    /// For VMMs that link the crate sksm-scan. The socket is open to all who reach its directory: each gets what is of its own domain. One
+    /// that systemd hands over, as sksm-scan.socket has it, is served without this option.
     #[arg(long, value_name = "SOCKET", conflicts_with = "once")]
     serve: Option<PathBuf>,
     /// Options from this file too, a line for each as in `stable = 5m`; read again on SIGHUP
@@ -113,9 +114,11 @@ pub fn run(args: Args, json: bool, parse: Parse) -> Result<ExitCode> {
         None => args,
     };
     support::require()?;
-    let _server = (args.serve.as_deref())
-        .map(serve::Server::listen)
-        .transpose()?;
+    let _server = match &args.serve {
+        Some(path) => Some(serve::Server::listen(path)?),
+        None if args.once => None,
+        None => serve::Server::handed()?,
+    };
     let wakes = wake::Wakes::catch().context("cannot catch signals")?;
     let chosen = match args.targets.choose() {
         Ok(chosen) => Some(chosen),
