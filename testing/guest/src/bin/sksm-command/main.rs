@@ -1,12 +1,13 @@
 //! The command `sksm` on a kernel that merges: every verb, the rights that it needs, and that what `estimate` foretells is what
 //! `merge` saves.
 
+mod arrays;
 mod command;
 mod crew;
 mod domains;
 mod estimate;
 mod guide;
-mod node;
+mod moving;
 mod passed;
 mod scan;
 mod swapped;
@@ -86,7 +87,8 @@ fn main() -> ExitCode {
                     swapped::TESTS,
                     scan::TESTS,
                     guide::TESTS,
-                    node::TESTS,
+                    moving::TESTS,
+                    arrays::TESTS,
                     undecided::TESTS,
                 ]
                 .concat(),
