@@ -21,15 +21,20 @@ def fail(number):
 
 @contextlib.contextmanager
 def kernel(number, sysfs):
-    """`number`: what it does for a range that is not empty; `sysfs`: whether the engine is "named", "other" ones are, or it is
-    "hidden" together with proc. With "uncounted" proc can be seen, and has no counts of KSM.
+    """`number`: what it does for a range that is not empty, or a number of an error for any range; `sysfs`: the number that the
+    engine says of its advice, or whether it is "named" and does not say it, "other" ones are, or it is "hidden" together with proc.
+    With "uncounted" proc can be seen, and has no counts of KSM.
     """
 
     def madvise(start, length, advice):
         if advice != MADV_MERGE:
             return _madvise(start, length, advice)
+        if isinstance(number, int):
+            fail(number)
         if length > 0:
             number(start, length)
+
+    numbered = isinstance(sysfs, int)
 
     def file_system(path):
         # As a kernel would say it; what is mounted where the tests run is nothing to them.
@@ -39,11 +44,16 @@ def kernel(number, sysfs):
             "uncounted": {b"/proc/self/stat": PROC},
             "hidden": {},
         }
-        return seen[sysfs].get(path) or fail(errno.ENOENT)
+        return seen["named" if numbered else sysfs].get(path) or fail(errno.ENOENT)
+
+    def read(path):
+        if numbered and path == b"/sys/kernel/mm/sksm/advice":
+            return b"%d\n" % sysfs
+        fail(errno.ENOENT)
 
     with mock.patch.object(_libc, "madvise", madvise), mock.patch.object(
         _libc, "file_system", file_system
-    ), mock.patch.object(_support, "_answer", None):
+    ), mock.patch.object(_libc, "read", read), mock.patch.object(_support, "_answer", None):
         yield
 
 

@@ -9,7 +9,7 @@ from unittest import mock
 import imitated
 import sksm
 from sksm import Support, _handshake, _libc, _support
-from sksm._handshake import Probe
+from sksm._handshake import MADV_MERGE, Named, Probe
 
 
 def asked():
@@ -35,9 +35,20 @@ def asked():
 
 class OtherKernels(unittest.TestCase):
     def test_what_keeps_a_page_may_be_the_engine(self):
-        for sysfs in ("named", "hidden"):
+        for sysfs in (MADV_MERGE, "named", "hidden"):
             with imitated.kernel(imitated.keep, sysfs):
                 self.assertIs(asked(), Support.MERGE, sysfs)
+
+    def test_the_engines_own_number_is_believed(self):
+        """No page is tried, which there may be no memory for."""
+        no_page = mock.patch.object(_handshake, "Probe", side_effect=AssertionError)
+        with imitated.kernel(imitated.keep, MADV_MERGE), no_page:
+            self.assertIs(sksm.support(), Support.MERGE)
+        for other in (25, -1):
+            with imitated.kernel(imitated.keep, other):
+                self.assertIsNot(asked(), Support.MERGE, other)
+        with imitated.kernel(imitated.keep, "named"), no_page, self.assertRaises(AssertionError):
+            sksm.support()
 
     def test_other_advices_of_the_number_destroy_nothing(self):
         """Where 26 is DONTNEED, what Python holds would become zeros."""
@@ -47,7 +58,7 @@ class OtherKernels(unittest.TestCase):
         }
         others["a guard"] = imitated.guard
         for name, number in others.items():
-            for sysfs in ("named", "other", "uncounted", "hidden"):
+            for sysfs in (25, "named", "other", "uncounted", "hidden"):
                 with self.subTest(advice=name, sysfs=sysfs), imitated.kernel(number, sysfs):
                     self.assertIsNot(asked(), Support.MERGE)
 
@@ -63,10 +74,10 @@ class OtherKernels(unittest.TestCase):
     def test_a_proc_without_counts_of_ksm_is_that_of_a_kernel_without_the_engine(self):
         """It is not as where nothing can be seen: an advice that keeps the page may be another one."""
         with imitated.kernel(imitated.keep, "uncounted"):
-            self.assertIs(_handshake._named(), False)
+            self.assertIs(_handshake._named(), Named.ABSENT)
             self.assertIsNot(asked(), Support.MERGE)
         with imitated.kernel(imitated.keep, "hidden"):
-            self.assertIsNone(_handshake._named())
+            self.assertIs(_handshake._named(), Named.UNSEEN)
 
     def test_what_is_refused_is_not_there(self):
         for number in (errno.EPERM, errno.EAGAIN):
@@ -79,11 +90,30 @@ class OtherKernels(unittest.TestCase):
             self.assertIsNone(_support._answer)
             with self.assertRaises(sksm.Undecided):
                 sksm.merge_heap()
-        with imitated.kernel(imitated.refuse(errno.EPERM), "named"):
+        with imitated.kernel(imitated.refuse(errno.EINVAL), "named"):
             answer = sksm.support()
             self.assertIs(_support._answer, answer)
             with self.assertRaises(sksm.Unsupported):
                 sksm.merge_heap()
+
+    def test_what_a_filter_refuses_is_undecided(self):
+        """It has answered, and not the kernel."""
+        refusing = imitated.refuse(errno.EPERM)
+        for number, sysfs in (
+            (refusing, "named"),
+            (refusing, "hidden"),
+            (errno.EPERM, MADV_MERGE),
+            (errno.EPERM, "named"),
+            (errno.ENOSYS, "hidden"),
+        ):
+            with self.subTest(sysfs=sysfs), imitated.kernel(number, sysfs):
+                with self.assertRaisesRegex(sksm.Undecided, "seccomp filter") as raised:
+                    sksm.merge_heap()
+                self.assertIn(raised.exception.errno, (errno.EPERM, errno.ENOSYS))
+        for number, sysfs in ((errno.EPERM, 25), (errno.EPERM, "other"), (errno.EINVAL, "hidden")):
+            with self.subTest(sysfs=sysfs), imitated.kernel(number, sysfs):
+                with self.assertRaises(sksm.Unsupported):
+                    sksm.merge_heap()
 
 
 class EmulatedKernels(unittest.TestCase):

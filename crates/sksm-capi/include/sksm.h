@@ -68,18 +68,20 @@ const char *sksm_version(void);
 /*
  What the running kernel offers: one of SKSM_SUPPORT_MERGE and so on. Asks it once and remembers the answer, also for children.
 
- It does not believe the number of MADV_MERGE, which another kernel may have given to another advice: the engine must be in
- sysfs or proc where those can be seen, and a page that is mapped for it and merged must keep its bytes. Until then no function
- gives the advice. The first call takes a dozen system calls where the advice is known; a program that puts itself under a
- seccomp filter makes it before.
+ It does not believe the number of MADV_MERGE, which another kernel may have given to another advice: the engine must name it in
+ sysfs or, where that cannot be seen, be in proc where that can, and a page that is mapped for it and merged must keep its bytes.
+ Until then no function gives the advice. The first call takes a dozen system calls at most; a program that puts itself under a
+ seccomp filter makes it before. Where the answer cannot be found out it is what there is besides, and the next call asks again.
  */
 int sksm_get_support(void);
 
 /*
  Merges the whole pages within the range: it is rounded inward. -ENOSYS: this kernel has no
- MADV_MERGE; nothing was done. -EAGAIN: no memory for it, or nothing to find that out with.
+ MADV_MERGE; nothing was done. -EAGAIN: no memory for it, or nothing to find that out with. -EPERM: something refuses to ask the
+ kernel, as a seccomp filter does; nothing was done.
  */
-int sksm_merge(const void *addr, size_t len);
+int sksm_merge(const void *addr,
+               size_t len);
 
 /*
  Merges exactly this range, which must start at a page.

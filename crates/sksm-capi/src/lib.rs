@@ -41,10 +41,10 @@ const VERSION: &CStr =
 
 /// What the running kernel offers: one of SKSM_SUPPORT_MERGE and so on. Asks it once and remembers the answer, also for children.
 ///
-/// It does not believe the number of MADV_MERGE, which another kernel may have given to another advice: the engine must be in
-/// sysfs or proc where those can be seen, and a page that is mapped for it and merged must keep its bytes. Until then no function
-/// gives the advice. The first call takes a dozen system calls where the advice is known; a program that puts itself under a
-/// seccomp filter makes it before.
+/// It does not believe the number of MADV_MERGE, which another kernel may have given to another advice: the engine must name it in
+/// sysfs or, where that cannot be seen, be in proc where that can, and a page that is mapped for it and merged must keep its bytes.
+/// Until then no function gives the advice. The first call takes a dozen system calls at most; a program that puts itself under a
+/// seccomp filter makes it before. Where the answer cannot be found out it is what there is besides, and the next call asks again.
 #[unsafe(no_mangle)]
 pub extern "C" fn sksm_get_support() -> c_int {
     match rust::support() {
@@ -55,7 +55,8 @@ pub extern "C" fn sksm_get_support() -> c_int {
 }
 
 /// Merges the whole pages within the range: it is rounded inward. -ENOSYS: this kernel has no
-/// MADV_MERGE; nothing was done. -EAGAIN: no memory for it, or nothing to find that out with.
+/// MADV_MERGE; nothing was done. -EAGAIN: no memory for it, or nothing to find that out with. -EPERM: something refuses to ask the
+/// kernel, as a seccomp filter does; nothing was done.
 #[unsafe(no_mangle)]
 pub extern "C" fn sksm_merge(addr: *const c_void, len: usize) -> c_int {
     status(rust::merge_range(addr as usize, len))
@@ -203,7 +204,9 @@ pub extern "C" fn sksm_explain(status: c_int) -> *const c_char {
             c"no memory for it, or none and no descriptor to ask the kernel; what was done stays so, try again later"
         }
         libc::EINTR => c"a signal ended the call; what was done stays so, call again",
-        libc::EPERM => c"to advise another process needs CAP_SYS_NICE: run as root",
+        libc::EPERM => {
+            c"not allowed: another process takes CAP_SYS_NICE, as root has; one's own a seccomp filter that lets madvise pass"
+        }
         libc::EACCES => {
             c"not allowed: no right over the other process as for ptrace, or to make code writable"
         }
@@ -239,8 +242,14 @@ fn number(error: Error) -> c_int {
     if let Error::Unsupported { .. } = error {
         return -libc::ENOSYS;
     }
+    // Whether it is worth another try is what there is to know of it.
+    if let Error::Undecided { .. } = error {
+        return match error.is_transient() {
+            true => -libc::EAGAIN,
+            false => -libc::EPERM,
+        };
+    }
     -error.raw_os_error().unwrap_or(match error {
-        Error::Undecided { .. } => libc::EAGAIN,
         Error::Mixed { .. } => libc::EFAULT,
         Error::Thread { .. } | Error::KernelThread { .. } => libc::ESRCH,
         _ => libc::EINVAL,
@@ -264,6 +273,17 @@ mod tests {
         assert_eq!(with(4096, 0), Ok(4096));
         assert_eq!(with(4096, 2), Ok(4096));
         assert_eq!(with(0, 2), Err(Error::Gone { errno }));
+    }
+
+    #[test]
+    fn doubt_is_told_from_a_kernel_that_merges_nothing() {
+        let of = |errno| number(Error::Undecided { errno });
+        assert_eq!(of(libc::ENOMEM), -libc::EAGAIN);
+        assert_eq!(of(libc::EMFILE), -libc::EAGAIN);
+        assert_eq!(of(libc::EPERM), -libc::EPERM);
+        assert_eq!(of(libc::ENOSYS), -libc::EPERM);
+        let (instead, errno) = (Support::Ksm, libc::EINVAL);
+        assert_eq!(number(Error::Unsupported { instead, errno }), -libc::ENOSYS);
     }
 
     #[test]

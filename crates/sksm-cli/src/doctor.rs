@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use serde::Serialize;
-use sksm::{Error, Support, SystemStatistics};
+use sksm::{Error, SystemStatistics};
 
 use crate::domain::{Mode, Names, Owner};
 use crate::estimate::pagemap;
@@ -14,7 +14,7 @@ use crate::output::{self, BAD, BOLD, GOOD, WARN};
 use crate::rights::{self, CAP_SYS_NICE, has, may_trace, ptrace_scope, status_field};
 use crate::scan::seen::{self, Seen};
 use crate::scan::state as scan_state;
-use crate::{exit, ksm};
+use crate::{exit, ksm, support};
 
 #[derive(Serialize)]
 struct Report {
@@ -36,6 +36,8 @@ enum State {
     Yes,
     No,
     Limited,
+    /// It could not be found out.
+    Unknown,
 }
 
 #[derive(clap::Args)]
@@ -59,7 +61,7 @@ enum Need {
 }
 
 impl Need {
-    /// The checks that it depends on, and what is wrong where one of them says no.
+    /// The checks that it depends on, and the status where one of them says no.
     fn checks(self) -> &'static [(&'static str, u8)] {
         match self {
             Need::Merge => &[
@@ -84,11 +86,16 @@ impl Need {
             // set up for; of the others what is limited will do.
             let met = |check: &&Check| match (self, *name) {
                 (Need::Ksm, _) | (Need::Scan, "reading processes") => check.state == State::Yes,
-                _ => check.state != State::No,
+                _ => matches!(check.state, State::Yes | State::Limited),
             };
             let check = checks.iter().find(|check| check.name == *name);
             let check = check.filter(|check| !met(check))?;
-            Some((*status, format!("{name}: {}", check.detail)))
+            // That the kernel cannot do it is not known then.
+            let status = match check.state {
+                State::Unknown => exit::FAILED,
+                _ => *status,
+            };
+            Some((status, format!("{name}: {}", check.detail)))
         };
         self.checks().iter().find_map(unmet)
     }
@@ -124,19 +131,22 @@ fn examine() -> Report {
     };
     let yes = |there| if there { State::Yes } else { State::No };
 
-    let merges = sksm::support() == Support::Merge;
-    check(
-        "MADV_MERGE",
-        yes(merges),
-        match sksm::require() {
-            Ok(()) => "pages merge when a program asks",
-            Err(Error::Undecided { .. }) => {
-                "whether this kernel merges cannot be found out now, without memory or a free descriptor"
-            }
-            Err(_) => "this kernel was built without CONFIG_SKSM",
-        },
-    );
-    if merges {
+    let asked = sksm::require();
+    let merges = asked.is_ok();
+    let (state, detail) = match asked {
+        Ok(()) => (State::Yes, "pages merge when a program asks".into()),
+        Err(error @ Error::Undecided { .. }) => (State::Unknown, error.to_string()),
+        Err(_) => (
+            State::No,
+            "this kernel was built without CONFIG_SKSM".into(),
+        ),
+    };
+    let unknown = state == State::Unknown;
+    check("MADV_MERGE", state, &detail);
+    if let Err(Error::Undecided { errno }) = asked {
+        next.push(support::step_of_doubt(errno).into());
+        next.push("see what merging would save, in any case: sksm estimate --all".into());
+    } else if merges {
         next.push("see what your programs would save: sksm estimate --all".into());
         next.push("run a program that merges its patched text: sksm run -- CMD".into());
     } else {
@@ -174,8 +184,9 @@ fn examine() -> Report {
     let remote = merges && remote_advice();
     check(
         "process_madvise",
-        yes(remote),
+        if unknown { State::Unknown } else { yes(remote) },
         match (merges, remote) {
+            (false, _) if unknown => "it is not known whether there is a MADV_MERGE to ask for",
             (false, _) => "no MADV_MERGE to ask for",
             (true, true) => "other processes can be merged",
             (true, false) => "the kernel refuses the advice for other processes",
@@ -389,6 +400,7 @@ fn show(report: &Report) -> Result<()> {
             State::Yes => (GOOD, "yes"),
             State::No => (BAD, "no"),
             State::Limited => (WARN, "so-so"),
+            State::Unknown => (WARN, "?"),
         };
         let (name, detail) = (check.name, output::clean(&check.detail));
         text += &format!("  {name:20} {style}{mark:6}{style:#} {detail}\n");
@@ -467,6 +479,11 @@ mod tests {
         assert_eq!(
             Need::Scan.unmet(&checks),
             right(exit::DENIED, "CAP_SYS_NICE")
+        );
+        let checks = [check("MADV_MERGE", State::Unknown)];
+        assert_eq!(
+            Need::Merge.unmet(&checks),
+            right(exit::FAILED, "MADV_MERGE")
         );
         let checks = [check("MADV_MERGE", State::No)];
         assert_eq!(

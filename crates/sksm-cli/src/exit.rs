@@ -52,6 +52,8 @@ fn of_error(error: &Error) -> u8 {
         Error::Unsupported { .. } => UNSUPPORTED,
         Error::Denied { .. } => DENIED,
         Error::Read { errno, .. } if denied(*errno) => DENIED,
+        // By a filter, and not for want of anything.
+        Error::Undecided { .. } if !error.is_transient() => DENIED,
         _ => FAILED,
     }
 }

@@ -21,6 +21,7 @@ mod rights;
 mod run;
 mod scan;
 mod stat;
+mod support;
 mod system;
 mod target;
 mod top;

@@ -9,8 +9,8 @@ use std::time::Duration;
 use anyhow::Result;
 use serde::Serialize;
 use sksm::{
-    Error, Kinds, Mapping, MergeStatistics, Partial, ProcessStatistics, Region, Support,
-    SystemStatistics, merge_remote_each,
+    Error, Kinds, Mapping, MergeStatistics, Partial, ProcessStatistics, Region, SystemStatistics,
+    merge_remote_each,
 };
 
 use crate::census::Census;
@@ -21,7 +21,7 @@ use crate::estimate::twins::{self, Taken};
 use crate::reason::{Crowd, NOT_DUMPABLE};
 pub use crate::what::What;
 use crate::work::{self, Done, Part, Row, Verb, Whom};
-use crate::{exit, ksm, output};
+use crate::{output, support};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -272,25 +272,10 @@ struct Domain {
     processes: usize,
 }
 
-/// Why it cannot be done here, and what can.
-pub fn unsupported() -> anyhow::Error {
-    let instead = sksm::support();
-    let errno = libc::EINVAL;
-    let error = Error::Unsupported { instead, errno };
-    match instead {
-        Support::Ksm => exit::because(&error, &format!("{NO_SKSM}; or have {}", ksm::ADVICE)),
-        _ => error.into(),
-    }
-}
-
-const NO_SKSM: &str = "this kernel has no MADV_MERGE; boot a kernel with CONFIG_SKSM";
-
 pub fn run(args: Args, json: bool) -> Result<ExitCode> {
     let dry_run = args.whom.dry_run;
-    match sksm::require() {
-        Err(Error::Unsupported { .. }) if !dry_run => return Err(unsupported()),
-        Err(error) if !dry_run => return Err(error.into()),
-        _ => {}
+    if !dry_run {
+        support::require()?;
     }
     let chosen = args.whom.targets.choose()?;
     let look = || twins::find(&chosen.pids, args.what.kinds, args.settle);

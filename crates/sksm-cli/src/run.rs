@@ -11,7 +11,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
-use sksm::{Error, Support};
+use sksm::Error;
 
 use self::program::Finding;
 use crate::ksm;
@@ -194,35 +194,40 @@ fn notes(finding: Option<(&Path, &Finding)>, seccomp_allowed: bool) -> Vec<Strin
 }
 
 /// Why nothing merges, whatever the program.
-fn unsupported(seccomp_allowed: bool) -> Option<&'static str> {
+fn unsupported(seccomp_allowed: bool) -> Option<String> {
     let filtered = !seccomp_allowed
         && std::fs::read_to_string("/proc/thread-self/status")
             .is_ok_and(|status| !status.contains("\nSeccomp:\t0\n"));
     if !filtered {
         return match sksm::require() {
             Ok(()) => None,
-            Err(Error::Undecided { .. }) => {
-                Some("whether this kernel merges cannot be found out now")
-            }
-            Err(_) => Some("this kernel has no MADV_MERGE"),
+            Err(error @ Error::Undecided { .. }) => Some(error.to_string()),
+            Err(_) => Some("this kernel has no MADV_MERGE".into()),
         };
     }
     // SAFETY: this process has one thread. The child makes system calls, and ends.
     let child = unsafe { libc::fork() };
     if child == 0 {
-        let merges = sksm::support() == Support::Merge;
+        let found = match sksm::require() {
+            Ok(()) => 0,
+            Err(Error::Undecided { errno }) => errno.min(i32::from(u8::MAX) - 1),
+            Err(_) => u8::MAX.into(),
+        };
         // SAFETY: takes a number.
-        unsafe { libc::_exit(i32::from(!merges)) };
+        unsafe { libc::_exit(found) };
     }
     let mut status = 0;
     // SAFETY: writes the status, into ours.
     if child < 0 || unsafe { libc::waitpid(child, &mut status, 0) } != child {
-        return Some("what the seccomp filter does cannot be tried");
+        return Some("what the seccomp filter does cannot be tried".into());
     }
     match (libc::WIFEXITED(status), libc::WEXITSTATUS(status)) {
         (true, 0) => None,
-        (true, _) => Some("this kernel has no MADV_MERGE, or the seccomp filter refuses it"),
-        (false, _) => Some("the seccomp filter kills for it"),
+        (true, 255) => {
+            Some("this kernel has no MADV_MERGE, or the seccomp filter refuses it".into())
+        }
+        (true, errno) => Some(Error::Undecided { errno }.to_string()),
+        (false, _) => Some("the seccomp filter kills for it".into()),
     }
 }
 

@@ -19,14 +19,13 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use sksm::Support;
 use sksm_scan::Settings;
 
 use crate::descriptors;
 use crate::system::System;
 use crate::target::{Targets, missing};
 use crate::what::What;
-use crate::{exit, merge, output, rights};
+use crate::{exit, output, rights, support};
 use quantity::{Share, duration, share};
 use remote::{Remote, Wanted};
 use session::Session;
@@ -73,7 +72,8 @@ pub struct Args {
     plot: Option<PathBuf>,
     /// Tell programs that look at their own memory, at this socket, which samples others of their merge domain have as well
     ///
-    /// For VMMs that link the crate sksm-scan. The socket is open to all who reach its directory: each gets what is of its own domain.
+    /// For VMMs that link the crate sksm-scan. The socket is open to all who reach its directory: each gets what is of its own domain. One
+    /// that systemd hands over, as sksm-scan.socket has it, is served without this option.
     #[arg(long, value_name = "SOCKET", conflicts_with = "once")]
     serve: Option<PathBuf>,
     /// Options from this file too, a line for each as in `stable = 5m`; read again on SIGHUP
@@ -113,12 +113,12 @@ pub fn run(args: Args, json: bool, parse: Parse) -> Result<ExitCode> {
         Some(file) => config::with(file, parse)?,
         None => args,
     };
-    if sksm::support() != Support::Merge {
-        return Err(merge::unsupported());
-    }
-    let _server = (args.serve.as_deref())
-        .map(serve::Server::listen)
-        .transpose()?;
+    support::require()?;
+    let _server = match &args.serve {
+        Some(path) => Some(serve::Server::listen(path)?),
+        None if args.once => None,
+        None => serve::Server::handed()?,
+    };
     let wakes = wake::Wakes::catch().context("cannot catch signals")?;
     let chosen = match args.targets.choose() {
         Ok(chosen) => Some(chosen),

@@ -13,7 +13,7 @@ use crate::reason::{self, Crowd};
 use crate::scan::seen::{self, Seen};
 use crate::system::{Counters, System};
 use crate::target::{Targets, name_of};
-use crate::{exit, output};
+use crate::{exit, output, support};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -102,11 +102,7 @@ pub fn run(args: Args, json: bool) -> Result<ExitCode> {
     match partly {
         true => Ok(ExitCode::from(exit::PARTLY)),
         false if whole && system.sksm.is_none() && system.ksm.is_none() => {
-            Err(Error::Unsupported {
-                instead: sksm::support(),
-                errno: libc::EINVAL,
-            }
-            .into())
+            Err(support::uncounted())
         }
         false => Ok(ExitCode::SUCCESS),
     }

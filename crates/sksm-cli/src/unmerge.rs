@@ -92,13 +92,13 @@ struct Report {
 }
 
 pub fn run(whom: Whom, json: bool) -> Result<ExitCode> {
-    let support = sksm::support();
-    if !whom.dry_run && support != Support::Merge {
-        let error = anyhow::Error::from(Error::Unsupported {
-            instead: support,
-            errno: libc::EINVAL,
-        });
-        return Err(match support {
+    if !whom.dry_run
+        && let Err(error) = sksm::require()
+    {
+        let undecided = matches!(error, Error::Undecided { .. });
+        let error = anyhow::Error::from(error);
+        return Err(match sksm::support() {
+            _ if undecided => error,
             Support::Ksm => error.context(
                 "nothing is merged by SKSM here; to undo what KSM did: echo 2 > /sys/kernel/mm/ksm/run",
             ),

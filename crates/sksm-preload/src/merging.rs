@@ -1,6 +1,6 @@
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use sksm::{Error, Kind, Support, maps};
+use sksm::{Error, Kind, maps};
 
 use crate::filter::{self, Tried};
 use crate::refused;
@@ -32,8 +32,12 @@ pub enum Obstacle {
     Settings = 1,
     /// The kernel.
     Support,
-    /// The kernel, or a filter that lets no such call pass to it.
+    /// The kernel, or a filter that answers as if it were one without.
     Refused,
+    /// Nobody knows, as a filter refuses to ask the kernel.
+    Unasked,
+    /// Nobody knows, for want of memory or a descriptor.
+    Undecided,
     /// A filter ends the program for it.
     Kills,
     /// A filter that nothing can be tried under.
@@ -88,10 +92,12 @@ impl Progress {
 }
 
 impl Obstacle {
-    const ALL: [Obstacle; 6] = [
+    const ALL: [Obstacle; 8] = [
         Obstacle::Settings,
         Obstacle::Support,
         Obstacle::Refused,
+        Obstacle::Unasked,
+        Obstacle::Undecided,
         Obstacle::Kills,
         Obstacle::Untried,
         Obstacle::Later,
@@ -103,6 +109,12 @@ impl Obstacle {
             Obstacle::Support => b", this kernel has no MADV_MERGE",
             Obstacle::Refused => {
                 b", this kernel has no MADV_MERGE, or the seccomp filter refuses it"
+            }
+            Obstacle::Unasked => {
+                b", whether this kernel merges cannot be found out: the seccomp filter refuses madvise with the advice 26"
+            }
+            Obstacle::Undecided => {
+                b", whether this kernel merges could not be found out, without memory or a free descriptor for it"
             }
             Obstacle::Kills => b", the seccomp filter would end the program for it",
             Obstacle::Untried => {
@@ -151,11 +163,15 @@ impl Wanted {
     pub fn find_obstacle(&self) -> Result<(), Obstacle> {
         let filters = filter::in_force().unwrap_or(UNKNOWN);
         self.filters.store(filters, Ordering::Relaxed);
-        self.survives(|| _ = supported())?;
-        match filters {
-            _ if supported() => Ok(()),
-            0 => Err(Obstacle::Support),
-            _ => Err(Obstacle::Refused),
+        self.survives(|| _ = sksm::support())?;
+        match (sksm::require(), filters) {
+            (Ok(()), _) => Ok(()),
+            (Err(error @ Error::Undecided { .. }), _) => Err(match error.is_transient() {
+                true => Obstacle::Undecided,
+                false => Obstacle::Unasked,
+            }),
+            (Err(_), 0) => Err(Obstacle::Support),
+            (Err(_), _) => Err(Obstacle::Refused),
         }
     }
 
@@ -267,10 +283,6 @@ impl Wanted {
         progress.unreadable = read.is_err();
         done
     }
-}
-
-fn supported() -> bool {
-    sksm::support() == Support::Merge
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use sksm::{Kind, Process, Region, Support};
+use sksm::{Kind, Process, Region};
 
 use crate::{Ledger, Scanner, Settings, Step, World};
 use local::Local;
@@ -82,9 +82,12 @@ impl Tracker {
         twins: Twins,
         memory: Option<Box<dyn Send>>,
     ) -> Result<Self, Unsupported> {
-        match sksm::support() {
-            Support::Merge => {}
-            other => return Err(Unsupported::Merging(other)),
+        match sksm::require() {
+            Ok(()) => {}
+            Err(sksm::Error::Unsupported { instead, .. }) => {
+                return Err(Unsupported::Merging(instead));
+            }
+            Err(undecided) => return Err(Unsupported::Undecided(undecided)),
         }
         let regions = joined(regions);
         if regions.is_empty() {

@@ -5,8 +5,8 @@ use crate::{Error, Region, Support};
 pub(crate) const MERGEABLE: i32 = 12;
 pub(crate) const UNMERGEABLE: i32 = 13;
 
-pub(crate) fn ask() -> (Support, bool) {
-    (Support::None, true)
+pub(crate) fn ask() -> (Support, Result<(), i32>) {
+    (Support::None, Ok(()))
 }
 
 pub(crate) fn advise(region: Region, _: i32) -> Result<(), Error> {

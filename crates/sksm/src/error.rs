@@ -2,7 +2,7 @@ use crate::{Region, Support};
 
 /// What failed, on what range, and what to do about it.
 ///
-/// Match with `..`: most variants may be told more about. `Unsupported`, `Gone` and `Read` are whole, so that a program that finds out
+/// Match with `..`: most variants may be told more about. `Unsupported`, `Undecided`, `Gone` and `Read` are whole, so that a program that finds out
 /// by itself, from files in `/proc` for instance, can report the same.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -16,13 +16,13 @@ pub enum Error {
         /// `EINVAL`, which the kernel gives for an advice that it does not know.
         errno: i32,
     },
-    /// Whether this kernel merges cannot be found out now (see [`crate::support`]); nothing was done. It may merge all the same.
-    #[error(
-        "whether this kernel merges cannot be found out now, without memory or a free descriptor \
-         for it; nothing was done, call again later"
-    )]
-    #[non_exhaustive]
-    Undecided {},
+    /// Whether this kernel merges cannot be found out (see [`crate::support`]); nothing was done. It may merge all the same: where a
+    /// seccomp filter refuses to ask, for whoever is not under it, else later.
+    #[error("whether this kernel merges cannot be found out{}", doubt_hint(*.errno))]
+    Undecided {
+        /// The error number of what could not be done to find it out.
+        errno: i32,
+    },
     /// The address is not the start of a page, or the range runs past the end of the address space.
     #[error("{region} must start at a page and end within the address space; merge_range rounds")]
     #[non_exhaustive]
@@ -152,13 +152,13 @@ impl Error {
     pub fn raw_os_error(&self) -> Option<i32> {
         match *self {
             Error::Invalid { errno, .. } => errno,
-            Error::Undecided { .. }
-            | Error::Mixed { .. }
+            Error::Mixed { .. }
             | Error::Outside { .. }
             | Error::Thread { .. }
             | Error::KernelThread { .. }
             | Error::NotMapped => None,
             Error::Unsupported { errno, .. }
+            | Error::Undecided { errno }
             | Error::Hole { errno, .. }
             | Error::NoMemory { errno, .. }
             | Error::Interrupted { errno, .. }
@@ -167,6 +167,19 @@ impl Error {
             | Error::Protect { errno, .. }
             | Error::Read { errno, .. }
             | Error::Os { errno, .. } => Some(errno),
+        }
+    }
+
+    /// Whether the same call may do better later: for want of memory or a descriptor, or as a signal ended it.
+    #[must_use]
+    pub fn is_transient(&self) -> bool {
+        match *self {
+            Error::NoMemory { .. } | Error::Interrupted { .. } => true,
+            Error::Undecided { errno } => matches!(
+                errno,
+                libc::ENOMEM | libc::EAGAIN | libc::EINTR | libc::EMFILE | libc::ENFILE
+            ),
+            _ => false,
         }
     }
 
@@ -205,6 +218,18 @@ fn instead_hint(instead: Support) -> &'static str {
     }
 }
 
+fn doubt_hint(errno: i32) -> &'static str {
+    match (Error::Undecided { errno }).is_transient() {
+        true => {
+            " now, without memory or a free descriptor for it; nothing was done, call again later"
+        }
+        false => {
+            ": something refuses to ask it, as a seccomp filter does; nothing was done, have the \
+             filter let madvise with the advice 26 pass"
+        }
+    }
+}
+
 fn read_hint(errno: i32) -> &'static str {
     match errno {
         libc::EPERM | libc::EACCES => "; run as root, or with CAP_SYS_PTRACE",
@@ -239,6 +264,7 @@ impl From<Error> for std::io::Error {
             | Error::Thread { .. }
             | Error::KernelThread { .. } => ErrorKind::InvalidInput,
             Error::Gone { .. } | Error::NotMapped => ErrorKind::NotFound,
+            Error::Undecided { .. } if !error.is_transient() => ErrorKind::PermissionDenied,
             Error::NoMemory { .. } | Error::Undecided { .. } => ErrorKind::OutOfMemory,
             Error::Interrupted { .. } => ErrorKind::Interrupted,
             Error::Denied { .. } => ErrorKind::PermissionDenied,
@@ -333,7 +359,16 @@ mod tests {
                 ErrorKind::PermissionDenied,
             ),
             (Error::NotMapped, ErrorKind::NotFound),
-            (Error::Undecided {}, ErrorKind::OutOfMemory),
+            (
+                Error::Undecided {
+                    errno: libc::EMFILE,
+                },
+                ErrorKind::OutOfMemory,
+            ),
+            (
+                Error::Undecided { errno: libc::EPERM },
+                ErrorKind::PermissionDenied,
+            ),
         ] {
             let io = std::io::Error::from(error);
             assert_eq!(io.kind(), kind);

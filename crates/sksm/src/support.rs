@@ -43,9 +43,8 @@ impl Support {
 /// The first call takes six system calls where the advice is known and sysfs can be seen (`madvise`, `statfs`, `open`, `read`,
 /// `close`), a dozen where it cannot (also `mmap`, `mremap`, `pipe2`, `write`, `munmap`), elsewhere three of `madvise`. Merging
 /// makes it if nobody has.
-/// A program that puts itself under a seccomp filter that kills makes it before. What a filter refuses cannot be shown, and counts
-/// as not there; so it does while there is no memory or descriptor to show it, which is not remembered: [`require`] tells that
-/// apart.
+/// A program that puts itself under a seccomp filter that kills makes it before. What a filter refuses cannot be shown, nor what there
+/// is no memory or descriptor for: that counts as not there, and is not remembered; [`require`] tells it apart.
 ///
 /// It may be called in a signal handler. A process that was moved to another machine by a checkpoint still has the old answer.
 #[must_use]
@@ -62,8 +61,8 @@ pub fn require() -> Result<(), Error> {
     allowed_to_undo()?;
     match ask() {
         (Support::Merge, _) => Ok(()),
-        (instead, true) => Err(Error::unsupported(instead)),
-        (_, false) => Err(Error::Undecided {}),
+        (instead, Ok(())) => Err(Error::unsupported(instead)),
+        (_, Err(errno)) => Err(Error::Undecided { errno }),
     }
 }
 
@@ -81,15 +80,15 @@ pub(crate) fn real() -> Support {
     ask().0
 }
 
-/// And whether that is certain.
-fn ask() -> (Support, bool) {
+/// And what keeps it from being certain.
+fn ask() -> (Support, Result<(), i32>) {
     // The answer never changes, and two threads that ask at once get the same one: no ordering is needed.
     static ANSWER: AtomicU8 = AtomicU8::new(0);
     if let Some(answer) = Support::from_number(ANSWER.load(Ordering::Relaxed)) {
-        return (answer, true);
+        return (answer, Ok(()));
     }
     let (answer, certain) = os::ask();
-    if certain {
+    if certain.is_ok() {
         ANSWER.store(answer as u8, Ordering::Relaxed);
     }
     (answer, certain)

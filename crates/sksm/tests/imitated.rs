@@ -1,5 +1,5 @@
-//! Other kernels, which know another advice by the number of [`sksm::MADV_MERGE`]: `madvise` and `statfs` of this program imitate
-//! them. Each is met by a process of its own, as a process asks its kernel once.
+//! Other kernels, which know another advice by the number of [`sksm::MADV_MERGE`]: `madvise`, `statfs` and `open` of this program
+//! imitate them. Each is met by a process of its own, as a process asks its kernel once.
 
 #![cfg(all(target_os = "linux", target_env = "gnu"))]
 
@@ -31,10 +31,15 @@ enum Number {
     NoMemory,
     /// Refused by a filter, but for empty ranges.
     Filtered,
+    /// Refused by a filter.
+    Barred,
 }
 
 #[derive(Clone, Copy, PartialEq, Debug)]
 enum Sysfs {
+    /// The engine says which number its advice has.
+    Numbered(c_int),
+    /// The engine is there, and does not say it.
     Named,
     Other,
     /// It cannot be seen, and proc, which can, has no counts of KSM.
@@ -54,13 +59,15 @@ fn kernel() -> Option<Kernel> {
                 "guard" => Number::Guard,
                 "memory" => Number::NoMemory,
                 "filtered" => Number::Filtered,
+                "barred" => Number::Barred,
                 advice => Number::Other(advice.parse().ok()?),
             },
             sysfs: match sysfs {
                 "named" => Sysfs::Named,
                 "other" => Sysfs::Other,
                 "uncounted" => Sysfs::Uncounted,
-                _ => Sysfs::Hidden,
+                "hidden" => Sysfs::Hidden,
+                number => Sysfs::Numbered(number.parse().ok()?),
             },
         })
     })
@@ -80,6 +87,7 @@ fn fail(errno: c_int) -> c_int {
 unsafe extern "C" fn madvise(addr: *mut c_void, len: usize, advice: c_int) -> c_int {
     let advice = match kernel() {
         Some(kernel) if advice == MADV_MERGE => match kernel.number {
+            Number::Barred => return fail(libc::EPERM),
             _ if len == 0 => return 0,
             Number::Keep => return 0,
             Number::Other(advice) => advice,
@@ -108,8 +116,8 @@ unsafe extern "C" fn statfs(path: *const c_char, found: *mut libc::statfs) -> c_
     };
     // As a kernel would say it; what is mounted where the tests run is nothing to them.
     let kind = match (kernel.sysfs, name) {
-        (Sysfs::Named, b"/sys/kernel/mm/sksm") => 0x6265_6572,
-        (Sysfs::Named | Sysfs::Other, b"/sys/kernel/mm") => 0x6265_6572,
+        (Sysfs::Numbered(_) | Sysfs::Named, b"/sys/kernel/mm/sksm") => 0x6265_6572,
+        (Sysfs::Numbered(_) | Sysfs::Named | Sysfs::Other, b"/sys/kernel/mm") => 0x6265_6572,
         (Sysfs::Uncounted, b"/proc/self/stat") => 0x9fa0,
         _ => return fail(libc::ENOENT),
     };
@@ -121,12 +129,46 @@ unsafe extern "C" fn statfs(path: *const c_char, found: *mut libc::statfs) -> c_
     0
 }
 
+/// Takes the place of the C library's, which takes the mode only where there is one to take.
+///
+/// # Safety
+/// As `open(2)`.
+#[unsafe(no_mangle)]
+unsafe extern "C" fn open(path: *const c_char, flags: c_int, mode: c_int) -> c_int {
+    // SAFETY: the caller's path.
+    let name = unsafe { CStr::from_ptr(path) }.to_bytes();
+    match kernel() {
+        Some(kernel) if name == b"/sys/kernel/mm/sksm/advice" => match kernel.sysfs {
+            Sysfs::Numbered(number) => holding(&format!("{number}\n")),
+            _ => fail(libc::ENOENT),
+        },
+        _ => {
+            let at = c_long::from(libc::AT_FDCWD);
+            // SAFETY: the caller's arguments.
+            unsafe { libc::syscall(libc::SYS_openat, at, path, flags, mode) as c_int }
+        }
+    }
+}
+
+/// A descriptor that this can be read from.
+fn holding(text: &str) -> c_int {
+    let mut ends = [0; 2];
+    // SAFETY: room for two descriptors, which are this function's own; the text is valid.
+    unsafe {
+        assert_eq!(libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC), 0);
+        let written = libc::write(ends[1], text.as_ptr().cast(), text.len());
+        assert_eq!(usize::try_from(written), Ok(text.len()));
+        libc::close(ends[1]);
+    }
+    ends[0]
+}
+
 /// What a process that meets the kernel does. Without one it is a test of nothing.
 #[test]
 fn met() {
     let Some(kernel) = kernel() else { return };
     let support = sksm::support();
-    println!("it offers {support:?}");
+    println!("it offers {support:?}: {:?}", sksm::require());
     let data = vec![7u8; 100_000];
     let merged = sksm::merge(&data);
     let exact = {
@@ -137,17 +179,34 @@ fn met() {
     let all = sksm::Process::own().merge_anonymous(0);
     assert!(data.iter().all(|byte| *byte == 7), "data was lost");
     if support == Support::Merge {
-        assert_eq!((merged, exact), (Ok(()), Ok(())));
+        match kernel.number {
+            Number::Keep => assert_eq!((merged, exact), (Ok(()), Ok(()))),
+            // The page that would have shown it was not tried.
+            Number::NoMemory => {
+                assert!(matches!(kernel.sysfs, Sysfs::Numbered(_)));
+                for refused in [merged, exact] {
+                    assert!(matches!(refused, Err(Error::NoMemory { .. })));
+                }
+            }
+            other => panic!("{other:?} is no merging"),
+        }
         all.unwrap();
-        assert_eq!(kernel.number, Number::Keep);
     } else {
+        let denied = match kernel.sysfs {
+            Sysfs::Numbered(number) => number != MADV_MERGE,
+            Sysfs::Other | Sysfs::Uncounted => true,
+            Sysfs::Named | Sysfs::Hidden => false,
+        };
+        let doubt = match kernel.number {
+            Number::NoMemory if !denied => Some(libc::EAGAIN),
+            Number::Filtered | Number::Barred if !denied => Some(libc::EPERM),
+            _ => None,
+        };
         for result in [merged, exact, all.map(drop)] {
-            match kernel.number {
-                Number::NoMemory => assert!(matches!(result, Err(Error::Undecided { .. }))),
-                _ => assert!(
-                    matches!(result, Err(Error::Unsupported { .. })),
-                    "{result:?}"
-                ),
+            match (doubt, result) {
+                (Some(doubt), Err(Error::Undecided { errno })) => assert_eq!(errno, doubt),
+                (None, Err(Error::Unsupported { .. })) => {}
+                (_, result) => panic!("{result:?}"),
             }
         }
     }
@@ -183,7 +242,7 @@ fn meet(kernel: &str) -> String {
 
 #[test]
 fn what_keeps_a_page_may_be_the_engine() {
-    for kernel in ["keep named", "keep hidden"] {
+    for kernel in ["keep 26", "keep named", "keep hidden"] {
         let said = meet(kernel);
         assert!(said.contains("it offers Merge"), "{kernel}: {said}");
     }
@@ -199,7 +258,7 @@ fn other_advices_of_the_number_destroy_nothing() {
         libc::MADV_WIPEONFORK,
         libc::MADV_DONTDUMP,
     ] {
-        for sysfs in ["named", "other", "uncounted", "hidden"] {
+        for sysfs in ["25", "named", "other", "uncounted", "hidden"] {
             let kernel = format!("{number} {sysfs}");
             let said = meet(&kernel);
             assert!(!said.contains("it offers Merge"), "{kernel}: {said}");
@@ -233,8 +292,38 @@ fn a_kernel_that_shows_no_engine_has_none() {
 
 #[test]
 fn what_is_refused_is_not_there() {
-    for kernel in ["memory named", "filtered named", "filtered hidden"] {
+    for kernel in ["memory named", "memory 25", "filtered other", "barred 25"] {
         let said = meet(kernel);
         assert!(!said.contains("it offers Merge"), "{kernel}: {said}");
+    }
+}
+
+/// No page is tried, which there may be no memory for.
+#[test]
+fn the_engines_own_number_is_believed() {
+    let said = meet("memory 26");
+    assert!(said.contains("it offers Merge"), "{said}");
+    for kernel in ["keep 25", "keep -1"] {
+        let said = meet(kernel);
+        assert!(!said.contains("it offers Merge"), "{kernel}: {said}");
+    }
+}
+
+/// A filter has answered, and not the kernel.
+#[test]
+fn what_a_filter_refuses_is_undecided() {
+    for kernel in [
+        "filtered named",
+        "filtered hidden",
+        "barred 26",
+        "barred named",
+        "barred hidden",
+    ] {
+        let said = meet(kernel);
+        assert!(said.contains("Undecided"), "{kernel}: {said}");
+    }
+    for kernel in ["barred other", "barred uncounted"] {
+        let said = meet(kernel);
+        assert!(said.contains("Unsupported"), "{kernel}: {said}");
     }
 }

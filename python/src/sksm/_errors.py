@@ -44,15 +44,24 @@ def unsupported(instead: Support) -> Unsupported:
 
 
 class Undecided(Error):
-    """Whether this kernel merges cannot be found out now. Nothing was done; it may merge all the same."""
+    """Whether this kernel merges cannot be found out. Nothing was done; it may merge all the same: where a seccomp filter refuses to
+    ask, for whoever is not under it, else later.
+    """
 
 
-def undecided() -> Undecided:
-    return Undecided(
-        numbers.EAGAIN,
-        "whether this kernel merges cannot be found out now, without memory or a free descriptor for it; nothing was done, call "
-        "again later",
-    )
+#: For want of something that may be there later.
+_LATER = (numbers.ENOMEM, numbers.EAGAIN, numbers.EINTR, numbers.EMFILE, numbers.ENFILE)
+
+
+def undecided(errno: int) -> Undecided:
+    if errno in _LATER:
+        why = " now, without memory or a free descriptor for it; nothing was done, call again later"
+    else:
+        why = (
+            ": something refuses to ask it, as a seccomp filter does; nothing was done, have the filter let madvise with the "
+            "advice 26 pass"
+        )
+    return Undecided(errno, "whether this kernel merges cannot be found out" + why)
 
 
 class Invalid(Error):

@@ -91,6 +91,12 @@ def write(fd: int, start: int, length: int) -> int:
     return count
 
 
+def read(path: bytes) -> bytes:
+    """What is in a file of the kernel's."""
+    with open(path, "rb") as file:
+        return file.read()
+
+
 def file_system(path: bytes) -> int:
     """What kind of file system a file is on, as in statfs(2)."""
     # The structure differs, but for its first field, and is nowhere longer.

@@ -6,7 +6,7 @@ import enum
 from typing import Optional, Tuple
 
 from . import _handshake, _libc
-from ._errors import undecided, unsupported
+from ._errors import Undecided, undecided, unsupported
 
 _MADV_MERGEABLE = 12
 
@@ -29,40 +29,46 @@ _answer: Optional[Support] = None
 def support() -> Support:
     """What the running kernel offers. Asks it once, and remembers the answer for this process and its children.
 
-    The number of ``MADV_MERGE`` is not believed, as another kernel may have given it to another advice: the engine must be in
-    sysfs or proc where those can be seen, and a page that is mapped for it and merged must keep its bytes. Until that has been
-    shown, no function of this package gives the advice.
+    The number of ``MADV_MERGE`` is not believed, as another kernel may have given it to another advice: the engine must name it in
+    sysfs or, where that cannot be seen, be in proc where that can, and a page that is mapped for it and merged must keep its bytes.
+    Until that has been shown, no function of this package gives the advice.
 
     It says what the kernel knows, not what it will do: with ``sksm=off``, or for a process in no merge domain, calls are taken
     and nothing merges. A program that puts itself under a seccomp filter that kills asks before.
     """
-    global _answer
-    if _answer is not None:
-        return _answer
-    answer, certain = _ask()
-    if certain:
-        _answer = answer
-    return answer
+    return _ask()[0]
 
 
 def require() -> None:
     """Refuses a merge unless the kernel has shown that it merges.
 
-    Raises Unsupported, or Undecided where that cannot be found out now.
+    Raises Unsupported, or Undecided where that cannot be found out.
     """
-    answer = support()
-    if answer is Support.MERGE:
-        return
-    raise undecided() if _answer is None else unsupported(answer)
+    answer, doubt = _ask()
+    if doubt is not None:
+        raise doubt
+    if answer is not Support.MERGE:
+        raise unsupported(answer)
 
 
-def _ask() -> Tuple[Support, bool]:
-    """What the kernel offers, and whether that is certain: if not, there was no memory or no descriptor to find out."""
+def _ask() -> Tuple[Support, Optional[Undecided]]:
+    """What the kernel offers, and why that is not certain. What is, is remembered."""
+    global _answer
+    if _answer is not None:
+        return _answer, None
     # An emulated kernel (QEMU's user mode, gVisor) may wave through any advice for an empty range.
     if not _libc.LINUX or _handshake.accepts(0x7FFF_FFFF):
-        return Support.NONE, True
-    merges = _handshake.merges()
+        _answer = Support.NONE
+        return _answer, None
+    doubt = None
+    try:
+        merges = _handshake.merges()
+    except _handshake.Doubt as error:
+        merges, doubt = False, undecided(error.errno)
     if merges:
-        return Support.MERGE, True
-    ksm = _handshake.accepts(_MADV_MERGEABLE)
-    return Support.KSM if ksm else Support.NONE, merges is not None
+        answer = Support.MERGE
+    else:
+        answer = Support.KSM if _handshake.accepts(_MADV_MERGEABLE) else Support.NONE
+    if doubt is None:
+        _answer = answer
+    return answer, doubt

@@ -128,6 +128,10 @@ const SCAN_SERVICE: Term = (
     "sksm-scan.service",
     "The unit of systemd that runs this for as long as the machine does: systemctl enable --now sksm-scan",
 );
+const SCAN_SOCKET: Term = (
+    "sksm-scan.socket, /run/sksm-scan.sock",
+    "The unit that gives it a socket, as --serve does, and where that is: systemctl enable --now sksm-scan.socket, before the service starts",
+);
 const SCAN_CONFIGURATION: Term = (
     "/etc/sksm/scan.conf",
     "What that unit gives to --config: options, a line for each, as in stable = 5m. What it may hold stands in it.",
@@ -162,6 +166,7 @@ pub fn files(verb: &str) -> Vec<Term> {
         "top" => vec![COUNTERS, KSM, DOMAIN, COUNTS, SCAN_STATE, JSON],
         "scan" => vec![
             SCAN_SERVICE,
+            SCAN_SOCKET,
             SCAN_CONFIGURATION,
             SCAN_STATE,
             PRESSURE,
@@ -180,6 +185,7 @@ pub fn files(verb: &str) -> Vec<Term> {
             COUNTS,
             UNITS,
             SCAN_SERVICE,
+            SCAN_SOCKET,
             SCAN_CONFIGURATION,
             SCAN_STATE,
             OBJECT,

@@ -2,6 +2,11 @@
 //!
 //! A peer may write what it likes into the filter of its own domain, and into no other one. So that it gets no other one, it has to be
 //! who it was when it connected: the same process still, of the same user.
+//!
+//! Nothing is read from a peer and nobody is waited for, so that it does not matter how slow one is. What one user can have of the
+//! service is bounded, and what all can.
+
+mod room;
 
 use std::collections::HashMap;
 use std::fs::{File, Permissions};
@@ -10,28 +15,61 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use sksm_scan::SharedFilter;
 
 use crate::domain::{Domain, Mode, Owner};
 use crate::output;
+use room::Room;
 
 /// A filter is begun anew so often, so that who has gone is in it no more.
 const GENERATION: Duration = Duration::from_secs(600);
 /// Filters of 4 MiB: so many for domains of one user, and for all.
 const MOST_OF_USER: usize = 16;
 const MOST: usize = 256;
-/// So many answers to one user within this time, and to all.
-const WINDOW: Duration = Duration::from_secs(10);
-const ANSWERS_TO_USER: usize = 256;
-const ANSWERS: usize = 4096;
+/// How long nobody is answered where nobody can connect, and over which time CPU time is shared out.
+const REST: Duration = Duration::from_secs(10);
+/// The thread takes one part in so many of a CPU, however many connect.
+const SHARE: u32 = 10;
 
-/// A socket at which a thread answers as long as the command runs.
-pub struct Server(PathBuf);
+/// CPU time of the thread, in nanoseconds, which is at the mercy of others.
+static USED: AtomicU64 = AtomicU64::new(0);
+
+/// What answering has taken so far. It is none of the scanner's budget.
+pub fn cpu_time() -> Duration {
+    Duration::from_nanos(USED.load(Ordering::Relaxed))
+}
+
+/// A socket at which a thread answers as long as the command runs. Its path, if it is to be removed.
+pub struct Server(Option<PathBuf>);
 
 impl Server {
+    /// At a socket that systemd has made, if it has handed one over.
+    pub fn handed() -> Result<Option<Self>> {
+        let variable = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
+        // Not this process's but its parent's, where it was not told to start a service.
+        if variable("LISTEN_PID") != Some(std::process::id()) {
+            return Ok(None);
+        }
+        match variable("LISTEN_FDS") {
+            None | Some(0) => return Ok(None),
+            Some(1) => {}
+            Some(more) => {
+                bail!("{more} sockets were handed over; there is use for one: see sksm-scan.socket")
+            }
+        }
+        // SAFETY: the first after the three of every program, as sd_listen_fds(3) says; whoever says so has given it to this process.
+        let socket = unsafe { OwnedFd::from_raw_fd(3) };
+        let listener = listening(socket).context(
+            "what was handed over is no socket that listens: ListenStream= of sksm-scan.socket is a path",
+        )?;
+        serve(listener)?;
+        Ok(Some(Server(None)))
+    }
+
     pub fn listen(path: &Path) -> Result<Self> {
         let shown = path.display();
         // Nobody listens any more at what one that was killed has left.
@@ -43,24 +81,69 @@ impl Server {
             UnixListener::bind(path).with_context(|| format!("cannot listen at {shown}"))?;
         // Each gets its own domain's only; who may reach the socket, its directory says.
         open_to_all(path).with_context(|| format!("cannot open {shown} to others"))?;
-        let mut filters = Filters::default();
-        std::thread::Builder::new()
-            .name("serve".into())
-            .spawn(move || {
-                for peer in listener.incoming() {
-                    match peer {
-                        // Whoever is refused sees its connection end; a note for each would be at its mercy.
-                        Ok(peer) => _ = filters.answer(&peer),
-                        Err(error) => {
-                            output::note(&format!("nobody can connect now: {error}"));
-                            std::thread::sleep(WINDOW);
-                        }
-                    }
-                }
-            })
-            .context("no thread for the socket")?;
-        Ok(Server(path.to_owned()))
+        serve(listener)?;
+        Ok(Server(Some(path.to_owned())))
     }
+}
+
+fn serve(listener: UnixListener) -> Result<()> {
+    let mut filters = Filters::default();
+    let answer = move || {
+        let mut begun = (Instant::now(), own_cpu_time());
+        for peer in listener.incoming() {
+            match peer {
+                // Whoever is refused sees its connection end; a note for each would be at its mercy.
+                Ok(peer) => _ = filters.answer(peer),
+                Err(error) => {
+                    output::note(&format!("nobody can connect now: {error}"));
+                    std::thread::sleep(REST);
+                }
+            }
+            let used = own_cpu_time();
+            USED.store(used.as_nanos() as u64, Ordering::Relaxed);
+            // Time that nobody wanted is not kept for a flood.
+            if begun.0.elapsed() >= REST {
+                begun = (Instant::now(), used);
+            }
+            std::thread::sleep(ahead(used - begun.1, begun.0.elapsed()));
+        }
+    };
+    let thread = std::thread::Builder::new().name("serve".into());
+    thread.spawn(answer).context("no thread for the socket")?;
+    Ok(())
+}
+
+/// How long it has to rest, so that it has taken no more than its share.
+fn ahead(used: Duration, elapsed: Duration) -> Duration {
+    (used * SHARE).saturating_sub(elapsed)
+}
+
+/// Of this thread.
+fn own_cpu_time() -> Duration {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: writes one structure, into ours.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+fn listening(socket: OwnedFd) -> io::Result<UnixListener> {
+    let listens: libc::c_int = option(&socket, libc::SO_ACCEPTCONN)?;
+    let family: libc::c_int = option(&socket, libc::SO_DOMAIN)?;
+    if (listens, family) != (1, libc::AF_UNIX) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    // It came so that it outlived the start of this program, and waits where nobody connects.
+    // SAFETY: changes flags of a descriptor that is this function's own.
+    let set = unsafe {
+        let fd = socket.as_raw_fd();
+        libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) == 0
+            && libc::fcntl(fd, libc::F_SETFL, 0) == 0
+    };
+    set.then(|| socket.into())
+        .ok_or_else(io::Error::last_os_error)
 }
 
 /// Whose directory it is may have put something else there since; not that is opened.
@@ -80,17 +163,17 @@ fn open_to_all(path: &Path) -> io::Result<()> {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may have been removed by whoever has its directory.
-        _ = std::fs::remove_file(&self.0);
+        if let Some(path) = &self.0 {
+            // It may have been removed by whoever has its directory.
+            _ = std::fs::remove_file(path);
+        }
     }
 }
 
 #[derive(Default)]
 struct Filters {
     of: HashMap<Domain, Filter>,
-    /// Since when answers are counted, and to whom.
-    since: Option<Instant>,
-    answers: HashMap<u32, usize>,
+    room: Room,
 }
 
 struct Filter {
@@ -101,22 +184,17 @@ struct Filter {
 }
 
 impl Filters {
-    fn answer(&mut self, peer: &UnixStream) -> io::Result<()> {
-        let (user, domain) = domain_of(peer)?;
+    fn answer(&mut self, peer: UnixStream) -> io::Result<()> {
+        let who: libc::ucred = option(&peer, libc::SO_PEERCRED)?;
         let now = Instant::now();
-        if self.since.is_none_or(|since| now - since >= WINDOW) {
-            self.since = Some(now);
-            self.answers.clear();
-        }
-        if self.answers.values().sum::<usize>() >= ANSWERS {
+        // Before anything is looked up, so that a refusal costs less than the attempt.
+        if !self.room.takes(who.uid, now) {
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
-        let answers = self.answers.entry(user).or_default();
-        *answers += 1;
-        if *answers > ANSWERS_TO_USER {
-            return Err(io::ErrorKind::QuotaExceeded.into());
-        }
-        self.filter(user, domain, now)?.send(peer)
+        let domain = domain_of(&peer, &who)?;
+        self.filter(who.uid, domain, now)?.send(&peer)?;
+        self.room.answered(who.uid, peer);
+        Ok(())
     }
 
     fn filter(&mut self, user: u32, domain: Domain, now: Instant) -> io::Result<&SharedFilter> {
@@ -140,10 +218,9 @@ impl Filters {
     }
 }
 
-/// The user and the merge domain of who connected.
-fn domain_of(peer: &UnixStream) -> io::Result<(u32, Domain)> {
+/// The merge domain of who connected.
+fn domain_of(peer: &UnixStream, who: &libc::ucred) -> io::Result<Domain> {
     let refused = || io::Error::from(io::ErrorKind::PermissionDenied);
-    let who: libc::ucred = option(peer, libc::SO_PEERCRED)?;
     // Its number may be another's by now, so it is held; kernels that track writes know this.
     let pidfd: libc::c_int = option(peer, SO_PEERPIDFD)?;
     // SAFETY: a new descriptor that nothing else owns.
@@ -156,14 +233,14 @@ fn domain_of(peer: &UnixStream) -> io::Result<(u32, Domain)> {
     if owner.user() != who.uid || ended(&pidfd)? {
         return Err(refused());
     }
-    Ok((who.uid, domain))
+    Ok(domain)
 }
 
 /// Linux 6.5.
 const SO_PEERPIDFD: libc::c_int = 77;
 
 /// An option of a socket, which is a structure of numbers.
-fn option<T: Copy>(socket: &UnixStream, name: libc::c_int) -> io::Result<T> {
+fn option<T: Copy>(socket: &impl AsRawFd, name: libc::c_int) -> io::Result<T> {
     let mut value = std::mem::MaybeUninit::<T>::zeroed();
     let mut len = size_of::<T>() as libc::socklen_t;
     // SAFETY: writes at most as much as there is room for.
@@ -236,6 +313,31 @@ mod tests {
         let of_one = (0..100).filter(|number| given(1, *number)).count();
         assert_eq!(of_one, MOST_OF_USER);
         assert!(given(1, 0) && given(2, 1000) && !given(1, 1001));
+    }
+
+    #[test]
+    fn it_rests_after_what_it_has_taken() {
+        let ms = Duration::from_millis;
+        assert_eq!(ahead(ms(5), ms(100)), Duration::ZERO);
+        assert_eq!(ahead(ms(50), ms(100)), ms(400));
+    }
+
+    #[test]
+    fn what_is_handed_over_must_listen() {
+        let dir = tempfile::tempdir().unwrap();
+        let listener = UnixListener::bind(dir.path().join("twins")).unwrap();
+        // systemd's would not wait.
+        listener.set_nonblocking(true).unwrap();
+        let listener = listening(listener.into()).unwrap();
+        // SAFETY: asks for flags of a descriptor that is open.
+        let flags = unsafe { libc::fcntl(listener.as_raw_fd(), libc::F_GETFL) };
+        assert_eq!(flags & libc::O_NONBLOCK, 0);
+        let (one, _) = UnixStream::pair().unwrap();
+        assert!(listening(one.into()).is_err());
+        let tcp = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        assert!(listening(tcp.into()).is_err());
+        let file = File::open("/dev/null").unwrap();
+        assert!(listening(file.into()).is_err());
     }
 
     #[test]

@@ -7,14 +7,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use serde::Serialize;
-use sksm::{Error, Support};
+use sksm::Error;
 
 use crate::domain::{Mode, Names, Owner};
 use crate::footprint::Footprint;
 use crate::scan::seen::Seen;
 use crate::system::{Counters, System};
 use crate::target::{self, Targets};
-use crate::unit;
+use crate::{support, unit};
 
 #[derive(Serialize, Clone)]
 pub struct Sample {
@@ -77,11 +77,7 @@ impl Sample {
     pub fn take(targets: &Targets) -> Result<Self> {
         let system = System::read();
         if system.sksm.is_none() && system.ksm.is_none() {
-            return Err(Error::Unsupported {
-                instead: Support::None,
-                errno: libc::EINVAL,
-            }
-            .into());
+            return Err(support::uncounted());
         }
         let mode = Mode::read();
         let names = Names::new();
@@ -120,9 +116,7 @@ impl Sample {
         Ok(Sample {
             at: Instant::now(),
             saved: Saved::of(&system),
-            missing: system.sksm.is_none().then_some(
-                "KSM only: this kernel has no MADV_MERGE, it was built without CONFIG_SKSM",
-            ),
+            missing: system.sksm.is_none().then(support::why_only_ksm),
             domain: mode.map(Mode::name),
             domains: domains(&processes),
             system,

@@ -9,6 +9,8 @@ use sksm::{Region, Support};
 pub enum Unsupported {
     /// This kernel does not merge; what it has instead.
     Merging(Support),
+    /// Whether it merges cannot be found out.
+    Undecided(sksm::Error),
     /// No userfaultfd that write-protects asynchronously: not in this kernel (Linux before 6.7, or built without), forbidden by a
     /// seccomp filter, or not on this architecture.
     Userfaultfd(io::Error),
@@ -53,7 +55,7 @@ impl fmt::Display for Unsupported {
                 f,
                 "no private anonymous memory: what is shared with other processes, or a file's, is not tracked"
             ),
-            Unsupported::Mappings(error) => write!(f, "{error}"),
+            Unsupported::Undecided(error) | Unsupported::Mappings(error) => write!(f, "{error}"),
         }
     }
 }
@@ -64,7 +66,7 @@ impl std::error::Error for Unsupported {
             Unsupported::Userfaultfd(error)
             | Unsupported::Registering(_, error)
             | Unsupported::PagemapScan(error) => Some(error),
-            Unsupported::Mappings(error) => Some(error),
+            Unsupported::Undecided(error) | Unsupported::Mappings(error) => Some(error),
             Unsupported::Merging(_) | Unsupported::NotPrivate(_) | Unsupported::Nothing => None,
         }
     }

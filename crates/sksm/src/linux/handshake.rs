@@ -14,6 +14,9 @@
 //! saved, but nothing lost either.
 //!
 //! That the page was merged is not asked for: it need not be, with `sksm=off`, in no domain, or without memory.
+//!
+//! What a filter answers instead of the kernel tells nothing, nor what fails for want of memory or a descriptor: unless sysfs or proc
+//! deny the engine, that leaves it undecided.
 
 use core::ffi::{CStr, c_int, c_void};
 use core::mem::MaybeUninit;
@@ -22,8 +25,11 @@ use core::ptr::null_mut;
 use super::advise::{errno, errno_location, page_size};
 use crate::{MADV_MERGE, Support};
 
-/// What the kernel offers, and whether that is certain: if not, there was no memory or no descriptor to find out.
-pub(crate) fn ask() -> (Support, bool) {
+/// What could not be found out, with the error number of what stood against it.
+type Doubt = c_int;
+
+/// What the kernel offers; whether it merges may be in doubt.
+pub(crate) fn ask() -> (Support, Result<(), Doubt>) {
     // SAFETY: errno's location is valid for this thread's whole life.
     let kept = unsafe { *errno_location() };
     let answer = answer();
@@ -32,39 +38,56 @@ pub(crate) fn ask() -> (Support, bool) {
     answer
 }
 
-fn answer() -> (Support, bool) {
+fn answer() -> (Support, Result<(), Doubt>) {
     // An emulated kernel (QEMU's user mode, gVisor) may wave through any advice for an empty range.
     if accepts(i32::MAX) {
-        return (Support::None, true);
+        return (Support::None, Ok(()));
     }
-    let merges = if accepts(MADV_MERGE) {
-        handshake()
-    } else {
-        Some(false)
+    let merges = match known(MADV_MERGE) {
+        0 => handshake(),
+        // What kernels say of an advice that they do not know.
+        libc::EINVAL => Ok(false),
+        refused => unasked(refused),
     };
-    let support = if merges == Some(true) {
+    let support = if merges == Ok(true) {
         Support::Merge
     } else if accepts(libc::MADV_MERGEABLE) {
         Support::Ksm
     } else {
         Support::None
     };
-    (support, merges.is_some())
+    (support, merges.map(drop))
 }
 
-/// Whether an advice is known.
-pub(super) fn accepts(advice: i32) -> bool {
+/// Whether an advice is known: 0, or the error number.
+fn known(advice: i32) -> c_int {
     // SAFETY: the range is empty, so no advice can touch memory.
-    unsafe { libc::madvise(null_mut(), 0, advice) == 0 }
+    match unsafe { libc::madvise(null_mut(), 0, advice) } {
+        0 => 0,
+        _ => errno(),
+    }
 }
 
-/// Whether the advice is the right one; none if that cannot be found out now.
-fn handshake() -> Option<bool> {
+pub(super) fn accepts(advice: i32) -> bool {
+    known(advice) == 0
+}
+
+/// Whether the advice is the right one.
+fn handshake() -> Result<bool, Doubt> {
     match named() {
-        Named::Number(number) => Some(number == MADV_MERGE),
-        Named::Absent => Some(false),
+        Named::Number(number) => Ok(number == MADV_MERGE),
+        Named::Absent => Ok(false),
         Named::Engine => Probe::new()?.keeps(false),
         Named::Unseen => Probe::new()?.keeps(true),
+    }
+}
+
+/// The same where something else than the kernel has answered for it: a seccomp filter, as a rule.
+fn unasked(refused: c_int) -> Result<bool, Doubt> {
+    match named() {
+        Named::Number(number) if number != MADV_MERGE => Ok(false),
+        Named::Absent => Ok(false),
+        _ => Err(refused),
     }
 }
 
@@ -162,7 +185,7 @@ struct Probe {
 }
 
 impl Probe {
-    fn new() -> Option<Self> {
+    fn new() -> Result<Self, Doubt> {
         let page = page_size();
         let len = 3 * page;
         let protection = libc::PROT_READ | libc::PROT_WRITE;
@@ -170,7 +193,7 @@ impl Probe {
         // SAFETY: a new mapping, placed by the kernel.
         let start = unsafe { libc::mmap(null_mut(), len, protection, flags, -1, 0) };
         if start == libc::MAP_FAILED {
-            return None;
+            return Err(errno());
         }
         let start = start.cast();
         let probe = Probe { start, page, len };
@@ -179,26 +202,30 @@ impl Probe {
             // SAFETY: within the second page, which is mapped and writable.
             unsafe { page.add(at).write(pattern(at)) };
         }
-        Some(probe)
+        Ok(probe)
     }
 
     fn page_of(&self, number: usize) -> *mut u8 {
         self.start.wrapping_add(number * self.page)
     }
 
-    /// Gives the advice, and looks whether it has left the page as it was; none if that cannot be found out.
-    fn keeps(mut self, reclaim: bool) -> Option<bool> {
+    /// Gives the advice, and looks whether it has left the page as it was.
+    fn keeps(mut self, reclaim: bool) -> Result<bool, Doubt> {
         match self.advise(MADV_MERGE) {
             0 => {}
-            // Without memory for it, or ended by a signal.
-            libc::EAGAIN | libc::ENOMEM | libc::EINTR => return None,
-            _ => return Some(false),
+            // Of an advice for something else, as of a page that it is not meant for.
+            libc::EINVAL | libc::EBADF | libc::EIO | libc::EFAULT => return Ok(false),
+            // Without memory for it, ended by a signal, or refused by a filter.
+            doubt => return Err(doubt),
         }
         if !self.is_one_mapping() {
-            return Some(false);
+            return Ok(false);
         }
-        if reclaim && self.advise(libc::MADV_PAGEOUT) != 0 {
-            return None;
+        if reclaim {
+            match self.advise(libc::MADV_PAGEOUT) {
+                0 => {}
+                doubt => return Err(doubt),
+            }
         }
         self.has_its_bytes()
     }
@@ -230,11 +257,11 @@ impl Probe {
     }
 
     /// Has the kernel read the page, for which it gives an error where this program would end by a signal.
-    fn has_its_bytes(&self) -> Option<bool> {
+    fn has_its_bytes(&self) -> Result<bool, Doubt> {
         let mut ends = [0; 2];
         // SAFETY: room for two descriptors.
         if unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC | libc::O_NONBLOCK) } != 0 {
-            return None;
+            return Err(errno());
         }
         let (page, copy) = (self.page_of(1), self.page_of(2));
         let count = |result: isize| usize::try_from(result).map_err(|_| errno());
@@ -247,13 +274,13 @@ impl Probe {
             (written, read)
         };
         if written == Err(libc::EFAULT) {
-            return Some(false);
+            return Ok(false);
         }
-        if written != Ok(self.page) || read != Ok(self.page) {
-            return None;
+        if written? != self.page || read? != self.page {
+            return Err(libc::EAGAIN);
         }
         // SAFETY: the third page is mapped and was not advised.
-        Some((0..self.page).all(|at| unsafe { copy.add(at).read() } == pattern(at)))
+        Ok((0..self.page).all(|at| unsafe { copy.add(at).read() } == pattern(at)))
     }
 }
 
@@ -277,7 +304,7 @@ mod tests {
     fn asking_keeps_errno() {
         // SAFETY: errno's location is valid for this thread.
         unsafe { *errno_location() = libc::EXDEV };
-        ask();
+        _ = ask();
         assert_eq!(
             std::io::Error::last_os_error().raw_os_error(),
             Some(libc::EXDEV)
@@ -288,9 +315,9 @@ mod tests {
     fn a_page_that_nothing_happened_to_is_as_it_was() {
         let mut probe = Probe::new().unwrap();
         assert!(probe.is_one_mapping());
-        assert_eq!(probe.has_its_bytes(), Some(true));
+        assert_eq!(probe.has_its_bytes(), Ok(true));
         // SAFETY: a page of the probe's own.
         unsafe { probe.page_of(1).write(0) };
-        assert_eq!(probe.has_its_bytes(), Some(false));
+        assert_eq!(probe.has_its_bytes(), Ok(false));
     }
 }

@@ -144,10 +144,11 @@ fn service(packages: &[PathBuf], root: &Path) -> Result<()> {
     for (name, part) in [
         (
             "prerm",
-            "deb-systemd-invoke stop sksm-scan.service 'sksm-merge@*.timer'",
+            "deb-systemd-invoke stop sksm-scan.socket sksm-scan.service 'sksm-merge@*.timer'",
         ),
         ("postrm", "timers.target.wants/sksm-merge@*.timer"),
         ("postrm", "multi-user.target.wants/sksm-scan.service"),
+        ("postrm", "sockets.target.wants/sksm-scan.socket"),
     ] {
         let script = script(packages, name)?;
         ensure!(
@@ -233,12 +234,19 @@ fn configuring(postinst: &str) -> Result<()> {
     const RELOAD: &str = "systemctl --system daemon-reload";
     const START: &str = r"deb-systemd-invoke start sksm-merge@a\x2db.service.timer";
     const SCAN: &str = "deb-systemd-invoke start sksm-scan.service";
+    const SOCKET: &str = "deb-systemd-invoke start sksm-scan.socket";
     const AGAIN: &str = "deb-systemd-invoke try-restart sksm-scan.service";
     let timer = [r"sksm-merge@a\x2db.service.timer"];
     for (words, enabled, expected) in [
         (&["configure", ""], &[][..], &[SET, RELOAD][..]),
         (&["configure", ""], &timer, &[SET, RELOAD, START]),
         (&["configure", ""], &[units::SCANNER], &[SET, RELOAD, SCAN]),
+        // A service that runs already would not be given the socket.
+        (
+            &["configure", ""],
+            &[units::SCANNER, units::SOCKET],
+            &[SET, RELOAD, SOCKET, SCAN],
+        ),
         (&["configure", "0.1"], &timer, &[RELOAD, START, AGAIN]),
         (&["abort-upgrade", "0.1.0"], &timer, &[]),
     ] {
@@ -264,20 +272,30 @@ fn asked_for(script: &str, words: &[&str], enabled: &[&str]) -> Result<Vec<Strin
         cache::write(&tool, text)?;
         fs::set_permissions(&tool, fs::Permissions::from_mode(0o755))?;
     }
-    let (running, wanted) = (at("running"), at("wanted"));
+    let running = at("running");
     fs::create_dir(&running)?;
-    fs::create_dir(&wanted)?;
+    let wanted = |target: &str| at(&format!("{target}.wants"));
+    let targets = ["timers.target", "sockets.target", "multi-user.target"];
+    for target in targets {
+        fs::create_dir(wanted(target))?;
+    }
     for unit in enabled {
-        symlink("/usr/lib/systemd/system", wanted.join(unit))?;
+        let target = match unit.rsplit('.').next() {
+            Some("timer") => targets[0],
+            Some("socket") => targets[1],
+            _ => targets[2],
+        };
+        symlink("/usr/lib/systemd/system", wanted(target).join(unit))?;
     }
     let mut script = script.to_owned();
-    for (own, other) in [
-        ("/run/systemd/system", &running),
-        ("/etc/systemd/system/timers.target.wants", &wanted),
-        ("/etc/systemd/system/multi-user.target.wants", &wanted),
-    ] {
-        ensure!(script.contains(own), "{own} is not looked at: {script}");
-        script = script.replace(own, &other.display().to_string());
+    let mut others = vec![("/run/systemd/system".to_owned(), running)];
+    for target in targets {
+        let own = format!("/etc/systemd/system/{target}.wants");
+        others.push((own, wanted(target)));
+    }
+    for (own, other) in others {
+        ensure!(script.contains(&own), "{own} is not looked at: {script}");
+        script = script.replace(&own, &other.display().to_string());
     }
     let path = format!(
         "{}:{}",

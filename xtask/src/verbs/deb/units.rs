@@ -12,11 +12,13 @@ pub const UNITS: &str = "usr/lib/systemd/system";
 const TARGET: &str = "sysinit.target";
 const SERVICE: &str = "sksm-merge@.service";
 pub const SCANNER: &str = "sksm-scan.service";
+pub const SOCKET: &str = "sksm-scan.socket";
 /// As somebody may name them.
-const INSTANCES: [&str; 3] = [
+const INSTANCES: [&str; 4] = [
     "sksm-merge@nginx.service.timer",
     "sksm-merge@nginx.service.service",
     SCANNER,
+    SOCKET,
 ];
 /// The most that `systemd-analyze security` may say, in tenths: 100 is a service without any bounds. Three capabilities and all
 /// of /proc make 13.
@@ -122,6 +124,7 @@ mod tests {
                 "sksm-scan.service is more",
             ),
             (SCANNER, "RestartSec=10s", "RestartSec=soon", "soon"),
+            (SOCKET, "SocketMode=0666", "SocketMode=all", "all"),
             (
                 SCANNER,
                 "ExecReload=kill",

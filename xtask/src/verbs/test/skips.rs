@@ -98,13 +98,15 @@ const UM: Reasons = &[
         "sksm-command/guide/",
         "gives every process the same addresses",
     ),
-    ("sksm-command/guide/node-", NODE),
+    ("sksm-command/guide/node-", LANGUAGE),
+    ("sksm-command/guide/java-", LANGUAGE),
+    ("sksm-command/guide/go-", LANGUAGE),
     ("sksm-library/static-keys", "needs Rust 1.87"),
     ("sksm-library/tracker/", "has no bits for write protection"),
     ("sksm-python/celery", SERVER),
     ("sksm-python/uwsgi", SERVER),
 ];
-const NODE: &str = "not everybody has Node.js";
+const LANGUAGE: &str = "not everybody has Node.js, Java's compiler, or Go";
 const SERVER: &str = "not everybody has this server";
 const MEMORY_FAILURE: &str = "has no handling of memory failure";
 
@@ -117,7 +119,9 @@ const X86_64: Reasons = &[
         "sksm-command/guide/",
         "the figures are of one version of Python",
     ),
-    ("sksm-command/guide/node-", NODE),
+    ("sksm-command/guide/node-", LANGUAGE),
+    ("sksm-command/guide/java-", LANGUAGE),
+    ("sksm-command/guide/go-", LANGUAGE),
     // Those two are the host's processor where QEMU runs on KVM.
     (
         "sksm-abi/kvm/",

@@ -36,7 +36,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 const GUIDE: &str = include_str!("../../../../../docs/guide.md");
-const PYTHON: &str = include_str!("../../../../../examples/workers/workers.py");
+pub const PYTHON: &str = include_str!("../../../../../examples/workers/workers.py");
 
 /// Started once, and what it is called with.
 const FORKED: (usize, &[&str]) = (1, &["python3", "workers.py", "--fork", "4", "table"]);
@@ -124,7 +124,27 @@ impl Workers {
         Ok(())
     }
 
-    fn pids(&self) -> Result<Vec<u32>> {
+    /// Has each serve so many requests.
+    pub fn serve(&mut self, requests: usize) -> Result<()> {
+        for (child, _) in &mut self.0 {
+            writeln!(child.stdin.as_ref().context("no input")?, "{requests}")?;
+        }
+        self.hear("served")
+    }
+
+    /// How many frames all of them have together.
+    pub fn frames(&self) -> Result<usize> {
+        Ok(frames::of(self.pids()?)?.len())
+    }
+
+    /// Takes every page of what the options name.
+    pub fn merge(&self, options: &[&str]) -> Result<()> {
+        let names: Vec<String> = self.pids()?.iter().map(u32::to_string).collect();
+        on(&[&["merge", "--everything"], options].concat(), &names)?;
+        Ok(())
+    }
+
+    pub fn pids(&self) -> Result<Vec<u32>> {
         let mut pids: Vec<u32> = self.0.iter().map(|(child, _)| child.id()).collect();
         for at in 0..pids.len() {
             let pid = pids[at];
@@ -139,22 +159,18 @@ impl Workers {
     /// In the order of [`told`].
     pub fn measure(mut self) -> Result<Vec<f64>> {
         let pids = self.pids()?;
-        let names: Vec<String> = pids.iter().map(u32::to_string).collect();
-        let frames = || Ok::<_, anyhow::Error>(frames::of(pids.iter().copied())?.len() as f64);
-        let built = frames()?;
-        let saved = || Ok::<_, anyhow::Error>(100.0 * (1.0 - frames()? / built));
-        let merge = || on(&["merge", "--everything"], &names);
-        merge()?;
-        let mut measured = vec![saved()?];
+        let built = self.frames()? as f64;
+        let saved = |workers: &Self| -> Result<f64> {
+            Ok(100.0 * (1.0 - workers.frames()? as f64 / built))
+        };
+        self.merge(&[])?;
+        let mut measured = vec![saved(&self)?];
         for requests in [1_000, 9_000] {
-            for (child, _) in &mut self.0 {
-                writeln!(child.stdin.as_ref().context("no input")?, "{requests}")?;
-            }
-            self.hear("served")?;
-            measured.push(saved()?);
+            self.serve(requests)?;
+            measured.push(saved(&self)?);
         }
-        merge()?;
-        measured.push(saved()?);
+        self.merge(&[])?;
+        measured.push(saved(&self)?);
         let all: BTreeSet<u32> = self.pids()?.into_iter().collect();
         ensure!(all == pids.into_iter().collect(), "a worker has ended");
         eprintln!("{:.1} MiB of private memory", built / 256.0);

@@ -1,15 +1,17 @@
 //! The command `sksm` on a kernel that merges: every verb, the rights that it needs, and that what `estimate` foretells is what
 //! `merge` saves.
 
+mod arrays;
 mod command;
 mod crew;
 mod domains;
 mod estimate;
 mod guide;
-mod node;
+mod moving;
 mod passed;
 mod scan;
 mod swapped;
+mod undecided;
 mod undo;
 
 use std::fs;
@@ -35,6 +37,9 @@ struct Arguments {
     /// Holds memory for a test, until standard input ends
     #[arg(long, hide = true)]
     hold: Option<Holding>,
+    /// Asks whether the kernel merges, with no descriptor left, for a test
+    #[arg(long, hide = true)]
+    ask_without_descriptors: bool,
 }
 
 const TESTS: &[Test] = &[
@@ -72,25 +77,31 @@ const TESTS: &[Test] = &[
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    match arguments.hold {
-        None => report::run(
-            &[
-                TESTS,
-                swapped::TESTS,
-                scan::TESTS,
-                guide::TESTS,
-                node::TESTS,
-            ]
-            .concat(),
-            &arguments.options,
-        ),
-        Some(holding) => match hold(holding) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => {
-                eprintln!("error: {error:#}");
-                ExitCode::FAILURE
-            }
-        },
+    let done = match arguments.hold {
+        _ if arguments.ask_without_descriptors => undecided::ask_without_descriptors(),
+        Some(holding) => hold(holding),
+        None => {
+            return report::run(
+                &[
+                    TESTS,
+                    swapped::TESTS,
+                    scan::TESTS,
+                    guide::TESTS,
+                    moving::TESTS,
+                    arrays::TESTS,
+                    undecided::TESTS,
+                ]
+                .concat(),
+                &arguments.options,
+            );
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
     }
 }
 

@@ -2,6 +2,9 @@
 
 mod crowd;
 mod latency;
+mod load;
+mod profile;
+mod served;
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -46,6 +49,16 @@ pub const TESTS: &[Test] = &[
     test("scan/more-processes-than-descriptors", || {
         alone(more_than_descriptors)
     }),
+    test("scan/serves-each-domain-its-own", || {
+        alone(served::to_each_its_own)
+    }),
+    test("scan/serves-while-one-floods-it", || {
+        alone(served::one_floods_it)
+    }),
+    test("scan/under-the-profile-of-its-pod", || {
+        alone(profile::of_its_pod)
+    }),
+    test("scan/workers-under-load", || alone(load::forked_workers)),
     test("scan/latency", || alone(latency::no_worse_than_ksmd)),
     test("scan/thousands", || alone(crowd::thousands)),
 ];
