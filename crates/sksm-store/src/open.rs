@@ -1,0 +1,48 @@
+use std::env;
+use std::ffi::{CString, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Fault};
+use crate::store::Store;
+
+impl Store {
+    /// Opens the user's store: `/dev/shm/sksm-UID`, or the directory that `SKSM_STORE_DIR` names. It may hold a tenth of the machine's
+    /// memory, or as much as `SKSM_STORE_LIMIT` says, as in `800M` or `2G`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::open_in`].
+    pub fn open() -> Result<Self, Error> {
+        let store = Self::open_in(Self::directory())?;
+        Ok(
+            match env::var_os("SKSM_STORE_LIMIT").and_then(|text| size(&text)) {
+                Some(bytes) => store.with_limit(bytes),
+                None => store,
+            },
+        )
+    }
+
+    /// Opens the store in this directory, which it makes if there is none.
+    ///
+    /// # Errors
+    ///
+    /// A directory that others own or may open, or that is not in memory, is refused: see [`Fault`].
+    pub fn open_in(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = CString::new(path.as_ref().as_os_str().as_bytes());
+        Self::open_at(&path.map_err(|_| Error::new(Fault::Path, 0))?)
+    }
+
+    /// Where [`Store::open`] looks.
+    #[must_use]
+    pub fn directory() -> PathBuf {
+        let named = env::var_os("SKSM_STORE_DIR").filter(|path| !path.is_empty());
+        // SAFETY: geteuid cannot fail.
+        let own = || format!("/dev/shm/sksm-{}", unsafe { libc::geteuid() }).into();
+        named.map_or_else(own, PathBuf::from)
+    }
+}
+
+fn size(text: &OsString) -> Option<u64> {
+    crate::size::parse(text.as_bytes())
+}
