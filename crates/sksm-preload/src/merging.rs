@@ -40,6 +40,8 @@ pub enum Obstacle {
     Untried,
     /// A filter that has come since.
     Later,
+    /// Nobody asked for it: the store was asked for.
+    NotAsked,
 }
 
 /// How far a merge has come.
@@ -88,13 +90,14 @@ impl Progress {
 }
 
 impl Obstacle {
-    const ALL: [Obstacle; 6] = [
+    const ALL: [Obstacle; 7] = [
         Obstacle::Settings,
         Obstacle::Support,
         Obstacle::Refused,
         Obstacle::Kills,
         Obstacle::Untried,
         Obstacle::Later,
+        Obstacle::NotAsked,
     ];
 
     pub fn tell(self, line: &mut Line) {
@@ -108,6 +111,7 @@ impl Obstacle {
             Obstacle::Untried => {
                 b" under a seccomp filter, where nothing can be tried; see SKSM_SECCOMP"
             }
+            Obstacle::NotAsked => b", SKSM_STORE is set and SKSM is not",
             Obstacle::Later => b" under a seccomp filter that has come since; see SKSM_SECCOMP",
         });
     }
@@ -143,16 +147,20 @@ impl Wanted {
         }
     }
 
+    /// Notes the filters that are in force before main.
+    pub fn note_filters(&self) {
+        let filters = filter::in_force().unwrap_or(UNKNOWN);
+        self.filters.store(filters, Ordering::Relaxed);
+    }
+
     pub fn is_verbose(&self) -> bool {
         self.verbose.load(Ordering::Relaxed)
     }
 
     /// Finds out, before main, whether anything can be merged here.
     pub fn find_obstacle(&self) -> Result<(), Obstacle> {
-        let filters = filter::in_force().unwrap_or(UNKNOWN);
-        self.filters.store(filters, Ordering::Relaxed);
         self.survives(|| _ = supported())?;
-        match filters {
+        match self.filters.load(Ordering::Relaxed) {
             _ if supported() => Ok(()),
             0 => Err(Obstacle::Support),
             _ => Err(Obstacle::Refused),

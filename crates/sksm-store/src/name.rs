@@ -22,6 +22,7 @@ impl Name {
     }
 
     /// What is stored of data with this hash.
+    #[cfg(feature = "std")]
     pub fn frozen(hash: &blake3::Hash) -> Self {
         let mut name = Self::new();
         name.text(b"frozen").hash(hash);

@@ -71,17 +71,40 @@ impl Store {
         if stat.st_mode & 0o077 != 0 {
             return Err(Error::new(Fault::Mode, 0));
         }
-        let (of, vfs) = dir.file_system().map_err(system)?;
-        if of.f_type != TMPFS {
-            return Err(Error::new(Fault::FileSystem, 0));
-        }
+        let executable = in_memory(&dir)?;
         Ok(Store {
             dir,
             device: stat.st_dev,
             user,
             limit: sys::memory() / 10,
-            executable: vfs.f_flag & libc::ST_NOEXEC as libc::c_ulong == 0,
+            executable,
         })
+    }
+
+    /// Opens the directory that is named, or `/dev/shm/sksm-UID`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Store::open_at`].
+    #[doc(hidden)]
+    pub fn open_named(named: Option<&[u8]>) -> Result<Self, Error> {
+        let mut path = [0; LONGEST_PATH + 1];
+        let mut digits = [0; 10];
+        let named = match named.filter(|named| !named.is_empty()) {
+            Some(named) => [named, b""],
+            // SAFETY: geteuid cannot fail.
+            None => [
+                b"/dev/shm/sksm-",
+                sys::decimal(unsafe { libc::geteuid() }, &mut digits),
+            ],
+        };
+        if named.iter().map(|part| part.len()).sum::<usize>() > LONGEST_PATH {
+            return Err(Error::new(Fault::Path, 0));
+        }
+        for (place, byte) in path.iter_mut().zip(named.into_iter().flatten()) {
+            *place = *byte;
+        }
+        Self::open_at(CStr::from_bytes_until_nul(&path).unwrap_or_default())
     }
 
     /// May hold so many bytes, instead of a tenth of the machine's memory.
@@ -287,6 +310,15 @@ impl Store {
         }
         Ok(())
     }
+}
+
+/// Whether code can be mapped from this file system, which must be in memory.
+pub(crate) fn in_memory(dir: &Fd) -> Result<bool, Error> {
+    let (of, vfs) = dir.file_system().map_err(system)?;
+    if of.f_type != TMPFS {
+        return Err(Error::new(Fault::FileSystem, 0));
+    }
+    Ok(vfs.f_flag & libc::ST_NOEXEC as libc::c_ulong == 0)
 }
 
 fn taken(stat: &libc::stat) -> u64 {

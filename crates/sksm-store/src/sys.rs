@@ -207,10 +207,8 @@ impl Fd {
 #[repr(align(8))]
 struct Aligned([u8; 2048]);
 
-fn proc_fd(fd: c_int, room: &mut [u8; 32]) -> &CStr {
-    let prefix = b"/proc/self/fd/";
-    let mut digits = [0; 10];
-    let mut number = fd.unsigned_abs();
+/// The digits of a number.
+pub fn decimal(mut number: u32, digits: &mut [u8; 10]) -> &[u8] {
     let mut at = digits.len();
     loop {
         at -= 1;
@@ -222,7 +220,13 @@ fn proc_fd(fd: c_int, room: &mut [u8; 32]) -> &CStr {
             break;
         }
     }
-    let text = prefix.iter().chain(digits.get(at..).unwrap_or_default());
+    digits.get(at..).unwrap_or_default()
+}
+
+fn proc_fd(fd: c_int, room: &mut [u8; 32]) -> &CStr {
+    let prefix = b"/proc/self/fd/";
+    let mut digits = [0; 10];
+    let text = (prefix.iter()).chain(decimal(fd.unsigned_abs(), &mut digits));
     for (place, byte) in room.iter_mut().zip(text) {
         *place = *byte;
     }
