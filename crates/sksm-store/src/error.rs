@@ -1,5 +1,6 @@
 //! What is in the way, and what to do about it.
 
+use core::ffi::CStr;
 use core::fmt;
 
 /// Why nothing was shared. The program has its own pages, as before.
@@ -33,6 +34,10 @@ pub enum Fault {
     Threads,
     /// Pages are locked in memory, and mapped ones would not be.
     Locked,
+    /// Code on this machine has protection that mapped pages would lose, or its breakpoints are not known.
+    Machine,
+    /// Values that must begin at addresses rounder than a page's.
+    Alignment,
     /// No such object is loaded.
     NoObject,
     /// The object's file cannot be read, or another has taken its place.
@@ -77,59 +82,72 @@ impl Fault {
     /// It in words, and what to do about it.
     #[must_use]
     pub fn advice(self) -> &'static str {
+        self.advice_for_c().to_str().unwrap_or_default()
+    }
+
+    /// The same for C.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn advice_for_c(self) -> &'static CStr {
         match self {
             Fault::Privileged => {
-                "the program runs with more rights than who started it; it keeps its own pages"
+                c"the program runs with more rights than who started it; it keeps its own pages"
             }
             Fault::Path => {
-                "the store's directory needs an absolute path of at most 200 bytes; see SKSM_STORE_DIR"
+                c"the store's directory needs an absolute path of at most 200 bytes; see SKSM_STORE_DIR"
             }
             Fault::Directory => {
-                "the store's directory cannot be made or opened; name another by SKSM_STORE_DIR"
+                c"the store's directory cannot be made or opened; name another by SKSM_STORE_DIR"
             }
             Fault::NotDirectory => {
-                "a link or a file is in the place of the store's directory; remove it, or name another by SKSM_STORE_DIR"
+                c"a link or a file is in the place of the store's directory; remove it, or name another by SKSM_STORE_DIR"
             }
             Fault::Owner => {
-                "the store's directory is another user's; have it removed, or name another by SKSM_STORE_DIR"
+                c"the store's directory is another user's; have it removed, or name another by SKSM_STORE_DIR"
             }
             Fault::Mode => {
-                "others may open the store's directory; chmod it to 700, or name another by SKSM_STORE_DIR"
+                c"others may open the store's directory; chmod it to 700, or name another by SKSM_STORE_DIR"
             }
             Fault::FileSystem => {
-                "the store's directory is not in memory; name one on a tmpfs by SKSM_STORE_DIR"
+                c"the store's directory is not in memory; name one on a tmpfs by SKSM_STORE_DIR"
             }
             Fault::NoExec => {
-                "the store's file system is mounted noexec; name one that is not by SKSM_STORE_DIR"
+                c"the store's file system is mounted noexec; name one that is not by SKSM_STORE_DIR"
             }
             Fault::Threads => {
-                "the program has several threads, one of which might write; share before they start"
+                c"the program has several threads, one of which might write; share before they start"
             }
             Fault::Locked => {
-                "the program has locked memory (mlock), which shared pages would not be; share before it does"
+                c"the program has locked memory (mlock), which shared pages would not be; share before it does"
             }
-            Fault::NoObject => "no such object is loaded, or it has no code that can be shared",
+            Fault::Machine => {
+                c"code on this machine has protection (BTI) that shared pages would lose, or its breakpoints are not known; data can be frozen"
+            }
+            Fault::Alignment => {
+                c"values that must begin at rounder addresses than a page's cannot be frozen"
+            }
+            Fault::NoObject => c"no such object is loaded, or it has no code that can be shared",
             Fault::Replaced => {
-                "the object's file cannot be read, or another has taken its place; start the program anew"
+                c"the object's file cannot be read, or another has taken its place; start the program anew"
             }
             Fault::Limit => {
-                "the store may not hold so much; raise SKSM_STORE_LIMIT, or end who uses what it holds"
+                c"the store may not hold so much; raise SKSM_STORE_LIMIT, or end who uses what it holds"
             }
             Fault::Space => {
-                "the store's file system is full; make room there, or name another by SKSM_STORE_DIR"
+                c"the store's file system is full; make room there, or name another by SKSM_STORE_DIR"
             }
             Fault::Quota => {
-                "the quota of the store's file system is used up; raise it, or name another by SKSM_STORE_DIR"
+                c"the quota of the store's file system is used up; raise it, or name another by SKSM_STORE_DIR"
             }
-            Fault::FileSize => "the process may not write a file of that size; raise ulimit -f",
+            Fault::FileSize => c"the process may not write a file of that size; raise ulimit -f",
             Fault::Busy => {
-                "another process has been publishing the same for too long; is it stopped?"
+                c"another process has been publishing the same for too long; is it stopped?"
             }
             Fault::Damaged => {
-                "what the store has under that name is something else; `sksm store clear` removes it"
+                c"what the store has under that name is something else; `sksm store clear` removes it"
             }
-            Fault::Proc => "/proc cannot be read; mount it",
-            Fault::System => "a call failed",
+            Fault::Proc => c"/proc cannot be read; mount it",
+            Fault::System => c"a call failed",
         }
     }
 }

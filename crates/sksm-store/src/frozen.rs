@@ -44,12 +44,25 @@ impl Store {
     ///
     /// [`Kept`] gives the data back, with what stood against it.
     pub fn freeze<T: NoUninit>(&self, data: Vec<T>) -> Result<Frozen<T>, Kept<T>> {
-        let map = match self.freeze_bytes(bytemuck::cast_slice(&data)) {
-            Ok(map) => map.map(Arc::new),
-            Err(error) => return Err(Kept { error, data }),
-        };
+        match self.freeze_copy(&data) {
+            Ok(frozen) => Ok(frozen),
+            Err(error) => Err(Kept { error, data }),
+        }
+    }
+
+    /// The same of data that somebody else owns, and may go on to change.
+    ///
+    /// # Errors
+    ///
+    /// What stood against it.
+    pub fn freeze_copy<T: NoUninit>(&self, data: &[T]) -> Result<Frozen<T>, Error> {
+        // Where a mapping begins.
+        if align_of::<T>() > sksm::page_size() {
+            return Err(Error::new(Fault::Alignment, 0));
+        }
+        let map = self.freeze_bytes(bytemuck::cast_slice(data))?;
         Ok(Frozen {
-            map,
+            map: map.map(Arc::new),
             count: data.len(),
             kind: PhantomData,
         })

@@ -360,6 +360,13 @@ pub fn file_size_limit() -> u64 {
     }
 }
 
+/// Whether code may be protected against jumps into its middle (`PROT_BTI` of aarch64), which only smaps would tell.
+pub fn has_branch_targets() -> bool {
+    const HWCAP2_BTI: libc::c_ulong = 1 << 17;
+    // SAFETY: reads what the kernel left at the start.
+    cfg!(target_arch = "aarch64") && unsafe { libc::getauxval(libc::AT_HWCAP2) } & HWCAP2_BTI != 0
+}
+
 /// The machine's memory in bytes.
 pub fn memory() -> u64 {
     // SAFETY: numbers, for all of which zero is a value.

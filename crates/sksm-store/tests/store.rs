@@ -56,6 +56,20 @@ fn nothing_is_frozen_too() {
     assert_eq!(published(&home).len(), 0);
 }
 
+/// Of types for which a page's start is not round enough.
+#[test]
+fn an_alignment_of_more_than_a_page_is_refused() {
+    #[derive(Clone, Copy)]
+    #[repr(C, align(8192))]
+    struct Round([u8; 8192]);
+    // SAFETY: it has no padding.
+    unsafe impl bytemuck::NoUninit for Round {}
+    let home = Home::new();
+    let kept = home.store().freeze(vec![Round([7; 8192])]).unwrap_err();
+    assert_eq!(kept.error.fault(), Fault::Alignment);
+    assert_eq!(kept.data[0].0, [7; 8192]);
+}
+
 /// A copy keeps the memory when the first goes, and threads may share it.
 #[test]
 fn copies_are_references() {

@@ -1,6 +1,13 @@
 //! Breakpoints that others have put into the code: a debugger, or the kernel for a probe (uprobe). They are of one process, and the
 //! kernel knows those of a probe by the file and the place in it; in another file they would end the program.
 
+/// What they look like on other machines has not been looked at, so that no code is shared there.
+pub const ARE_KNOWN: bool = cfg!(any(
+    target_arch = "x86_64",
+    target_arch = "x86",
+    target_arch = "aarch64"
+));
+
 /// Whether this page of code has a breakpoint where the file has something else. What the program has patched may have such a byte
 /// by chance; then the page is not shared.
 #[cfg(any(target_arch = "x86_64", target_arch = "x86"))]
@@ -23,7 +30,6 @@ pub fn is_in(code: &[u8], file: &[u8]) -> bool {
         .any(|(own, other)| own != other && brk(own))
 }
 
-/// What they look like on other machines has not been looked at, so that nothing is shared there.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "x86", target_arch = "aarch64")))]
 pub fn is_in(_code: &[u8], _file: &[u8]) -> bool {
     true

@@ -78,6 +78,9 @@ impl Store {
         object: Object<'_>,
         only: Option<Range<usize>>,
     ) -> Result<Shared, Error> {
+        if !breakpoint::ARE_KNOWN || sys::has_branch_targets() {
+            return Err(Error::new(Fault::Machine, 0));
+        }
         if !self.is_executable() {
             return Err(Error::new(Fault::NoExec, 0));
         }
