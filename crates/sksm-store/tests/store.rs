@@ -60,6 +60,7 @@ fn nothing_is_frozen_too() {
 #[test]
 fn an_alignment_of_more_than_a_page_is_refused() {
     #[derive(Clone, Copy)]
+    #[derive(Debug)]
     #[repr(C, align(8192))]
     struct Round([u8; 8192]);
     // SAFETY: it has no padding.
