@@ -59,8 +59,7 @@ fn nothing_is_frozen_too() {
 /// Of types for which a page's start is not round enough.
 #[test]
 fn an_alignment_of_more_than_a_page_is_refused() {
-    #[derive(Clone, Copy)]
-    #[derive(Debug)]
+    #[derive(Clone, Copy, Debug)]
     #[repr(C, align(8192))]
     struct Round([u8; 8192]);
     // SAFETY: it has no padding.
