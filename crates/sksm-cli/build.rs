@@ -27,6 +27,11 @@ lto = "fat"
 codegen-units = 1
 panic = "abort"
 strip = true
+
+[profile.release.package.blake3]
+opt-level = 3
+[profile.release.package.sksm-store]
+opt-level = 2
 "#;
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -69,7 +74,7 @@ fn build(dir: &Path) -> Result<PathBuf, Box<dyn Error>> {
     let source = own.join("../sksm-preload");
     if source.exists() {
         project += &format!("path = {source:?}\n");
-        for dir in ["sksm", "sksm-preload"].map(|name| own.join("..").join(name)) {
+        for dir in ["sksm", "sksm-store", "sksm-preload"].map(|name| own.join("..").join(name)) {
             println!("cargo::rerun-if-changed={}/src", dir.display());
             println!("cargo::rerun-if-changed={}/Cargo.toml", dir.display());
         }

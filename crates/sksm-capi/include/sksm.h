@@ -142,6 +142,37 @@ int sksm_patch(void *addr,
                int merge);
 
 /*
+ Puts these bytes into the store of this user, on any kernel, and tells where they are to be read from now on: at the start of a
+ page, read-only, and in memory once for all processes of the user that freeze the same. The caller may then free his own copy,
+ which nobody may write while this runs. -EINVAL: a pointer is NULL, or there are no bytes. sksm_store_explain() says what stood
+ against it. The store is in /dev/shm/sksm-UID, or the directory that SKSM_STORE_DIR names.
+ */
+int sksm_store_freeze(const void *data,
+                      size_t len,
+                      const void **frozen);
+
+/*
+ Gives frozen bytes back, which nobody may read any more: as many as were frozen.
+ */
+int sksm_store_release(const void *frozen, size_t len);
+
+/*
+ Shares code that this process has patched, of the library with this name (libc.so.6), or of all objects if it is NULL, with the
+ processes of this user that have patched it alike; returns how many pages are shared now. The process must have one thread.
+ */
+ptrdiff_t sksm_store_share_text(const char *name);
+
+/*
+ Removes what nobody uses from the store; returns how many bytes that were.
+ */
+ptrdiff_t sksm_store_collect(void);
+
+/*
+ What stood against the last call of this thread about the store that failed, in words; they are valid for ever.
+ */
+const char *sksm_store_explain(void);
+
+/*
  What a returned number means and what to do about it, in words. The text is valid for ever.
  */
 const char *sksm_explain(int status);

@@ -9,6 +9,10 @@
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 
+use std::cell::Cell;
+
+use sksm_store::{Fault, Object, Store};
+
 use rust::{Error, Kind, Kinds, Partial, Patch, Process, ProcessStatistics, Support};
 
 /// Executable memory: text that was patched, or made by a JIT compiler.
@@ -189,6 +193,97 @@ pub unsafe extern "C" fn sksm_patch(
         }
     };
     status(patch())
+}
+
+/// Puts these bytes into the store of this user, on any kernel, and tells where they are to be read from now on: at the start of a
+/// page, read-only, and in memory once for all processes of the user that freeze the same. The caller may then free his own copy,
+/// which nobody may write while this runs. -EINVAL: a pointer is NULL, or there are no bytes. sksm_store_explain() says what stood
+/// against it. The store is in /dev/shm/sksm-UID, or the directory that SKSM_STORE_DIR names.
+#[unsafe(no_mangle)]
+pub extern "C" fn sksm_store_freeze(
+    data: *const c_void,
+    len: usize,
+    frozen: *mut *const c_void,
+) -> c_int {
+    if data.is_null() || frozen.is_null() || len == 0 || isize::try_from(len).is_err() {
+        return -libc::EINVAL;
+    }
+    // SAFETY: the caller says that so many bytes are there, and that nobody writes them.
+    let data = unsafe { std::slice::from_raw_parts(data.cast::<u8>(), len) };
+    match Store::open().and_then(|store| store.freeze_copy(data)) {
+        Ok(shared) => {
+            // SAFETY: the caller says that a pointer can be put there.
+            unsafe { *frozen = shared.as_ptr().cast() };
+            // Unmapped by sksm_store_release.
+            std::mem::forget(shared);
+            0
+        }
+        Err(error) => stood_against(error),
+    }
+}
+
+/// Gives frozen bytes back, which nobody may read any more: as many as were frozen.
+#[unsafe(no_mangle)]
+pub extern "C" fn sksm_store_release(frozen: *const c_void, len: usize) -> c_int {
+    // SAFETY: the caller says that this is what was mapped for him, and that nobody uses it.
+    match unsafe { libc::munmap(frozen.cast_mut(), len) } {
+        0 => 0,
+        _ => -std::io::Error::last_os_error()
+            .raw_os_error()
+            .unwrap_or(libc::EINVAL),
+    }
+}
+
+/// Shares code that this process has patched, of the library with this name (libc.so.6), or of all objects if it is NULL, with the
+/// processes of this user that have patched it alike; returns how many pages are shared now. The process must have one thread.
+#[unsafe(no_mangle)]
+pub extern "C" fn sksm_store_share_text(name: *const c_char) -> isize {
+    let object = if name.is_null() {
+        Object::All
+    } else {
+        // SAFETY: the caller says that it ends in a nul byte.
+        match unsafe { CStr::from_ptr(name) }.to_str() {
+            Ok(name) => Object::Named(name),
+            Err(_) => return -libc::EINVAL as isize,
+        }
+    };
+    match Store::open().and_then(|store| store.share_text(object)) {
+        Ok(shared) => shared.pages as isize,
+        Err(error) => stood_against(error) as isize,
+    }
+}
+
+/// Removes what nobody uses from the store; returns how many bytes that were.
+#[unsafe(no_mangle)]
+pub extern "C" fn sksm_store_collect() -> isize {
+    match Store::open().and_then(|store| store.collect()) {
+        Ok(removed) => removed.bytes as isize,
+        Err(error) => stood_against(error) as isize,
+    }
+}
+
+/// What stood against the last call of this thread about the store that failed, in words; they are valid for ever.
+#[unsafe(no_mangle)]
+pub extern "C" fn sksm_store_explain() -> *const c_char {
+    LAST.get().as_ptr()
+}
+
+thread_local! {
+    static LAST: Cell<&'static CStr> = const { Cell::new(c"nothing has failed") };
+}
+
+/// Notes it down. Numbers say little of it: several have the same.
+fn stood_against(error: sksm_store::Error) -> c_int {
+    LAST.set(error.fault().advice_for_c());
+    -error.raw_os_error().unwrap_or(match error.fault() {
+        Fault::Owner | Fault::Mode | Fault::Privileged | Fault::NoExec => libc::EACCES,
+        Fault::Limit | Fault::Space => libc::ENOSPC,
+        Fault::Busy | Fault::Threads | Fault::Locked => libc::EBUSY,
+        Fault::NoObject => libc::ENOENT,
+        Fault::FileSize => libc::EFBIG,
+        Fault::Damaged => libc::EIO,
+        _ => libc::EINVAL,
+    })
 }
 
 /// What a returned number means and what to do about it, in words. The text is valid for ever.

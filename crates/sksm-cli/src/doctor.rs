@@ -14,7 +14,7 @@ use crate::output::{self, BAD, BOLD, GOOD, WARN};
 use crate::rights::{self, CAP_SYS_NICE, has, may_trace, ptrace_scope, status_field};
 use crate::scan::seen::{self, Seen};
 use crate::scan::state as scan_state;
-use crate::{exit, ksm, support};
+use crate::{exit, ksm, store, support};
 
 #[derive(Serialize)]
 struct Report {
@@ -56,6 +56,8 @@ enum Need {
     Others,
     /// `sksm scan` can run, for processes of all users
     Scan,
+    /// Text can be shared by the store
+    Store,
     /// KSM's scanner runs
     Ksm,
 }
@@ -75,6 +77,7 @@ impl Need {
                 ("CAP_SYS_NICE", exit::DENIED),
                 ("reading processes", exit::DENIED),
             ],
+            Need::Store => &[("store", exit::UNSUPPORTED)],
             Need::Ksm => &[("KSM", exit::UNSUPPORTED)],
         }
     }
@@ -85,7 +88,9 @@ impl Need {
             // A scanner that is there and stands still is none, and one that sees one user's processes is not what a machine is
             // set up for; of the others what is limited will do.
             let met = |check: &&Check| match (self, *name) {
-                (Need::Ksm, _) | (Need::Scan, "reading processes") => check.state == State::Yes,
+                (Need::Ksm | Need::Store, _) | (Need::Scan, "reading processes") => {
+                    check.state == State::Yes
+                }
                 _ => matches!(check.state, State::Yes | State::Limited),
             };
             let check = checks.iter().find(|check| check.name == *name);
@@ -143,6 +148,16 @@ fn examine() -> Report {
     };
     let unknown = state == State::Unknown;
     check("MADV_MERGE", state, &detail);
+    let text_in_store = store::in_the_way();
+    check(
+        "store",
+        yes(text_in_store.is_none()),
+        &match &text_in_store {
+            None => "patched text and frozen data can be in memory once for each user; no heaps"
+                .to_owned(),
+            Some(reason) => format!("no text can be shared without MADV_MERGE: {reason}"),
+        },
+    );
     if let Err(Error::Undecided { errno }) = asked {
         next.push(support::step_of_doubt(errno).into());
         next.push("see what merging would save, in any case: sksm estimate --all".into());
@@ -152,6 +167,9 @@ fn examine() -> Report {
     } else {
         next.push("see what merging would save, on this kernel: sksm estimate --all".into());
         next.push("boot a kernel with CONFIG_SKSM to save it".into());
+        if text_in_store.is_none() {
+            next.push("or, on this kernel, share patched text: sksm run --store -- CMD".into());
+        }
         if memory_merge() {
             next.push(format!("or, on this kernel, have {}", ksm::ADVICE));
         }
@@ -235,7 +253,9 @@ fn examine() -> Report {
             None => State::No,
         },
         match running {
-            Some(1) => "the scanner runs",
+            Some(1) => {
+                "the scanner runs: what programs hand over merges after a while, for processor time"
+            }
             Some(_) if scanner.runs() => "there, and not started: `sksm scan` stands in for it",
             Some(_) => "there, but not started: echo 1 > /sys/kernel/mm/ksm/run",
             None => "this kernel was built without CONFIG_KSM",

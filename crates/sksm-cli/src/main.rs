@@ -21,6 +21,7 @@ mod rights;
 mod run;
 mod scan;
 mod stat;
+mod store;
 mod support;
 mod system;
 mod target;
@@ -84,6 +85,10 @@ enum Verb {
     /// in common since a fork.
     #[command(override_usage = "sksm estimate [OPTIONS] PROCESSES")]
     Estimate(estimate::Args),
+    /// What the store holds: code and data of one user's processes, once in memory on any kernel
+    ///
+    /// `sksm run --store` and programs that use it put it there: see docs/store.md.
+    Store(store::Args),
     /// Write completions and man pages
     #[command(hide = true)]
     Generate(generate::Args),
@@ -110,6 +115,7 @@ fn main() -> ExitCode {
         Verb::Stat(args) => stat::run(args, json),
         Verb::Top(args) => top::run(args, json),
         Verb::Estimate(args) => estimate::run(args, json),
+        Verb::Store(args) => store::run(args, json),
         Verb::Generate(args) => generate::run(args, Cli::command()),
     };
     result.unwrap_or_else(|error| {

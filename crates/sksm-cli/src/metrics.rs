@@ -8,6 +8,7 @@ use std::fmt::Write;
 use crate::footprint::Footprint;
 use crate::output;
 use crate::scan::state::State;
+use crate::store::Account;
 use crate::system::System;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -276,9 +277,45 @@ impl Family {
     }
 }
 
+fn of_store(account: &Account) -> [Family; 5] {
+    [
+        Family::one(
+            "sksm_store_files",
+            Gauge,
+            "Files in the store of this user",
+            account.files,
+        ),
+        Family::one(
+            "sksm_store_held",
+            Bytes,
+            "Memory that the store takes",
+            account.held_bytes,
+        ),
+        Family::one(
+            "sksm_store_limit",
+            Bytes,
+            "Memory that the store may take",
+            account.limit_bytes,
+        ),
+        Family::one(
+            "sksm_store_mapped",
+            Bytes,
+            "What processes have mapped of the store, each for itself",
+            account.mapped_bytes,
+        ),
+        Family::one(
+            "sksm_store_saved",
+            Bytes,
+            "What processes have mapped of the store, less what it takes",
+            account.saved_bytes,
+        ),
+    ]
+}
+
 pub fn text(
     system: &System,
     scanner: Option<&State>,
+    store: Option<&Account>,
     footprints: &[Footprint],
     format: Format,
 ) -> String {
@@ -290,6 +327,7 @@ pub fn text(
         }
     }
     families.extend(scanner.into_iter().flat_map(scanner::families));
+    families.extend(store.into_iter().flat_map(of_store));
     let process = |name, help, value: fn(&Footprint) -> Option<i64>| {
         let sample =
             |footprint: &Footprint| Some((labels(footprint), value(footprint)?.to_string()));
@@ -402,7 +440,7 @@ sksm_process_zero_bytes{LABELS} -4096
 "
         );
         assert_eq!(
-            text(&system, None, &[footprint], Format::OpenMetrics),
+            text(&system, None, None, &[footprint], Format::OpenMetrics),
             expected
         );
     }
@@ -422,7 +460,27 @@ sksm_general_profit_bytes -96
 # TYPE ksm_zero_pages gauge
 ksm_zero_pages 1
 ";
-        assert_eq!(text(&system, None, &[], Format::Prometheus), expected);
+        assert_eq!(text(&system, None, None, &[], Format::Prometheus), expected);
+    }
+
+    #[test]
+    fn what_is_saved_may_be_negative() {
+        let system = System {
+            sksm: None,
+            ksm: None,
+        };
+        let account = Account {
+            files: 1,
+            held_bytes: 4096,
+            limit_bytes: 1 << 20,
+            mapped_bytes: 0,
+            saved_bytes: -4096,
+        };
+        let text = text(&system, None, Some(&account), &[], Format::Prometheus);
+        assert!(
+            text.contains("# TYPE sksm_store_saved_bytes gauge\nsksm_store_saved_bytes -4096\n")
+        );
+        assert_eq!(text.matches("# HELP sksm_store_").count(), 5);
     }
 
     /// The rules for Prometheus and the dashboard of Grafana name nothing else.
@@ -434,7 +492,7 @@ ksm_zero_pages 1
             ksm: Some(all(KSM)),
         };
         let state = crate::scan::state::tests::example();
-        let text = text(&system, Some(&state), &[], Format::Prometheus);
+        let text = text(&system, Some(&state), None, &[], Format::Prometheus);
         let told: Vec<&str> = text
             .lines()
             .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())

@@ -16,7 +16,7 @@ use sksm::Error;
 use self::program::Finding;
 use crate::ksm;
 use crate::merge::What;
-use crate::output;
+use crate::{output, store};
 
 #[derive(clap::Args)]
 pub struct Args {
@@ -32,6 +32,12 @@ pub struct Args {
     /// programs give them a meaning of their own once they run: OpenJDK crashes at USR2 from outside, Node opens its debugger at USR1.
     #[arg(long, value_name = "SIGNAL", num_args = 0..=1, default_missing_value = "RTMIN+12", value_parser = signal)]
     signal: Option<i32>,
+    /// Share text that differs from its file by the store, on any kernel; nothing is merged
+    ///
+    /// What the program and its libraries have patched by the time it starts is then in memory once for all processes of this user that
+    /// have patched it alike.
+    #[arg(long, conflicts_with_all = ["what", "after", "signal"])]
+    store: bool,
     /// Try nothing out: the seccomp filter that is in force lets merging pass
     ///
     /// Otherwise a child of the program tries it before the program does, as a filter might kill for it.
@@ -40,7 +46,7 @@ pub struct Args {
     /// Have the kernel's scanner, KSM, merge all of the program's memory, and of all that it starts; not SKSM
     ///
     /// For kernels that have no SKSM, from Linux 6.7. The scanner must run, and takes processor time for as long as it does.
-    #[arg(long, conflicts_with_all = ["what", "after", "signal", "seccomp_allowed", "verbose"])]
+    #[arg(long, conflicts_with_all = ["what", "after", "signal", "store", "seccomp_allowed", "verbose"])]
     ksm: bool,
     /// Tell by the exit status whether KSM was asked for before this program was started
     #[arg(long, hide = true, exclusive = true)]
@@ -95,15 +101,17 @@ pub fn run(args: Args) -> Result<ExitCode> {
     if !args.quiet {
         let found = found.as_ref();
         let finding = found.and_then(|(path, finding)| Some((path.as_path(), finding.as_ref()?)));
-        for note in notes(finding, args.seccomp_allowed) {
+        for note in notes(finding, &args) {
             output::note(&note);
         }
     }
     let mut command = Command::new(program);
-    command
-        .args(rest)
-        .env("LD_PRELOAD", preload)
-        .env("SKSM", &args.what.list);
+    command.args(rest).env("LD_PRELOAD", preload);
+    if args.store {
+        command.env("SKSM_STORE", "1").env_remove("SKSM");
+    } else {
+        command.env("SKSM", &args.what.list);
+    }
     if let Some(after) = args.after {
         command.env("SKSM_AFTER", format!("{after}ms"));
     }
@@ -163,8 +171,9 @@ fn become_program(mut command: Command, program: &OsString) -> ExitCode {
 }
 
 /// What a person is to know who expects a merge of this program.
-fn notes(finding: Option<(&Path, &Finding)>, seccomp_allowed: bool) -> Vec<String> {
+fn notes(finding: Option<(&Path, &Finding)>, args: &Args) -> Vec<String> {
     let mut notes = Vec::new();
+    let unshared = if args.store { "unshared" } else { "unmerged" };
     if let Some((path, finding)) = finding {
         let path = path.display();
         let reason = match finding {
@@ -184,10 +193,12 @@ fn notes(finding: Option<(&Path, &Finding)>, seccomp_allowed: bool) -> Vec<Strin
             Finding::AddressSanitizer => String::new(),
         };
         if !reason.is_empty() {
-            notes.push(format!("{reason}; it runs unmerged"));
+            notes.push(format!("{reason}; it runs {unshared}"));
         }
     }
-    if let Some(reason) = unsupported(seccomp_allowed) {
+    if args.store {
+        notes.extend(store::in_the_way().map(|reason| format!("{reason}; nothing is shared")));
+    } else if let Some(reason) = unsupported(args.seccomp_allowed) {
         notes.push(format!("{reason}; nothing is merged"));
     }
     notes

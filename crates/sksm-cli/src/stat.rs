@@ -11,6 +11,7 @@ use crate::metrics::{self, Format};
 use crate::output::BOLD;
 use crate::reason::{self, Crowd};
 use crate::scan::seen::{self, Seen};
+use crate::store::Account;
 use crate::system::{Counters, System};
 use crate::target::{Targets, name_of};
 use crate::{exit, output, support};
@@ -34,6 +35,8 @@ struct Whole<'a> {
     system: &'a System,
     /// What runs `sksm scan`, or did.
     scanner: &'a Seen,
+    /// Of this user; none without one.
+    store: Option<Account>,
 }
 
 pub fn run(args: Args, json: bool) -> Result<ExitCode> {
@@ -65,6 +68,7 @@ pub fn run(args: Args, json: bool) -> Result<ExitCode> {
     }
     left_out.tell("left out");
     let metrics = args.openmetrics || args.prometheus;
+    let store = (whole || metrics).then(Account::now).flatten();
     // Of processes nothing is told that the scanner knows.
     let scanner = match whole || metrics {
         true => Seen::now(),
@@ -79,6 +83,7 @@ pub fn run(args: Args, json: bool) -> Result<ExitCode> {
         output::plain(&metrics::text(
             &system,
             scanner.state.as_ref(),
+            store.as_ref(),
             &footprints,
             format,
         ))?;
@@ -87,11 +92,15 @@ pub fn run(args: Args, json: bool) -> Result<ExitCode> {
             output::json(&Whole {
                 system: &system,
                 scanner: &scanner,
+                store,
             })?;
         } else {
             show(&system)?;
             if let Some(state) = &scanner.state {
-                output::print(&scanner_text(&seen::facts_now(state)))?;
+                output::print(&section("scanner", &seen::facts_now(state)))?;
+            }
+            if let Some(account) = &store {
+                output::print(&section("store", &store_facts(account)))?;
             }
         }
     } else if json {
@@ -130,12 +139,29 @@ fn show(system: &System) -> Result<()> {
     output::table(&["counter", "SKSM", "KSM"], &rows)
 }
 
-/// What is known of the scanner, below the counters.
-fn scanner_text(facts: &[(&str, String)]) -> String {
+fn store_facts(account: &Account) -> [(&'static str, String); 4] {
+    let size = |bytes: u64| output::bytes(bytes as i64);
+    [
+        ("files", account.files.to_string()),
+        (
+            "held",
+            format!(
+                "{} of {}",
+                size(account.held_bytes),
+                size(account.limit_bytes)
+            ),
+        ),
+        ("mapped", size(account.mapped_bytes)),
+        ("saved", output::bytes(account.saved_bytes)),
+    ]
+}
+
+/// What is known of something else, below the counters.
+fn section(title: &str, facts: &[(&str, String)]) -> String {
     let lines = facts
         .iter()
         .map(|(name, what)| format!("{name:16}  {}\n", output::clean(what)));
-    format!("\n{BOLD}scanner{BOLD:#}\n{}", lines.collect::<String>())
+    format!("\n{BOLD}{title}{BOLD:#}\n{}", lines.collect::<String>())
 }
 
 fn show_processes(footprints: &[Footprint]) -> Result<()> {
@@ -168,7 +194,7 @@ mod tests {
     #[test]
     fn the_scanner_is_a_section_of_its_own() {
         let state = example();
-        let text = scanner_text(&seen::facts(&state, state.updated));
+        let text = section("scanner", &seen::facts(&state, state.updated));
         let plain = anstream::adapter::strip_str(&text).to_string();
         assert!(
             plain.starts_with("\nscanner\nrunning           process 42, since "),
@@ -194,11 +220,17 @@ mod tests {
                     hidden: None,
                 },
             );
-            serde_json::to_value(Whole { system, scanner }).unwrap()
+            let store = None;
+            serde_json::to_value(Whole {
+                system,
+                scanner,
+                store,
+            })
+            .unwrap()
         };
         let report = of(Some(example()));
         assert_eq!(report["scanner"]["total"]["came_apart_pages"], 1234);
-        assert!(report["ksm"].is_null());
+        assert!(report["ksm"].is_null() && report["store"].is_null());
         assert!(of(None)["scanner"].is_null());
     }
 }

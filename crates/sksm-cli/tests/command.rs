@@ -1885,7 +1885,7 @@ fn fields(value: &Value, at: &str, found: &mut BTreeSet<String>) {
 fn json_is_as_documented() {
     let page = include_str!("../../../docs/json.md");
     let pid = std::process::id().to_string();
-    let examples: [(&str, &[&str]); 7] = [
+    let examples: [(&str, &[&str]); 9] = [
         ("doctor", &["doctor"]),
         ("stat", &["stat"]),
         ("stat --pid", &["stat", "--pid", &pid]),
@@ -1893,6 +1893,8 @@ fn json_is_as_documented() {
         ("unmerge", &["unmerge", "--dry-run", "--pid", &pid]),
         ("estimate", &["estimate", "--settle", "0", "--pid", &pid]),
         ("top", &["top"]),
+        ("store", &["store"]),
+        ("store collect", &["store", "collect"]),
     ];
     for (verb, arguments) in examples {
         // Without KSM and SKSM.
@@ -2074,5 +2076,87 @@ fn pages_and_completions_are_made() {
             }
         }
     }
-    assert_eq!(pages, 9);
+    assert_eq!(pages, 10);
+}
+
+/// The store is of the user, and there is none unless somebody uses it.
+#[test]
+fn the_store_can_be_looked_at_and_emptied() {
+    use std::os::unix::fs::PermissionsExt;
+    let home = tempfile::tempdir_in("/dev/shm").unwrap();
+    let place = home.path().join("store");
+    let run = |arguments: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_sksm"))
+            .args(arguments)
+            .env("SKSM_STORE_DIR", &place)
+            .output()
+            .unwrap();
+        (output.status.code(), output.stdout, output.stderr)
+    };
+    let report = |arguments: &[&str]| -> Value {
+        let (code, printed, _) = run(&[&["--json"], arguments].concat());
+        assert_eq!(code, Some(0));
+        serde_json::from_slice(&printed).unwrap()
+    };
+    assert!(text(&run(&["store"]).1).ends_with("nothing is stored\n"));
+    assert_eq!(report(&["store", "collect"])["removed_files"], 0);
+    let doctor = |report: Value| {
+        let checks = report["checks"].as_array().unwrap();
+        let check = checks.iter().find(|check| check["name"] == "store");
+        check.unwrap()["state"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(doctor(report(&["doctor"])), "yes");
+    // Nobody who only looks makes one.
+    assert!(!place.exists());
+    let store = sksm_store::Store::open_in(&place).unwrap();
+    let kept = store.freeze(vec![1u8; 40_000]).unwrap();
+    drop(store.freeze(vec![2u8; 50_000]).unwrap());
+    let listed = report(&["store", "list"]);
+    assert_eq!(
+        (listed["files"].as_u64(), listed["held_bytes"].as_u64()),
+        (Some(2), Some(94_208))
+    );
+    let used = &listed["stored"][1];
+    assert_eq!(used["users"][0], std::process::id());
+    assert_eq!(
+        (used["saved_bytes"].as_i64(), listed["saved_bytes"].as_i64()),
+        (Some(0), Some(-53_248))
+    );
+    if support() != Support::None {
+        assert_eq!(report(&["stat"])["store"]["files"], 2);
+    }
+    let metrics = run(&["stat", "--prometheus"]).1;
+    assert!(text(&metrics).contains("\nsksm_store_held_bytes 94208\n"));
+    assert_eq!(report(&["store", "collect"])["removed_bytes"], 53_248);
+    let cleared = report(&["store", "clear"]);
+    assert_eq!(
+        (
+            cleared["removed_files"].as_u64(),
+            cleared["left_files"].as_u64()
+        ),
+        (Some(1), Some(0))
+    );
+    assert_eq!(kept[..], [1; 40_000]);
+    std::fs::set_permissions(&place, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let (code, _, said) = run(&["store"]);
+    assert_eq!(code, Some(1));
+    assert!(text(&said).contains("chmod it to 700"), "{}", text(&said));
+    assert_eq!(doctor(report(&["doctor"])), "no");
+    let (code, ..) = run(&["doctor", "--require", "store"]);
+    assert_eq!(code, Some(3));
+}
+
+#[test]
+fn run_asks_for_the_store_alone() {
+    let object = tempfile::NamedTempFile::new().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_sksm"))
+        .args(["run", "--store", "-v", "--", "sh", "-c"])
+        .arg("echo $SKSM_STORE ${SKSM-none} $SKSM_VERBOSE")
+        .env("SKSM_PRELOAD", object.path())
+        .env("SKSM", "heap")
+        .output()
+        .unwrap();
+    assert_eq!(text(&output.stdout), "1 none 1\n");
+    let output = sksm(&["run", "--store", "--what", "heap", "--", "true"]);
+    assert_eq!(output.status.code(), Some(2));
 }

@@ -13,6 +13,8 @@ pub enum Step {
     Merge,
     /// Patches, then hands exactly that text to KSM.
     Ksm,
+    /// Patches, then shares exactly that text by the store.
+    Store,
 }
 
 impl Step {
@@ -22,6 +24,7 @@ impl Step {
             b"patch" => Some(Step::Patch),
             b"merge" => Some(Step::Merge),
             b"ksm" => Some(Step::Ksm),
+            b"store" => Some(Step::Store),
             _ => None,
         }
     }
@@ -93,6 +96,21 @@ fn advise(step: Step, text: &Text) -> Result<(), i32> {
         // The bare call, as for KSM: the library first asks whether this kernel has it, and keeps the answer in a page.
         Step::Merge => text.madvise(sksm::MADV_MERGE),
         Step::Ksm => text.madvise(libc::MADV_MERGEABLE),
+        Step::Store => share(text),
+    }
+}
+
+/// All that it takes, from opening the store on.
+fn share(text: &Text) -> Result<(), i32> {
+    let object = sksm_store::Object::Holding(text.start);
+    let store = sksm_store::Store::open_named(variable(c"SKSM_STORE_DIR"));
+    let shared = store.and_then(|store| store.share_text(object));
+    let number = |error: sksm_store::Error| error.raw_os_error().unwrap_or(libc::EINVAL);
+    match shared.map_err(number)? {
+        sksm_store::Shared {
+            fault: Some(error), ..
+        } => Err(number(error)),
+        _ => Ok(()),
     }
 }
 

@@ -8,6 +8,9 @@
 //! | `SKSM_AFTER` | merge again after this time, as in `500ms`, `5s`, `2m` or `1h`; children that the program forks each after their own |
 //! | `SKSM_SIGNAL` | merge again at this signal, as in `RTMIN+12` or `46`, unless the program takes that for itself |
 //! | `SKSM_VERBOSE` | `1`: one line on standard error for each of these, and for each that is not understood |
+//! | `SKSM_STORE` | `1`: share text that differs from its file by the store (crate `sksm-store`), on any kernel; then nothing is merged unless `SKSM` says what |
+//! | `SKSM_STORE_DIR` | where the store is; `/dev/shm/sksm-UID` if it is not set |
+//! | `SKSM_STORE_LIMIT` | how much the store may hold, as in `800M` or `2G`; a tenth of the machine's memory if it is not set |
 //! | `SKSM_SECCOMP` | `allowed`: try nothing out, the seccomp filter that the program is started under lets it pass |
 //!
 //! It never breaks the program: nothing is said without `SKSM_VERBOSE`, nor once the program has put something else in the place of
@@ -46,6 +49,7 @@ mod next;
 mod refused;
 mod report;
 mod settings;
+mod shared;
 mod start;
 #[cfg(feature = "experiment")]
 mod text;

@@ -44,6 +44,8 @@ pub enum Obstacle {
     Untried,
     /// A filter that has come since.
     Later,
+    /// Nobody asked for it: the store was asked for.
+    NotAsked,
 }
 
 /// How far a merge has come.
@@ -92,7 +94,7 @@ impl Progress {
 }
 
 impl Obstacle {
-    const ALL: [Obstacle; 8] = [
+    const ALL: [Obstacle; 9] = [
         Obstacle::Settings,
         Obstacle::Support,
         Obstacle::Refused,
@@ -101,6 +103,7 @@ impl Obstacle {
         Obstacle::Kills,
         Obstacle::Untried,
         Obstacle::Later,
+        Obstacle::NotAsked,
     ];
 
     pub fn tell(self, line: &mut Line) {
@@ -120,6 +123,7 @@ impl Obstacle {
             Obstacle::Untried => {
                 b" under a seccomp filter, where nothing can be tried; see SKSM_SECCOMP"
             }
+            Obstacle::NotAsked => b", SKSM_STORE is set and SKSM is not",
             Obstacle::Later => b" under a seccomp filter that has come since; see SKSM_SECCOMP",
         });
     }
@@ -155,14 +159,19 @@ impl Wanted {
         }
     }
 
+    /// Notes the filters that are in force before main.
+    pub fn note_filters(&self) {
+        let filters = filter::in_force().unwrap_or(UNKNOWN);
+        self.filters.store(filters, Ordering::Relaxed);
+    }
+
     pub fn is_verbose(&self) -> bool {
         self.verbose.load(Ordering::Relaxed)
     }
 
     /// Finds out, before main, whether anything can be merged here.
     pub fn find_obstacle(&self) -> Result<(), Obstacle> {
-        let filters = filter::in_force().unwrap_or(UNKNOWN);
-        self.filters.store(filters, Ordering::Relaxed);
+        let filters = self.filters.load(Ordering::Relaxed);
         self.survives(|| _ = sksm::support())?;
         match (sksm::require(), filters) {
             (Ok(()), _) => Ok(()),

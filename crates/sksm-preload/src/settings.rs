@@ -15,12 +15,19 @@ pub struct Settings {
     pub after: Option<u64>,
     pub signal: Option<c_int>,
     pub filter_allows: bool,
+    /// Text goes into the store, instead of being merged.
+    pub store: bool,
+    pub store_dir: Option<&'static [u8]>,
+    /// Bytes.
+    pub store_limit: Option<u64>,
+    /// Merging is asked for by name.
+    pub merge: bool,
     pub misunderstood: Misunderstood,
 }
 
 /// Variables with values that mean nothing here.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Misunderstood([Option<(&'static CStr, &'static [u8])>; 5]);
+pub struct Misunderstood([Option<(&'static CStr, &'static [u8])>; 7]);
 
 impl Misunderstood {
     pub fn each(&self) -> impl Iterator<Item = (&'static CStr, &'static [u8])> {
@@ -69,8 +76,23 @@ impl Settings {
                     wrong.read(c"SKSM_SECCOMP", value, allowed)
                 })
                 .is_some(),
+            store: set(c"SKSM_STORE")
+                .and_then(|value| wrong.read(c"SKSM_STORE", value, yes_or_no))
+                .unwrap_or(false),
+            store_dir: set(c"SKSM_STORE_DIR"),
+            store_limit: set(c"SKSM_STORE_LIMIT")
+                .and_then(|value| wrong.read(c"SKSM_STORE_LIMIT", value, sksm_store::size::parse)),
+            merge: variable(c"SKSM").is_some(),
             misunderstood: wrong,
         }
+    }
+}
+
+fn yes_or_no(value: &[u8]) -> Option<bool> {
+    match value {
+        b"1" => Some(true),
+        b"0" => Some(false),
+        _ => None,
     }
 }
 
@@ -182,6 +204,22 @@ mod tests {
         assert!(!settings.filter_allows);
         let list = Settings::read(|name| (name == c"SKSM").then_some(b""));
         assert_eq!(list.misunderstood.each().count(), 1);
+    }
+
+    #[test]
+    fn the_store_is_asked_for_by_name() {
+        let with =
+            |value: &'static [u8]| Settings::read(|name| (name == c"SKSM_STORE").then_some(value));
+        assert!(with(b"1").store && !with(b"1").merge);
+        for value in [b"0".as_slice(), b""] {
+            assert!(!with(value).store);
+        }
+        let wrong = with(b"yes");
+        assert!(!wrong.store);
+        assert_eq!(wrong.misunderstood.each().count(), 1);
+        let limit = Settings::read(|name| (name == c"SKSM_STORE_LIMIT").then_some(b"2M"));
+        assert_eq!(limit.store_limit, Some(2 << 20));
+        assert!(Settings::read(|name| (name == c"SKSM").then_some(b"")).merge);
     }
 
     #[test]

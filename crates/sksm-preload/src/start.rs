@@ -7,6 +7,7 @@ use crate::again;
 use crate::environment::secure;
 use crate::merging::{Obstacle, Progress, WANTED};
 use crate::settings::Settings;
+use crate::shared;
 
 const WHEN: &[u8] = b"at start";
 
@@ -21,7 +22,12 @@ fn before_main() {
             line.quoted(value);
         });
     }
+    WANTED.note_filters();
+    if settings.store {
+        shared::share(&settings);
+    }
     let obstacle = match settings.kinds {
+        _ if settings.store && !settings.merge => Err(Obstacle::NotAsked),
         Some(_) => WANTED.find_obstacle(),
         None => Err(Obstacle::Settings),
     };
@@ -31,8 +37,8 @@ fn before_main() {
             WANTED.merge(&mut progress, usize::MAX, || true);
             WANTED.say(WHEN, |line| progress.tell(line));
         }
-        // Said already.
-        Err(Obstacle::Settings) => {}
+        // Said already, or nothing to say.
+        Err(Obstacle::Settings | Obstacle::NotAsked) => {}
         Err(obstacle) => WANTED.say(WHEN, |line| obstacle.tell(line)),
     }
     // Also where nothing merges: whoever sends the signal to all processes means none of them to die of it.

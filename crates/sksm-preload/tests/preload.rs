@@ -941,3 +941,152 @@ int main(void) { return errno == EXDEV ? 0 : 1; }"#;
     assert_eq!(first, "constructor");
     assert!(second.contains(" at start: "), "{text}");
 }
+
+/// A program that patches its own code before `main`, and calls it there.
+fn patcher(name: &str, flags: &[&str]) -> PathBuf {
+    let source = r#"
+#include <stdio.h>
+#include <sys/mman.h>
+__asm__(".text\n.balign 4096\n.globl number\n.type number,@function\n"
+        "number: mov $1, %eax\nret\n.size number, .-number\n.balign 4096, 0x90\n");
+int number(void);
+__attribute__((constructor)) static void patch(void) {
+    char *page = (char *)number;
+    mprotect(page, 4096, PROT_READ | PROT_WRITE | PROT_EXEC);
+    page[1] = 7;
+    mprotect(page, 4096, PROT_READ | PROT_EXEC);
+}
+int main(void) {
+    char line[4096];
+    FILE *maps = fopen("/proc/self/maps", "r");
+    int stored = 0;
+    while (fgets(line, sizeof line, maps)) {
+        char *start, *end;
+        sscanf(line, "%p-%p", (void **)&start, (void **)&end);
+        if (start <= (char *)number && (char *)number < end)
+            for (char *at = line; *at; at++) stored += *at == '.';
+    }
+    printf("%d %s\n", number(), stored >= 2 ? "stored" : "own");
+    return 0;
+}"#;
+    compile(name, flags, source)
+}
+
+fn private_directory() -> PathBuf {
+    use std::os::unix::fs::DirBuilderExt;
+    static NUMBER: std::sync::atomic::AtomicUsize = std::sync::atomic::AtomicUsize::new(0);
+    let number = NUMBER.fetch_add(1, SeqCst);
+    let path = format!("/dev/shm/sksm-test-{}-{number}", std::process::id());
+    std::fs::DirBuilder::new()
+        .mode(0o700)
+        .create(&path)
+        .unwrap();
+    path.into()
+}
+
+/// Runs it with the store, and tells what it printed and what was said.
+fn stored(program: &Path, store: &Path, set_up: impl FnOnce(&mut Command)) -> (String, String) {
+    let mut command = Command::new(program);
+    command
+        .env("LD_PRELOAD", preload())
+        .env("SKSM_STORE", "1")
+        .env("SKSM_STORE_DIR", store)
+        .env("SKSM_VERBOSE", "1");
+    set_up(&mut command);
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (text(output.stdout), text(output.stderr))
+}
+
+/// Position-independent and not, with all functions looked up at once and not: the second process has the first one's page.
+#[test]
+fn patched_programs_share_by_the_store() {
+    for (name, flags) in [
+        ("patcher-pie", ["-fPIE", "-pie", "-Wl,-z,lazy"]),
+        ("patcher-fixed", ["-fno-pie", "-no-pie", "-Wl,-z,lazy"]),
+        ("patcher-now", ["-fPIE", "-pie", "-Wl,-z,now"]),
+    ] {
+        let (program, store) = (patcher(name, &flags), private_directory());
+        for (new, now) in [(1, false), (0, false), (0, true)] {
+            let (printed, said) = stored(&program, &store, |command| {
+                if now {
+                    command.env("LD_BIND_NOW", "1");
+                }
+            });
+            assert_eq!(printed, "7 stored\n", "{name}: {said}");
+            let line = format!(" in the store: shared 1 pages of text, {new} of them new\n");
+            assert!(said.contains(&line), "{name}: {said}");
+            // It never stands in for it, nor does it do it beside.
+            assert!(!said.contains("at start"), "{said}");
+        }
+        assert_eq!(std::fs::read_dir(&store).unwrap().count(), 2);
+        std::fs::remove_dir_all(store).unwrap();
+    }
+}
+
+/// Without the variable nothing is stored, and what merging is asked for by name goes on beside it.
+#[test]
+fn the_store_is_not_taken_unasked() {
+    let (program, store) = (patcher("patcher-unasked", &[]), private_directory());
+    for value in ["0", ""] {
+        let unasked = |command: &mut Command| _ = command.env("SKSM_STORE", value);
+        let (printed, said) = stored(&program, &store, unasked);
+        assert_eq!(printed, "7 own\n");
+        assert!(!said.contains("in the store"), "{said}");
+        assert!(said.contains(outcome()), "{said}");
+    }
+    assert_eq!(std::fs::read_dir(&store).unwrap().count(), 0);
+    let both = |command: &mut Command| _ = command.env("SKSM", "text");
+    let (printed, said) = stored(&program, &store, both);
+    assert_eq!(printed, "7 stored\n");
+    assert!(said.contains("in the store: shared 1 ") && said.contains(outcome()));
+    std::fs::remove_dir_all(store).unwrap();
+}
+
+/// Whatever stands against it is said, and the program runs with its own page.
+#[test]
+fn a_store_that_cannot_be_leaves_the_program_as_it_is() {
+    let program = patcher("patcher-alone", &[]);
+    let disk = Path::new(env!("CARGO_TARGET_TMPDIR")).join("no-store");
+    for (path, reason) in [
+        (disk.as_path(), "is not in memory"),
+        (Path::new("/proc"), "others may open"),
+        (Path::new("relative"), "absolute path"),
+        (Path::new("/dev/shm/none/at/all"), "cannot be made"),
+    ] {
+        let (printed, said) = stored(&program, path, |_| {});
+        assert_eq!(printed, "7 own\n");
+        let line = "in the store: nothing shared: ";
+        assert!(said.contains(line) && said.contains(reason), "{said}");
+    }
+    let small = |command: &mut Command| _ = command.env("SKSM_STORE_LIMIT", "1K");
+    let store = private_directory();
+    let (printed, said) = stored(&program, &store, small);
+    assert_eq!(printed, "7 own\n");
+    assert!(said.contains("raise SKSM_STORE_LIMIT"), "{said}");
+    std::fs::remove_dir_all(store).unwrap();
+}
+
+/// A filter that would kill for one of the calls is not provoked, and one that refuses them does no harm.
+#[test]
+fn a_filter_may_be_over_the_store() {
+    let program = patcher("patcher-filtered", &[]);
+    let kill = libc::SECCOMP_RET_KILL_PROCESS;
+    let refuse = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
+    for call in [libc::SYS_linkat, libc::SYS_ftruncate, libc::SYS_fcntl] {
+        for (result, reason) in [(kill, "would end the program"), (refuse, "nothing shared")] {
+            let store = private_directory();
+            let filter = |command: &mut Command| _ = filtered_call(command, call, result);
+            let (printed, said) = stored(&program, &store, filter);
+            assert_eq!(printed, "7 own\n", "{call} {said}");
+            assert!(said.contains(reason), "{call} {said}");
+            std::fs::remove_dir_all(store).unwrap();
+        }
+    }
+    let store = private_directory();
+    let harmless = |command: &mut Command| _ = filtered(command, refuse);
+    let (printed, said) = stored(&program, &store, harmless);
+    assert_eq!(printed, "7 stored\n", "{said}");
+    std::fs::remove_dir_all(store).unwrap();
+}

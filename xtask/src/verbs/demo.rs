@@ -4,6 +4,7 @@
 //! SKSM's row is there: all that ksmd does comes after it, and takes most of the time.
 
 mod chart;
+mod store;
 mod table;
 
 use std::{
@@ -26,6 +27,9 @@ use crate::{
 
 #[derive(clap::Args)]
 pub struct Args {
+    /// Which engine: the kernel's, in a kernel of its own, or the store, on this machine's
+    #[arg(long, value_enum, default_value = "kernel")]
+    engine: Engine,
     /// How many processes
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(2..=30000))]
     processes: u32,
@@ -41,6 +45,14 @@ pub struct Args {
     /// Leave out the rows of KSM, which take the longest. Ctrl-C does the same to those that are not there yet
     #[arg(long, conflicts_with = "ksm_timeout")]
     without_ksm: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Engine {
+    /// MADV_MERGE, beside KSM
+    Kernel,
+    /// One file in memory for all processes of a user; nothing is booted, and no rights are needed
+    Store,
 }
 
 /// What goes into demo.json.
@@ -127,8 +139,12 @@ impl Printed {
 }
 
 pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<ExitCode> {
-    let out = Out::create(args.out.unwrap_or_else(|| project.target.join("sksm/demo")))?;
+    let dir = args.out.clone();
+    let out = Out::create(dir.unwrap_or_else(|| project.target.join("sksm/demo")))?;
     project.check_target()?;
+    if args.engine == Engine::Store {
+        return store::run(project, &args, &out);
+    }
     let kernel = kernel::build(project, args.arch, linux_src)?;
     let program = programs::demo(project)?;
     let preload = programs::preload_for_demo(project)?;

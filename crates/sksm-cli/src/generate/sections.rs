@@ -41,6 +41,7 @@ pub fn status(verb: &str) -> Vec<Term> {
             ("4", "A right is missing for what --require names."),
         ]),
         "estimate" => terms.extend([DENIED, PARTLY]),
+        "store" => terms.push(DENIED),
         "top" => terms.extend([UNSUPPORTED, DENIED]),
         "scan" => {
             terms[0] = (
@@ -82,8 +83,19 @@ const RUN: [Term; 5] = [
         "For programs with AddressSanitizer, verify_asan_link_order=0 is added to what is there.",
     ),
     (
-        "SKSM, SKSM_AFTER, SKSM_SIGNAL, SKSM_SECCOMP, SKSM_VERBOSE",
+        "SKSM, SKSM_AFTER, SKSM_SIGNAL, SKSM_STORE, SKSM_SECCOMP, SKSM_VERBOSE",
         "Set for the program, as the options say; SKSM_MIN_PAGES is passed on. See sksm-preload(7).",
+    ),
+];
+
+const STORE: [Term; 2] = [
+    (
+        "SKSM_STORE_DIR",
+        "Where the store is, on a tmpfs and closed to others; /dev/shm/sksm-UID if it is not set.",
+    ),
+    (
+        "SKSM_STORE_LIMIT",
+        "How much the store may hold, as in 800M or 2G; a tenth of the machine's memory if it is not set.",
     ),
 ];
 
@@ -91,6 +103,9 @@ pub fn environment(verb: &str) -> Vec<Term> {
     let mut terms = COLOURS.to_vec();
     if matches!(verb, "run" | SKSM) {
         terms.extend(RUN);
+    }
+    if matches!(verb, "run" | "store" | "stat" | "doctor" | SKSM) {
+        terms.extend(STORE);
     }
     terms
 }
@@ -149,6 +164,14 @@ const CACHE: Term = (
     "~/.cache/sksm-preload/, /var/cache/sksm-preload/",
     "Where this command puts the object that it carries, if none is installed; for root the second. Programs load it from there whenever they start others.",
 );
+const STORED: Term = (
+    "/dev/shm/sksm-UID/",
+    "The store: a file for each run of code and each piece of data that processes of this user share.",
+);
+const STORE_PAGE: Term = (
+    "/usr/share/doc/sksm/store.md",
+    "What the store promises, and what not.",
+);
 const GUIDE: Term = ("/usr/share/doc/sksm/guide.md", "The guide.");
 const UNMERGE: Term = (
     "/sys/kernel/mm/sksm/unmerge",
@@ -157,12 +180,13 @@ const UNMERGE: Term = (
 
 pub fn files(verb: &str) -> Vec<Term> {
     match verb {
-        "run" => vec![OBJECT, CACHE, GUIDE],
-        "doctor" => vec![COUNTERS, DOMAIN, TMPFILES, KSM, JSON],
+        "run" => vec![OBJECT, CACHE, STORED, GUIDE],
+        "store" => vec![STORED, STORE_PAGE, JSON],
+        "doctor" => vec![COUNTERS, DOMAIN, TMPFILES, KSM, STORED, JSON],
         "merge" => vec![COUNTERS, DOMAIN, PROCESSES, UNITS, JSON],
         "unmerge" => vec![UNMERGE, PROCESSES, JSON],
         "estimate" => vec![DOMAIN, PROCESSES, JSON],
-        "stat" => vec![COUNTERS, KSM, COUNTS, SCAN_STATE, JSON],
+        "stat" => vec![COUNTERS, KSM, COUNTS, SCAN_STATE, STORED, JSON],
         "top" => vec![COUNTERS, KSM, DOMAIN, COUNTS, SCAN_STATE, JSON],
         "scan" => vec![
             SCAN_SERVICE,
@@ -190,6 +214,8 @@ pub fn files(verb: &str) -> Vec<Term> {
             SCAN_STATE,
             OBJECT,
             CACHE,
+            STORED,
+            STORE_PAGE,
             JSON,
             GUIDE,
         ],
@@ -217,7 +243,8 @@ pub fn signals(verb: &str) -> &'static [Term] {
 /// Other pages, with their chapters.
 pub fn see_also(verb: &str) -> Vec<(&'static str, u8)> {
     let others: &[(&str, u8)] = match verb {
-        "run" => &[("sksm-preload", 7), ("ld.so", 8)],
+        "run" => &[("sksm-preload", 7), ("sksm-store", 1), ("ld.so", 8)],
+        "store" => &[("sksm-run", 1), ("sksm-preload", 7), ("tmpfs", 5)],
         "doctor" => &[("capabilities", 7), ("tmpfiles.d", 5)],
         "merge" => &[
             ("sksm-estimate", 1),

@@ -159,7 +159,7 @@ mod tests {
             sksm: None,
             ksm: None,
         };
-        text(&system, Some(state), &[], format)
+        text(&system, Some(state), None, &[], format)
     }
 
     #[test]

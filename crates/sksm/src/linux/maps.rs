@@ -18,6 +18,8 @@ pub struct Line<'a> {
     pub execute: bool,
     /// Writes stay this process's own.
     pub private: bool,
+    /// Where in the file it begins.
+    pub offset: u64,
     /// The file's inode number; 0 without a file.
     pub inode: u64,
     /// The file's path, or a name such as `[heap]`; empty for anonymous memory.
@@ -32,7 +34,7 @@ impl<'a> Line<'a> {
         let mut ends = words.next()?.splitn(2, |byte| *byte == b'-');
         let (start, end) = (hexadecimal(ends.next()?)?, hexadecimal(ends.next()?)?);
         let flags: &[u8; 4] = words.next()?.try_into().ok()?;
-        let (_offset, _device) = (words.next()?, words.next()?);
+        let (offset, _device) = (hexadecimal(words.next()?)? as u64, words.next()?);
         let inode = decimal(words.next()?)?;
         Some(Line {
             region: Region {
@@ -43,6 +45,7 @@ impl<'a> Line<'a> {
             write: flags[1] == b'w',
             execute: flags[2] == b'x',
             private: flags[3] == b'p',
+            offset,
             inode,
             path: unpadded(words.next().unwrap_or_default()),
         })
@@ -182,7 +185,7 @@ mod tests {
         let line = Line::parse(line).unwrap();
         assert_eq!(line.region, Region::from((0x7f01a000, 0x2000)));
         assert_eq!(line.path, b"/usr/lib/my lib.so");
-        assert_eq!(line.inode, 1234);
+        assert_eq!((line.offset, line.inode), (0x2000, 1234));
         assert_eq!(line.kind(), Kind::Text);
         assert_eq!(line.protection(), libc::PROT_READ | libc::PROT_EXEC);
         for (end, path) in [

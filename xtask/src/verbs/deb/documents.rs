@@ -5,12 +5,13 @@ use std::{fs, path::Path};
 use anyhow::{Context, Result};
 
 /// What is installed side by side, and where it is in the repository.
-pub const DOCUMENTS: [&str; 5] = [
+pub const DOCUMENTS: [&str; 6] = [
     "README.md",
     "docs/bench.svg",
     "docs/demo.svg",
     "docs/guide.md",
     "docs/json.md",
+    "docs/store.md",
 ];
 
 /// Puts all of them into `dir`.

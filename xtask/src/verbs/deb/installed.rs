@@ -367,6 +367,7 @@ fn pages(root: &Path) -> Result<()> {
         "man1/sksm.1.gz",
         "man1/sksm-merge.1.gz",
         "man1/sksm-scan.1.gz",
+        "man1/sksm-store.1.gz",
         "man7/sksm-preload.7.gz",
     ] {
         ensure!(

@@ -117,6 +117,20 @@ impl Patch {
         merge_exact(self.pages.start, self.pages.len)
     }
 
+    /// Finishes, then does this with the touched pages, while no patch of any page can begin; none, undone, if another patch has one
+    /// of these pages open. For the crate `sksm-store`; no part of the API.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Patch::finish`].
+    #[doc(hidden)]
+    pub fn finish_then<R>(mut self, work: impl FnOnce(Region) -> R) -> Result<Option<R>, Error> {
+        self.restore()?;
+        let open = open_pages();
+        let free = !each(self.pages).any(|page| open.contains_key(&page));
+        Ok(free.then(|| work(self.pages)))
+    }
+
     fn restore(&mut self) -> Result<(), Error> {
         // Also where restoring fails: a second try would fail as well.
         self.restored = true;
