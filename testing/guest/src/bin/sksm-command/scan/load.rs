@@ -1,5 +1,6 @@
 //! Eight forked workers that serve requests all the time: the scanner beside ksmd, which has them by prctl.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -7,6 +8,7 @@ use sksm_guest::harness::patience::deadline;
 use sksm_guest::harness::program::beside;
 use sksm_guest::machine::cpu;
 use sksm_guest::machine::sysfs::{KSM, SKSM};
+use sksm_guest::skip::skip;
 
 use super::Scanner;
 use crate::command::number;
@@ -64,6 +66,9 @@ fn under_load(workers: &mut Workers) -> Result<f64> {
 }
 
 pub fn forked_workers() -> Result<()> {
+    if !Path::new("/proc/thread-self/children").exists() {
+        return skip("this kernel does not tell a process's children (CONFIG_PROC_CHILDREN)");
+    }
     let mut of_ksm = workers()?;
     let private = of_ksm.frames()?;
     let cpu_before = cpu::of_ksmd()?;
