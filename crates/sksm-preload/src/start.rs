@@ -22,7 +22,10 @@ fn before_main() {
             line.quoted(value);
         });
     }
-    WANTED.note_filters();
+    // An object with nothing to do writes no page of its own.
+    if settings.store || settings.kinds.is_some() {
+        WANTED.note_filters();
+    }
     if settings.store {
         shared::share(&settings);
     }

@@ -1,7 +1,7 @@
 //! The calls that are made, each as safe as it can be. Nothing here allocates.
 
-use core::ffi::{CStr, c_int, c_void};
-use core::mem::{MaybeUninit, zeroed};
+use core::ffi::{CStr, c_char, c_int, c_long, c_void};
+use core::mem::zeroed;
 
 /// An error number.
 pub type Errno = c_int;
@@ -47,21 +47,39 @@ pub fn open_at(dir: Option<&Fd>, path: &CStr, flags: c_int, mode: u32) -> Result
     c_int::try_from(fd).map(Fd).map_err(|_| libc::EBADF)
 }
 
+/// The kernel's call, where its structure is that of libc: the function has its name only since glibc 2.33, and programs bring older
+/// ones.
+#[cfg(any(
+    target_arch = "x86_64",
+    target_arch = "aarch64",
+    target_arch = "riscv64"
+))]
+unsafe fn fstatat(dir: c_int, name: *const c_char, stat: *mut libc::stat, flags: c_int) -> c_long {
+    // SAFETY: as the caller says.
+    unsafe { libc::syscall(libc::SYS_newfstatat, dir, name, stat, flags) }
+}
+
+#[cfg(not(any(
+    target_arch = "x86_64",
+    target_arch = "aarch64",
+    target_arch = "riscv64"
+)))]
+use libc::fstatat;
+
 impl Fd {
     pub fn stat(&self) -> Result<libc::stat, Errno> {
-        // SAFETY: numbers, for all of which zero is a value.
-        let mut stat = unsafe { zeroed() };
-        // SAFETY: writes one stat, into ours.
-        again(|| unsafe { libc::fstat(self.0, &mut stat) } as isize)?;
-        Ok(stat)
+        self.stat_of(c"", libc::AT_EMPTY_PATH)
     }
 
     pub fn stat_at(&self, name: &CStr) -> Result<libc::stat, Errno> {
+        self.stat_of(name, libc::AT_SYMLINK_NOFOLLOW)
+    }
+
+    fn stat_of(&self, name: &CStr, flags: c_int) -> Result<libc::stat, Errno> {
         // SAFETY: numbers, for all of which zero is a value.
-        let mut stat = unsafe { zeroed() };
-        let flags = libc::AT_SYMLINK_NOFOLLOW;
+        let mut stat: libc::stat = unsafe { zeroed() };
         // SAFETY: a path that ends in a nul byte; writes one stat, into ours.
-        again(|| unsafe { libc::fstatat(self.0, name.as_ptr(), &mut stat, flags) } as isize)?;
+        again(|| unsafe { fstatat(self.0, name.as_ptr(), &mut stat, flags) } as isize)?;
         Ok(stat)
     }
 
@@ -318,26 +336,37 @@ pub unsafe fn map_over(
 }
 
 /// No signal handler of this thread runs for as long as it lives.
-pub struct NoSignals(libc::sigset_t);
+pub struct NoSignals(u64);
+
+/// All signals, but for the two that libc has for itself.
+const ALL: u64 = !(1 << 31 | 1 << 32);
 
 impl NoSignals {
     pub fn now() -> Self {
-        let (mut all, mut before) = (MaybeUninit::uninit(), MaybeUninit::uninit());
-        // SAFETY: both write one set, into ours.
-        unsafe {
-            libc::sigfillset(all.as_mut_ptr());
-            libc::sigemptyset(before.as_mut_ptr());
-            libc::pthread_sigmask(libc::SIG_SETMASK, all.as_ptr(), before.as_mut_ptr());
-            NoSignals(before.assume_init())
-        }
+        NoSignals(set_blocked(ALL))
     }
 }
 
 impl Drop for NoSignals {
     fn drop(&mut self) {
-        // SAFETY: reads one set, ours.
-        unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &self.0, core::ptr::null_mut()) };
+        set_blocked(self.0);
     }
+}
+
+/// Blocks these signals and no others; returns which were. The kernel's call: `pthread_sigmask` is in another library before glibc 2.32.
+fn set_blocked(signals: u64) -> u64 {
+    let mut before = 0u64;
+    // SAFETY: reads one set and writes one, both ours and of this size.
+    unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &signals,
+            &mut before,
+            size_of::<u64>(),
+        )
+    };
+    before
 }
 
 pub fn wait(milliseconds: i64) {

@@ -472,7 +472,7 @@ mod tests {
         configuring(&fs::read_to_string(own.join("sksm.postinst")).unwrap()).unwrap();
         // As debhelper would have it.
         let always = r#"[ -d /run/systemd/system ] && for timer in /etc/systemd/system/timers.target.wants/*; do :; done
-            for unit in /etc/systemd/system/multi-user.target.wants/*; do :; done
+            for unit in /etc/systemd/system/multi-user.target.wants/* /etc/systemd/system/sockets.target.wants/*; do :; done
             systemd-tmpfiles --create sksm.conf || true"#;
         let error = configuring(always).unwrap_err().to_string();
         assert!(error.contains("postinst"), "{error}");

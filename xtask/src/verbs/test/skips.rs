@@ -103,14 +103,13 @@ const UM: Reasons = &[
         "gives every process the same addresses",
     ),
     ("sksm-command/guide/node-", LANGUAGE),
-    ("sksm-command/guide/java-", LANGUAGE),
     ("sksm-command/guide/go-", LANGUAGE),
     ("sksm-library/static-keys", "needs Rust 1.87"),
     ("sksm-library/tracker/", "has no bits for write protection"),
     ("sksm-python/celery", SERVER),
     ("sksm-python/uwsgi", SERVER),
 ];
-const LANGUAGE: &str = "not everybody has Node.js, Java's compiler, or Go";
+const LANGUAGE: &str = "not everybody has Node.js or Go";
 const SERVER: &str = "not everybody has this server";
 const MEMORY_FAILURE: &str = "has no handling of memory failure";
 
@@ -124,7 +123,6 @@ const X86_64: Reasons = &[
         "the figures are of one version of Python",
     ),
     ("sksm-command/guide/node-", LANGUAGE),
-    ("sksm-command/guide/java-", LANGUAGE),
     ("sksm-command/guide/go-", LANGUAGE),
     // Those two are the host's processor where QEMU runs on KVM.
     (

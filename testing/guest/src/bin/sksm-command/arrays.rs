@@ -1,4 +1,4 @@
-//! An array without addresses in Node.js, Java and Go, as the guide has it: 32 MiB that two processes share.
+//! An array without addresses in Node.js and Go, as the guide has it: 32 MiB that two processes share.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Lines};
@@ -12,14 +12,9 @@ use sksm_guest::memory::frames;
 use sksm_guest::page::PAGE;
 use sksm_guest::skip::skip;
 
-pub const TESTS: &[Test] = &[
-    test("guide/node-array", node),
-    test("guide/java-array", java),
-    test("guide/go-array", go),
-];
+pub const TESTS: &[Test] = &[test("guide/node-array", node), test("guide/go-array", go)];
 
 const NODE: &str = include_str!("../../../../../examples/arrays/array.js");
-const JAVA: &str = include_str!("../../../../../examples/arrays/Array.java");
 const GO: &str = include_str!("../../../../../examples/arrays/array.go");
 
 /// Skips the test where this is not Debian's.
@@ -30,15 +25,7 @@ pub fn needed(program: &str) -> Result<()> {
     }
 }
 
-/// A directory of this process's own with what that file compiles to.
-pub fn javac(name: &str, content: &str) -> Result<PathBuf> {
-    needed("javac")?;
-    let dir = written(name, content)?;
-    let mut compiler = Command::new("/usr/bin/javac");
-    succeeds(compiler.arg("-d").arg(&dir).arg(dir.join(name)))?;
-    Ok(dir)
-}
-
+/// A file in a directory of this process's own.
 fn written(name: &str, content: &str) -> Result<PathBuf> {
     let dir = std::env::temp_dir().join(format!("sksm-{}-{name}", std::process::id()));
     fs::create_dir_all(&dir)?;
@@ -56,11 +43,6 @@ fn node() -> Result<()> {
     needed("node")?;
     let dir = written("array.js", NODE)?;
     merged_at_a_signal(&["node", text(&dir.join("array.js"))?])
-}
-
-fn java() -> Result<()> {
-    let dir = javac("Array.java", JAVA)?;
-    merged_at_a_signal(&["java", "-Xmx256m", "-cp", text(&dir)?, "Array"])
 }
 
 /// Nothing can be loaded into it, so it asks for itself.
@@ -155,6 +137,8 @@ impl Drop for Program {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const JAVA: &str = include_str!("../../../../../examples/arrays/Array.java");
 
     /// What people paste is what is run.
     #[test]
