@@ -4,6 +4,8 @@
 
 pub mod bench;
 pub mod demo;
+pub mod fuzz;
 pub mod ksmd;
 pub mod scan;
+pub mod splats;
 pub mod statistics;

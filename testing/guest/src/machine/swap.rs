@@ -141,6 +141,16 @@ impl SwapFile {
         Ok(())
     }
 
+    /// Turns it on unless it is on.
+    pub fn on_again(&self) -> Result<()> {
+        let path = self.file();
+        let list = fs::read_to_string("/proc/swaps")?;
+        match list.contains(path.to_string_lossy().as_ref()) {
+            true => Ok(()),
+            false => self.again(),
+        }
+    }
+
     /// Turns it on after it was taken away.
     pub fn again(&self) -> Result<()> {
         swap_on(&self.file(), PREFERRED)
