@@ -101,6 +101,7 @@ const UM: Reasons = &[
     ("sksm-python/uwsgi", SERVER),
 ];
 const NODE: &str = "not everybody has Node.js";
+const STRESSING: &str = "`cargo xtask stress --programs` installs it";
 const SERVER: &str = "not everybody has this server";
 const MEMORY_FAILURE: &str = "has no handling of memory failure";
 
@@ -114,6 +115,8 @@ const X86_64: Reasons = &[
         "the figures are of one version of Python",
     ),
     ("sksm-command/guide/node-", NODE),
+    ("sksm-programs/stress-ng/", STRESSING),
+    ("sksm-programs/trinity", STRESSING),
     // Those two are the host's processor where QEMU runs on KVM.
     (
         "sksm-abi/kvm/",
