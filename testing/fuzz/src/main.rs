@@ -72,7 +72,7 @@ fn main() -> ExitCode {
 fn fuzz(options: &Options, seed: u64) -> Result<bool> {
     let started = Instant::now();
     // Or the kernel leaves lines out.
-    fs::write("/proc/sys/kernel/printk_devkmsg", "on").context("printk_devkmsg")?;
+    fs::write("/proc/sys/kernel/printk_devkmsg", "on\n").context("printk_devkmsg")?;
     let counters = Counters::now()?;
     let mut runner = Runner::new()?;
     ensure!(

@@ -21,8 +21,13 @@ pub struct Kernel {
     pub arch: Arch,
     /// This clone's own copy, which later builds replace but never change.
     pub image: PathBuf,
-    /// The same with its symbols, of a kernel that says which of its code ran.
-    pub symbols: Option<PathBuf>,
+}
+
+impl Kernel {
+    /// The same with its symbols; only of a kernel that says which of its code ran.
+    pub fn symbols(&self) -> PathBuf {
+        self.image.with_file_name(SYMBOLS)
+    }
 }
 
 /// What make leaves beside the image.
@@ -45,7 +50,6 @@ pub fn build(project: &Project, arch: Arch, linux_src: Option<&Path>) -> Result<
     let kernel = Kernel {
         arch,
         image: dir.join(target),
-        symbols: (arch == Arch::Fuzz).then(|| dir.join(SYMBOLS)),
     };
     if linux_src.is_none() {
         // Nobody has to be waited for when there is nothing to do.
@@ -95,8 +99,8 @@ pub fn build(project: &Project, arch: Arch, linux_src: Option<&Path>) -> Result<
     cache::remove(&stamp)?;
     // Other builds in the same cache leave it alone there.
     cache::copy(&built, &kernel.image)?;
-    if let Some(symbols) = &kernel.symbols {
-        cache::copy(&objects.join(SYMBOLS), symbols)?;
+    if arch == Arch::Fuzz {
+        cache::copy(&objects.join(SYMBOLS), &kernel.symbols())?;
     }
     objects::prune(&objects)?;
     // Not if somebody edited a file meanwhile.

@@ -2,6 +2,7 @@
 
 mod coverage;
 mod failure;
+mod functions;
 mod symbols;
 
 use std::{
@@ -163,11 +164,13 @@ fn fuzz(project: &Project, kernel: &Kernel, args: &Args) -> Result<bool> {
         );
         return Ok(false);
     };
-    let symbols = kernel
-        .symbols
-        .as_ref()
-        .context("the kernel has no symbols")?;
-    let table = coverage::of(symbols, &report.reached)?;
+    // For whoever wants to look at it in another way.
+    cache::write(&dir.join("report.json"), serde_json::to_string(&report)?)?;
+    let table = coverage::of(
+        &project.kernel().join("mm/sksm"),
+        &kernel.symbols(),
+        &report.reached,
+    )?;
     let summary = summary(&report, &table);
     let text = format!("{summary}\n{}", table.markdown());
     cache::write(&dir.join("coverage.md"), &text)?;

@@ -21,8 +21,8 @@ impl Choices {
         Self(Source::Seed(SmallRng::seed_from_u64(seed)))
     }
 
-    pub fn of_input(input: &[u8]) -> Self {
-        Self(Source::Input(input.to_vec().into_iter()))
+    pub fn of_input(input: Vec<u8>) -> Self {
+        Self(Source::Input(input.into_iter()))
     }
 
     /// Whether there are more; without them all decisions are for the first possibility.
@@ -62,7 +62,7 @@ impl Choices {
             Source::Seed(random) => Self::seeded(random.next_u64()),
             Source::Input(rest) => {
                 let most = usize::from(rest.next().unwrap_or(0));
-                Self::of_input(&rest.take(most).collect::<Vec<_>>())
+                Self::of_input(rest.take(most).collect())
             }
         }
     }
@@ -74,7 +74,7 @@ mod tests {
 
     #[test]
     fn an_input_is_read_byte_by_byte() {
-        let mut choices = Choices::of_input(&[7, 255, 1, 2, 9]);
+        let mut choices = Choices::of_input(vec![7, 255, 1, 2, 9]);
         assert_eq!(choices.below(5), 2);
         assert_eq!(choices.below(256), 255);
         assert_eq!(choices.below(1000), 258);
@@ -92,7 +92,7 @@ mod tests {
                     0..=256 => vec![number as u8],
                     _ => vec![(number >> 8) as u8, number as u8],
                 };
-                Choices::of_input(&input).below(possibilities)
+                Choices::of_input(input).below(possibilities)
             };
             assert!((0..possibilities).all(|number| chosen(number) == number));
         }
@@ -100,7 +100,7 @@ mod tests {
 
     #[test]
     fn a_part_for_somebody_else_is_gone() {
-        let mut choices = Choices::of_input(&[2, 10, 11, 12, 200, 13]);
+        let mut choices = Choices::of_input(vec![2, 10, 11, 12, 200, 13]);
         let mut first = choices.split();
         assert_eq!((first.below(100), first.below(100)), (10, 11));
         assert!(!first.are_left());

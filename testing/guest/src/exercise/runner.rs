@@ -64,7 +64,7 @@ impl Runner {
         let (shared, system) = (&self.shared, &self.system);
         let child = Child::spawn(|_| {
             own_group(0);
-            worker::run(Choices::of_input(input), shared, system, false)
+            worker::run(Choices::of_input(input.to_vec()), shared, system, false)
         })?;
         let group = child.pid();
         own_group(group);

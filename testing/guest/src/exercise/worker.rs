@@ -67,7 +67,7 @@ const COMPARE_EVERY: usize = 60;
 /// How many of the last operations a failure tells.
 const REMEMBERED: usize = 12;
 
-/// Merges all the time what the process writes; half of the processes have one.
+/// Merges all the time what the process writes; some of the processes have one.
 struct Merger(JoinHandle<()>);
 
 static STOP_MERGING: AtomicBool = AtomicBool::new(false);
@@ -153,7 +153,12 @@ impl Worker<'_> {
     }
 
     fn work(&mut self, operations: usize) -> Result<()> {
-        let merger = (self.choices.below(2) == 1).then(Merger::start);
+        let every = match self.system.mix {
+            Mix::Ordinary | Mix::Stress => 2,
+            // It takes a CPU from what else there is to find.
+            Mix::Fuzz => 8,
+        };
+        let merger = (self.choices.below(every) == 1).then(Merger::start);
         self.merging = merger.is_some();
         let result = self.operate(operations);
         merger.map_or(Ok(()), Merger::stop)?;

@@ -25,7 +25,7 @@ const TRACE_PC: u64 = 0;
 /// Tasks that are listened to at a time.
 const TASKS: usize = 10;
 /// Blocks that a task can tell of before it is asked.
-const ENTRIES: usize = 1 << 16;
+const ENTRIES: usize = 1 << 15;
 /// Places for blocks, of which there are a few tens of thousands.
 pub const PLACES: usize = 1 << 16;
 

@@ -11,8 +11,8 @@ use std::{
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
-use super::symbols;
-use crate::ground::step;
+use super::{functions::Functions, symbols};
+use crate::ground::{files, step};
 
 /// What each block of the kernel's code calls.
 const TELLS: &str = "__sanitizer_cov_trace_pc";
@@ -43,10 +43,11 @@ struct Place {
 struct Frame {
     file_name: String,
     function_name: String,
+    line: usize,
 }
 
-/// `reached` are the addresses that the kernel tells: behind the calls.
-pub fn of(image: &Path, reached: &[u64]) -> Result<Table> {
+/// `engine` has the sources that `image` is made of; `reached` are the addresses that the kernel tells: behind the calls.
+pub fn of(engine: &Path, image: &Path, reached: &[u64]) -> Result<Table> {
     let names = step::output(Command::new("llvm-nm-19").arg(image))?;
     let target = names
         .lines()
@@ -58,7 +59,15 @@ pub fn of(image: &Path, reached: &[u64]) -> Result<Table> {
         .iter()
         .map(|one| one - symbols::CALL_BYTES)
         .collect();
-    Ok(Table::of(&symbolize(image, &calls)?, &reached))
+    let mut sources = BTreeMap::new();
+    for (path, content) in files::below(engine)? {
+        if path.extension().is_some_and(|extension| extension == "rs") {
+            let name = path.to_string_lossy().into_owned();
+            let source = String::from_utf8_lossy(&content).into_owned();
+            sources.insert(name, Functions::of(&source));
+        }
+    }
+    Ok(Table::of(&symbolize(image, &calls)?, &sources, &reached))
 }
 
 fn symbolize(image: &Path, addresses: &[u64]) -> Result<Vec<Place>> {
@@ -82,7 +91,11 @@ fn symbolize(image: &Path, addresses: &[u64]) -> Result<Vec<Place>> {
 }
 
 impl Table {
-    fn of(places: &[Place], reached: &BTreeSet<u64>) -> Self {
+    fn of(
+        places: &[Place],
+        sources: &BTreeMap<String, Functions>,
+        reached: &BTreeSet<u64>,
+    ) -> Self {
         let mut table = Self::default();
         for place in places {
             // What a library's function does there, it does for the engine's function that called it.
@@ -95,8 +108,17 @@ impl Table {
                 continue;
             };
             let (_, file) = frame.file_name.rsplit_once(ENGINE).unwrap_or_default();
+            // What lies elsewhere may be named from there.
+            if file.starts_with("..") {
+                continue;
+            }
+            let name = match sources.get(file) {
+                Some(functions) => functions.at(frame.line, &frame.function_name),
+                None => Some(frame.function_name.clone()),
+            };
+            let Some(name) = name else { continue };
             let functions = table.0.entry(file.to_owned()).or_default();
-            let blocks = functions.entry(plain(&frame.function_name)).or_default();
+            let blocks = functions.entry(name).or_default();
             blocks.all += 1;
             blocks.reached += usize::from(reached.contains(&address));
         }
@@ -170,28 +192,6 @@ impl Table {
     }
 }
 
-/// A function's name without what differs between copies of it: types that it was compiled for, closures in it, and what a
-/// compiler appends.
-fn plain(name: &str) -> String {
-    let mut kept = String::new();
-    let mut depth = 0usize;
-    let mut before = ' ';
-    for c in name.chars() {
-        match c {
-            '<' if before == ':' || depth > 0 => depth += 1,
-            // Of an arrow.
-            '>' if depth > 0 && before != '-' => depth -= 1,
-            _ if depth == 0 => kept.push(c),
-            _ => {}
-        }
-        before = c;
-    }
-    let kept = kept.split("::{closure").next().unwrap_or_default();
-    let kept = kept.trim_end_matches("::");
-    let kept = kept.split(".llvm.").next().unwrap_or_default();
-    kept.strip_prefix("sksm::").unwrap_or(kept).to_owned()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -203,6 +203,7 @@ mod tests {
                 .map(|(function, file)| Frame {
                     function_name: (*function).into(),
                     file_name: (*file).into(),
+                    line: 2,
                 })
                 .collect(),
         }
@@ -212,52 +213,35 @@ mod tests {
     fn blocks_are_the_engines_functions_innermost_first() {
         let node = "/linux/mm/sksm/node.rs";
         let places = [
-            place(0x10, &[("sksm::node::publish", node)]),
+            place(0x10, &[("publish", node)]),
             place(
                 0x20,
-                &[
-                    ("core::ptr::read", "/rust/core.rs"),
-                    ("sksm::node::publish", node),
-                ],
+                &[("core::ptr::read", "/rust/core.rs"), ("publish", node)],
             ),
-            place(
-                0x30,
-                &[("sksm::node::find", node), ("sksm::node::publish", node)],
-            ),
+            place(0x30, &[("find", node), ("publish", node)]),
             place(0x40, &[("do_madvise", "/linux/mm/madvise.c")]),
             place(0x50, &[("sksm_glue", "/linux/mm/sksm/glue.c")]),
             place(0x60, &[]),
         ];
-        let table = Table::of(&places, &[0x20, 0x40, 0x50].into());
+        let table = Table::of(&places, &BTreeMap::new(), &[0x20, 0x40, 0x50].into());
         assert_eq!((table.functions(), table.functions_reached()), (3, 2));
         assert_eq!((table.blocks(), table.blocks_reached()), (4, 2));
         let text = table.markdown();
         assert!(text.contains("| `node.rs` | 2 | 1 | 3 | 1 |"), "{text}");
         assert!(
-            text.contains("No input reaches:\n\n- `node.rs`: `node::find`\n"),
+            text.contains("No input reaches:\n\n- `node.rs`: `find`\n"),
             "{text}"
         );
         assert!(text.contains("- `glue.c`: `sksm_glue` 1/1\n"), "{text}");
-        assert!(
-            text.contains("- `node.rs`: `node::publish` 1/2\n"),
-            "{text}"
-        );
+        assert!(text.contains("- `node.rs`: `publish` 1/2\n"), "{text}");
     }
 
     #[test]
-    fn names_are_the_same_for_all_copies_of_a_function() {
-        for (name, wanted) in [
-            ("sksm::merge::run::<sksm::node::Node, u64>", "merge::run"),
-            ("sksm::merge::run::{closure#0}", "merge::run"),
-            (
-                "sksm::merge::run::<fn(u64) -> u64>::{closure#1}::{closure#0}",
-                "merge::run",
-            ),
-            ("<sksm::node::Node>::publish", "<sksm::node::Node>::publish"),
-            ("sksm_glue.llvm.123", "sksm_glue"),
-        ] {
-            assert_eq!(plain(name), wanted, "{name}");
-        }
+    fn the_source_says_what_a_line_is_of() {
+        let sources = [("node.rs".to_owned(), Functions::of("\nfn publish() {\n"))].into();
+        let places = [place(0x10, &[("{closure#0}", "/linux/mm/sksm/node.rs")])];
+        let table = Table::of(&places, &sources, &BTreeSet::new());
+        assert!(table.markdown().contains("- `node.rs`: `publish`\n"));
     }
 
     #[test]
@@ -265,7 +249,7 @@ mod tests {
         let line = r#"{"Address":"0xffffffff81000010","ModuleName":"vmlinux","Symbol":[{"Column":0,"Discriminator":0,"FileName":"/l/mm/sksm/rmap.rs","FunctionName":"f","Line":7,"StartAddress":"","StartFileName":"","StartLine":0}]}"#;
         let place: Place = serde_json::from_str(line).unwrap();
         assert_eq!(place.symbol[0].function_name, "f");
-        let table = Table::of(&[place], &[0xffff_ffff_8100_0010].into());
+        let table = Table::of(&[place], &BTreeMap::new(), &[0xffff_ffff_8100_0010].into());
         assert_eq!(table.blocks_reached(), 1);
     }
 }
