@@ -15,7 +15,7 @@ use crate::memory::rights::{ALL, become_user_with};
 use crate::memory::userfault;
 use crate::page::{PAGE, WORDS};
 use crate::syscall::check;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::arena::{Arena, Inherited, MIDDLE, PAGES};
 use super::changer::Changer;
@@ -620,7 +620,7 @@ impl Worker<'_> {
             Err(error) => match error.raw_os_error() {
                 Some(libc::ENOMEM) => Ok(true),
                 Some(libc::ESRCH) => Ok(false),
-                _ => bail!("merging a child: {error}"),
+                _ => Err(error).context("merging a child"),
             },
         }
     }
@@ -642,7 +642,7 @@ impl Worker<'_> {
             Err(error) => match error.raw_os_error() {
                 Some(libc::ENOMEM) => Ok(true),
                 Some(libc::ESRCH) => Ok(false),
-                _ => bail!("unmerging a child: {error}"),
+                _ => Err(error).context("unmerging a child"),
             },
         }
     }
@@ -825,9 +825,12 @@ fn front(pages: Range<usize>, most: usize) -> Range<usize> {
 
 /// Whether it is something that only root of the whole machine may do.
 fn not_allowed(error: &anyhow::Error) -> bool {
-    let number = (error.chain())
-        .filter_map(|cause| cause.downcast_ref::<std::io::Error>())
-        .find_map(std::io::Error::raw_os_error);
+    let number = error.chain().find_map(|cause| {
+        let system = cause.downcast_ref::<std::io::Error>();
+        let library = cause.downcast_ref::<sksm::Error>();
+        (system.and_then(std::io::Error::raw_os_error))
+            .or(library.and_then(sksm::Error::raw_os_error))
+    });
     matches!(number, Some(libc::EPERM | libc::EACCES | libc::ENOMEM))
 }
 

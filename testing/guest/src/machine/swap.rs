@@ -141,13 +141,15 @@ impl SwapFile {
         Ok(())
     }
 
-    /// Turns it on unless it is on.
+    /// Turns it on unless it is on. What lists swap space names none that was turned on in another mount namespace.
     pub fn on_again(&self) -> Result<()> {
-        let path = self.file();
-        let list = fs::read_to_string("/proc/swaps")?;
-        match list.contains(path.to_string_lossy().as_ref()) {
-            true => Ok(()),
-            false => self.again(),
+        let busy = |error: &anyhow::Error| {
+            let cause = error.downcast_ref::<std::io::Error>();
+            cause.and_then(std::io::Error::raw_os_error) == Some(libc::EBUSY)
+        };
+        match self.again() {
+            Err(error) if busy(&error) => Ok(()),
+            result => result,
         }
     }
 
