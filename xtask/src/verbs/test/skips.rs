@@ -111,6 +111,7 @@ const UM: Reasons = &[
     ("sksm-python/uwsgi", SERVER),
 ];
 const LANGUAGE: &str = "not everybody has Node.js, Java's compiler, or Go";
+const STRESSING: &str = "`cargo xtask stress --programs` installs it";
 const SERVER: &str = "not everybody has this server";
 const MEMORY_FAILURE: &str = "has no handling of memory failure";
 
@@ -126,6 +127,8 @@ const X86_64: Reasons = &[
     ("sksm-command/guide/node-", LANGUAGE),
     ("sksm-command/guide/java-", LANGUAGE),
     ("sksm-command/guide/go-", LANGUAGE),
+    ("sksm-programs/stress-ng/", STRESSING),
+    ("sksm-programs/trinity", STRESSING),
     // Those two are the host's processor where QEMU runs on KVM.
     (
         "sksm-abi/kvm/",
