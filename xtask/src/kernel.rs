@@ -7,6 +7,7 @@ mod arch;
 mod build;
 pub mod checkpatch;
 pub mod config;
+mod coverage;
 pub mod fetch;
 pub mod objects;
 pub mod source;

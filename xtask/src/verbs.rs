@@ -4,6 +4,7 @@ mod bench;
 mod clean;
 mod deb;
 mod demo;
+mod fuzz;
 mod kernel;
 mod patches;
 mod profile;
@@ -47,6 +48,8 @@ pub enum Verb {
     Selftests(selftests::Args),
     /// Do everything that can be done to merged memory at once, and compare every byte
     Stress(stress::Args),
+    /// Make up what processes do to merged memory, learning from what of the engine that reaches, and compare every byte
+    Fuzz(fuzz::Args),
     /// Build Debian packages: the command and the libraries, or a kernel with SKSM
     Deb(deb::Args),
     /// Write the whole change as one series for `git am`, checked
@@ -75,6 +78,7 @@ pub fn run(verb: Verb, linux_src: Option<&Path>) -> Result<ExitCode> {
         Verb::Test(args) => test::run(project, &args, linux_src),
         Verb::Selftests(args) => selftests::run(project, args, linux_src),
         Verb::Stress(args) => stress::run(project, &args, linux_src),
+        Verb::Fuzz(args) => fuzz::run(project, &args, linux_src),
         Verb::Deb(args) => deb::run(project, &args, linux_src),
         Verb::Patches(args) => patches::run(project, &args, linux_src),
         Verb::Clean => clean::run(project),

@@ -16,6 +16,7 @@ pub mod memory {
     pub mod pagemap;
     pub mod process;
     pub mod rights;
+    pub mod userfault;
 }
 
 /// The machine that a test runs on: what it has, how it is set, and what it tells of itself.
@@ -26,6 +27,7 @@ pub mod machine {
     pub mod disk;
     pub mod fuse;
     pub mod hmm;
+    pub mod kcov;
     pub mod ksmd;
     pub mod numa;
     pub mod profile;
@@ -43,4 +45,20 @@ pub mod harness {
     pub mod patience;
     pub mod program;
     pub mod report;
+}
+
+/// Processes that do whatever can be done to memory, merge, and know what every byte must be.
+pub mod exercise {
+    pub mod arena;
+    pub mod changer;
+    pub mod choices;
+    pub mod corpus;
+    pub mod faults;
+    pub mod operation;
+    pub mod pins;
+    pub mod runner;
+    pub mod shadow;
+    pub mod shared;
+    pub mod system;
+    pub mod worker;
 }

@@ -4,7 +4,9 @@
 
 pub mod bench;
 pub mod demo;
+pub mod fuzz;
 pub mod ksmd;
 pub mod profile;
 pub mod scan;
+pub mod splats;
 pub mod statistics;

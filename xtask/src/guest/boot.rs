@@ -76,7 +76,7 @@ impl<'a> Boot<'a> {
         let (mem, smp, parameters) = match kernel.arch {
             Arch::Um => ("2G", 1, ""),
             Arch::X86_64 | Arch::Without | Arch::Unpatched => ("2G", 2, nodes),
-            Arch::Debug | Arch::Kcsan => ("3G", 2, nodes),
+            Arch::Debug | Arch::Kcsan | Arch::Fuzz => ("3G", 2, nodes),
         };
         Self {
             project,
@@ -221,9 +221,7 @@ impl<'a> Boot<'a> {
         };
         let mut command = match arch {
             Arch::Um => self.uml(&initrd, scratch.path(), cpu.as_ref()),
-            Arch::X86_64 | Arch::Debug | Arch::Kcsan | Arch::Without | Arch::Unpatched => {
-                self.qemu(&initrd, &console, kvm)
-            }
+            _ => self.qemu(&initrd, &console, kvm),
         };
         command
             .stdin(theirs.try_clone()?)

@@ -7,64 +7,12 @@ use std::{
 };
 
 use anyhow::{Context, Result};
+use sksm_records::splats::complains;
 
 use crate::kernel::Arch;
 
 /// Console logs that are kept.
 const LOGS_KEPT: usize = 40;
-
-/// A line that contains one of these is a complaint of the kernel about itself.
-const SPLATS: &[&str] = &[
-    "BUG:",
-    "=== BUG",
-    "BUG kmalloc",
-    "kernel BUG at",
-    "WARNING:",
-    "Oops",
-    "KASAN:",
-    "KFENCE:",
-    "UBSAN:",
-    "Kernel panic",
-    "general protection fault,",
-    "possible recursive locking",
-    "possible circular locking",
-    "possible irq lock inversion",
-    "inconsistent lock state",
-    "suspicious RCU usage",
-    "sleeping function called",
-    "scheduling while atomic",
-    "bad unlock balance",
-    "held lock freed",
-    "lock held when returning to user space",
-    "rcu: INFO:",
-    "soft lockup",
-    "hard LOCKUP",
-    "blocked for more than",
-    "list_add corruption",
-    "list_del corruption",
-    "bad page state",
-    "Bad page state",
-    "Bad page map",
-    "Bad rss-counter",
-    "page_table_check",
-    "kmemleak:",
-    "unreferenced object",
-    "refcount_t:",
-    "ODEBUG:",
-    "pagealloc:",
-    "page_owner tracking failed",
-    "rust_kernel: panicked",
-    "Internal error",
-    "sksm-init: ",
-];
-
-/// Harmless although they look like one of the above.
-const HARMLESS: &[&str] = &[
-    "sksm-init: ready",
-    // Says that it will report leaks, not that there is one.
-    "kmemleak: Kernel memory leak detector initialized",
-    "kmemleak: Automatic memory scanning thread started",
-];
 
 /// The kernel has races that its authors accept, also deep below what the engine calls and in interrupts that come while it runs.
 /// The engine's count: those where it is, or has called, the function that a stack begins with, or is in the title, which names
@@ -126,9 +74,7 @@ pub fn first_splat(log: &str, limit: usize) -> Vec<String> {
 /// Whether a complaint begins with the first of these lines.
 fn is_splat(lines: &[&str]) -> bool {
     let line = lines[0];
-    SPLATS.iter().any(|splat| line.contains(splat))
-        && !HARMLESS.iter().any(|text| line.contains(text))
-        && (!line.contains(DATA_RACE) || engine_races(lines))
+    complains(line) && (!line.contains(DATA_RACE) || engine_races(lines))
 }
 
 /// Whether the report that begins with these lines is of the engine. A process may have its name too, so only functions count.

@@ -90,7 +90,7 @@ pub fn build(contents: &Contents) -> Result<Vec<u8>> {
 fn script(contents: &Contents) -> Result<String> {
     let (root, channel) = match contents.arch {
         Arch::Um => ("-t hostfs -o ro none", "/dev/ttyS0"),
-        Arch::X86_64 | Arch::Debug | Arch::Kcsan | Arch::Without | Arch::Unpatched => (
+        _ => (
             "-t 9p -o ro,trans=virtio,version=9p2000.L,msize=512000,cache=loose hostroot",
             "/dev/vport0p1",
         ),

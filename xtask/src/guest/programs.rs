@@ -25,6 +25,7 @@ pub fn guest_programs(project: &Project) -> Result<PathBuf> {
     release(
         project::cargo()
             .args(["build", "--release", "--package", "sksm-guest"])
+            .args(["--package", "sksm-merge-all"])
             .current_dir(&project.root),
     )
     .context("the guest's programs do not build")?;
@@ -85,6 +86,18 @@ pub fn demo(project: &Project) -> Result<PathBuf> {
     )
     .context("the experiment's program does not build")?;
     Ok(project.target.join("release/sksm-demo"))
+}
+
+/// Builds the fuzzer, whose libraries nothing else needs.
+pub fn fuzzer(project: &Project) -> Result<PathBuf> {
+    project.check_target()?;
+    release(
+        project::cargo()
+            .args(["build", "--release", "--package", "sksm-fuzz"])
+            .current_dir(&project.root),
+    )
+    .context("the fuzzer does not build")?;
+    Ok(project.target.join("release/sksm-fuzz"))
 }
 
 /// The preload object is loaded into every process of the user's choice, so it is built small: see its crate.

@@ -13,6 +13,8 @@ pub enum Arch {
     Debug,
     /// x86_64 with the data race detector, which excludes the other checkers
     Kcsan,
+    /// x86_64 that tells which of its code ran, with the checkers that cost least
+    Fuzz,
     /// x86_64 with the patches and without the engine (CONFIG_SKSM=n), to compare with
     Without,
     /// x86_64 as its authors left it, to compare with
@@ -26,7 +28,7 @@ impl Arch {
     pub fn make(self) -> &'static str {
         match self {
             Arch::Um => "um",
-            Arch::X86_64 | Arch::Debug | Arch::Kcsan | Arch::Without | Arch::Unpatched => "x86_64",
+            _ => "x86_64",
         }
     }
 
@@ -39,9 +41,7 @@ impl Arch {
     pub fn target(self) -> (&'static str, &'static str) {
         match self {
             Arch::Um => ("linux", "linux"),
-            Arch::X86_64 | Arch::Debug | Arch::Kcsan | Arch::Without | Arch::Unpatched => {
-                ("bzImage", "arch/x86/boot/bzImage")
-            }
+            _ => ("bzImage", "arch/x86/boot/bzImage"),
         }
     }
 
@@ -52,6 +52,7 @@ impl Arch {
             Arch::X86_64 => 2140,
             Arch::Debug => 2160,
             Arch::Kcsan => 2160,
+            Arch::Fuzz => 2160,
             Arch::Without => 2120,
             Arch::Unpatched => 2170,
         }
@@ -65,6 +66,7 @@ impl fmt::Display for Arch {
             Arch::X86_64 => "x86_64",
             Arch::Debug => "debug",
             Arch::Kcsan => "kcsan",
+            Arch::Fuzz => "fuzz",
             Arch::Without => "without",
             Arch::Unpatched => "unpatched",
         })

@@ -8,7 +8,9 @@ use std::{
 
 use anyhow::Result;
 
-use super::{arch::Arch, config, fetch, objects, source::Source, toolchain::Toolchain, tree};
+use super::{
+    arch::Arch, config, coverage, fetch, objects, source::Source, toolchain::Toolchain, tree,
+};
 use crate::{
     ground::{cache, files, packages, project::Project, step},
     terminal::progress::Step,
@@ -20,6 +22,16 @@ pub struct Kernel {
     /// This clone's own copy, which later builds replace but never change.
     pub image: PathBuf,
 }
+
+impl Kernel {
+    /// The same with its symbols; only of a kernel that says which of its code ran.
+    pub fn symbols(&self) -> PathBuf {
+        self.image.with_file_name(SYMBOLS)
+    }
+}
+
+/// What make leaves beside the image.
+const SYMBOLS: &str = "vmlinux";
 
 /// What the kernel says about its build, so that the same source makes the same image: tests that passed with it need not run again.
 const SAME_EACH_TIME: [(&str, &str); 4] = [
@@ -43,7 +55,7 @@ pub fn build(project: &Project, arch: Arch, linux_src: Option<&Path>) -> Result<
         // Nobody has to be waited for when there is nothing to do.
         let source = fetch::debian(project, arch.patched())?;
         let made = fs::read_to_string(&stamp).unwrap_or_default();
-        if made == ingredients(project, &source.dir)? && kernel.image.is_file() {
+        if made == ingredients(project, arch, &source.dir)? && kernel.image.is_file() {
             return Ok(kernel);
         }
     }
@@ -55,7 +67,7 @@ pub fn build(project: &Project, arch: Arch, linux_src: Option<&Path>) -> Result<
         (toolchain.join().expect("it does not panic"), source)
     });
     let (toolchain, source) = (toolchain?, source?);
-    let made_of = ingredients(project, &source.dir)?;
+    let made_of = ingredients(project, arch, &source.dir)?;
     let changes = match arch.patched() {
         true => tree::sync(project, &source)?,
         false => tree::Changes::default(),
@@ -73,22 +85,26 @@ pub fn build(project: &Project, arch: Arch, linux_src: Option<&Path>) -> Result<
     let built = objects.join(image);
     objects::with(&objects, || {
         let settings = config::configure(project, &toolchain, &source, &objects, arch, &kconfig)?;
-        let wanted = format!("{settings}\n{}", changes.all);
+        let variables = coverage::variables(arch);
+        let wanted = format!("{settings}\n{}{}", changes.all, variables.concat());
         if built.is_file() && fs::read_to_string(&complete).is_ok_and(|made| made == wanted) {
             return Ok(());
         }
         cache::remove(&complete)?;
         let mut make = toolchain.make(&source.tree, &objects, arch.make());
-        make.envs(SAME_EACH_TIME);
+        make.envs(SAME_EACH_TIME).args(variables);
         compile(project, arch, &objects, make.arg(target), &log)?;
         cache::write(&complete, wanted)
     })?;
     cache::remove(&stamp)?;
     // Other builds in the same cache leave it alone there.
     cache::copy(&built, &kernel.image)?;
+    if arch == Arch::Fuzz {
+        cache::copy(&objects.join(SYMBOLS), &kernel.symbols())?;
+    }
     objects::prune(&objects)?;
     // Not if somebody edited a file meanwhile.
-    if made_of == ingredients(project, &source.dir)? {
+    if made_of == ingredients(project, arch, &source.dir)? {
         cache::write(&stamp, made_of)?;
     }
     Ok(kernel)
@@ -130,10 +146,11 @@ pub fn patched_source(project: &Project, linux_src: Option<&Path>) -> Result<Sou
 }
 
 /// Names what a kernel is made of.
-fn ingredients(project: &Project, source: &Path) -> Result<String> {
+fn ingredients(project: &Project, arch: Arch, source: &Path) -> Result<String> {
     let files = files::below(&project.kernel())?;
     let version = Toolchain::version()?;
-    Ok(cache::fingerprint((files, version, source)))
+    let variables = coverage::variables(arch);
+    Ok(cache::fingerprint((files, version, source, variables)))
 }
 
 /// The file that a line of the build's output is about.

@@ -78,6 +78,7 @@ fn fragments(project: &Project, arch: Arch) -> Vec<PathBuf> {
         Arch::X86_64 => &["common", "x86_64"],
         Arch::Debug => &["common", "x86_64", "debug"],
         Arch::Kcsan => &["common", "x86_64", "kcsan"],
+        Arch::Fuzz => &["common", "x86_64", "fuzz"],
         Arch::Without => &["common", "x86_64", "without"],
         Arch::Unpatched => &["common", "x86_64", "unpatched"],
     };

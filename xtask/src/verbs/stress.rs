@@ -1,5 +1,7 @@
 //! The verb `stress`: everything that can be done to merged memory at once, for as long as wanted.
 
+mod programs;
+
 use std::{
     path::Path,
     process::ExitCode,
@@ -10,7 +12,7 @@ use anyhow::Result;
 
 use crate::{
     ground::project::Project,
-    guest::{Boot, Cmd, End, Output, programs},
+    guest::{Boot, Cmd, End, Output, programs::guest_programs},
     kernel::{self, Arch},
     terminal::progress::Step,
 };
@@ -29,6 +31,9 @@ pub struct Args {
     /// How many processes, besides the children that they fork
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..=200))]
     processes: u64,
+    /// Let stress-ng and trinity do it, with all that they map merged again and again
+    #[arg(long, conflicts_with_all = ["seed", "processes"])]
+    programs: bool,
 }
 
 /// For what has not been done by then, the last comparison, the exit of all processes, and the report.
@@ -36,8 +41,15 @@ const WINDING_UP: Duration = Duration::from_secs(900);
 
 pub fn run(project: &Project, args: &Args, linux_src: Option<&Path>) -> Result<ExitCode> {
     project.check_target()?;
+    if args.programs {
+        let good = programs::run(project, args.arch, args.minutes, linux_src)?;
+        return Ok(match good {
+            true => ExitCode::SUCCESS,
+            false => ExitCode::FAILURE,
+        });
+    }
     let kernel = kernel::build(project, args.arch, linux_src)?;
-    let program = programs::guest_programs(project)?.join("sksm-random");
+    let program = guest_programs(project)?.join("sksm-random");
     let time = Duration::from_secs(60 * args.minutes);
     let mut command = vec![program.to_string_lossy().into_owned(), "--stress".into()];
     let mut option = |name: &str, value: u64| command.extend([name.to_owned(), value.to_string()]);

@@ -141,6 +141,18 @@ impl SwapFile {
         Ok(())
     }
 
+    /// Turns it on unless it is on. What lists swap space names none that was turned on in another mount namespace.
+    pub fn on_again(&self) -> Result<()> {
+        let busy = |error: &anyhow::Error| {
+            let cause = error.downcast_ref::<std::io::Error>();
+            cause.and_then(std::io::Error::raw_os_error) == Some(libc::EBUSY)
+        };
+        match self.again() {
+            Err(error) if busy(&error) => Ok(()),
+            result => result,
+        }
+    }
+
     /// Turns it on after it was taken away.
     pub fn again(&self) -> Result<()> {
         swap_on(&self.file(), PREFERRED)

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::memory::map::Map;
 use crate::memory::oom;
 use crate::memory::pagemap::Pagemap;
 use crate::syscall::check;
@@ -23,6 +24,24 @@ pub fn fork() -> Result<i32> {
 pub fn exit_now(code: i32) -> ! {
     // SAFETY: ends the process.
     unsafe { libc::_exit(code) }
+}
+
+/// Another process that shares this one's memory (CLONE_VM) calls `body` and exits; meanwhile this thread waits. All that `body`
+/// may do is to make system calls.
+pub fn sharing_memory(body: fn(usize), argument: usize) -> Result<Ended> {
+    extern "C" fn begin(call: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: what is passed below, by one who waits.
+        let (body, argument) = unsafe { *call.cast::<(fn(usize), usize)>() };
+        body(argument);
+        exit_now(0)
+    }
+    let stack = Map::anon(16)?;
+    let mut call = (body, argument);
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    let top = (stack.addr() + stack.len()) as *mut libc::c_void;
+    // SAFETY: a stack of its own, and what it works on outlives it, as this thread waits.
+    let pid = check(unsafe { libc::clone(begin, top, flags, (&raw mut call).cast()) });
+    wait(pid.context("clone")?)
 }
 
 /// A pipe: its end to read from, and its end to write into.

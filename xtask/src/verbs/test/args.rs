@@ -36,7 +36,7 @@ impl Args {
         self.seconds.unwrap_or(match (self.quick, arch) {
             (true, _) => 5,
             (false, Arch::Um | Arch::X86_64 | Arch::Without | Arch::Unpatched) => 20,
-            (false, Arch::Debug | Arch::Kcsan) => 60,
+            (false, Arch::Debug | Arch::Kcsan | Arch::Fuzz) => 60,
         })
     }
 
@@ -45,7 +45,7 @@ impl Args {
         let usual = match (self.quick, arch) {
             (true, Arch::Um) | (_, Arch::Without | Arch::Unpatched) => None,
             (_, Arch::Um | Arch::X86_64) => Some(20),
-            (_, Arch::Debug | Arch::Kcsan) => Some(120),
+            (_, Arch::Debug | Arch::Kcsan | Arch::Fuzz) => Some(120),
         };
         self.seconds.filter(|_| usual.is_some()).or(usual)
     }

@@ -35,7 +35,9 @@ const PROGRAMS: &[(&str, &str, &[&str])] = &[
     ("sksm-python", "sksm-python", &[programs::PYTHON]),
     ("sksm-smoke", "sksm-smoke", MEASURING),
     ("sksm-random", "sksm-random", &[]),
+    ("sksm-replay", "sksm-replay", &[]),
     ("stress", "sksm-random", &[]),
+    ("sksm-programs", "sksm-programs", &["libsksm_merge_all.so"]),
     (OFF, "sksm-off", &[]),
 ];
 const PACKAGED: &[&str] = &[
@@ -85,8 +87,12 @@ pub fn plan(args: &Args, arch: Arch, programs: &Path) -> Result<Vec<Item>> {
     for &(name, program, beside) in PROGRAMS {
         // What runs in user space is the same there, and real programs take long where each access is checked.
         if matches!(name, "sksm-library" | "sksm-command" | "sksm-python")
-            && matches!(arch, Arch::Debug | Arch::Kcsan)
+            && matches!(arch, Arch::Debug | Arch::Kcsan | Arch::Fuzz)
         {
+            continue;
+        }
+        // Where each of them takes longest there is nothing more to see.
+        if name == "sksm-programs" && arch != Arch::X86_64 {
             continue;
         }
         // That the programs that measure run at all shows in any kernel, and here soonest.
@@ -105,7 +111,7 @@ pub fn plan(args: &Args, arch: Arch, programs: &Path) -> Result<Vec<Item>> {
         }
         let mut seconds = match arch {
             Arch::Um | Arch::X86_64 | Arch::Without | Arch::Unpatched => 900,
-            Arch::Debug | Arch::Kcsan => 1500,
+            Arch::Debug | Arch::Kcsan | Arch::Fuzz => 1500,
         };
         let random = match name {
             "sksm-random" => Some(args.random_seconds(arch)),

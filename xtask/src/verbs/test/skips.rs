@@ -110,6 +110,7 @@ const UM: Reasons = &[
     ("sksm-python/uwsgi", SERVER),
 ];
 const LANGUAGE: &str = "not everybody has Node.js or Go";
+const STRESSING: &str = "`cargo xtask stress --programs` installs it";
 const SERVER: &str = "not everybody has this server";
 const MEMORY_FAILURE: &str = "has no handling of memory failure";
 
@@ -124,6 +125,8 @@ const X86_64: Reasons = &[
     ),
     ("sksm-command/guide/node-", LANGUAGE),
     ("sksm-command/guide/go-", LANGUAGE),
+    ("sksm-programs/stress-ng/", STRESSING),
+    ("sksm-programs/trinity", STRESSING),
     // Those two are the host's processor where QEMU runs on KVM.
     (
         "sksm-abi/kvm/",

@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::io::Read;
-use std::os::fd::{AsRawFd, FromRawFd};
+use std::os::fd::AsRawFd;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
@@ -12,8 +12,11 @@ use sksm_guest::harness::report::{Test, test};
 use sksm_guest::machine::sysfs::{Counters, zero_pages_here};
 use sksm_guest::memory::map::Map;
 use sksm_guest::memory::pagemap::Pagemap;
+use sksm_guest::memory::userfault::{
+    self, FEATURES_MOVE, FEATURES_WP, FEATURES_WP_ASYNC, IOCTL_WRITE_PROTECT, REGISTER_MISSING,
+    REGISTER_WP, ioctl, open,
+};
 use sksm_guest::page::PAGE;
-use sksm_guest::skip::skip;
 use sksm_guest::syscall::check;
 
 use crate::expect::{one_page, zero_pages};
@@ -26,51 +29,8 @@ pub const TESTS: &[Test] = &[
     test("uffd/merged-pages-do-not-move", merged_do_not_move),
 ];
 
-// From linux/userfaultfd.h.
-const API: u64 = 0xaa;
-const FEATURES_WP: u64 = 1;
-const FEATURES_WP_ASYNC: u64 = 1 << 15 | 1 << 13;
-const FEATURES_MOVE: u64 = 1 << 16;
-const IOCTL_API: u64 = 0xc018_aa3f;
-const IOCTL_REGISTER: u64 = 0xc020_aa00;
-const IOCTL_WRITE_PROTECT: u64 = 0xc018_aa06;
-const IOCTL_MOVE: u64 = 0xc028_aa05;
-const REGISTER_MISSING: u64 = 1;
-const REGISTER_WP: u64 = 2;
-const PROTECT: u64 = 1;
-
-fn ioctl<const WORDS: usize>(
-    uffd: &File,
-    request: u64,
-    words: &mut [u64; WORDS],
-) -> std::io::Result<()> {
-    // The size is a part of the request.
-    assert!(request as usize >> 16 & 0x3fff <= WORDS * 8);
-    // SAFETY: there are as many words as the request takes.
-    check(unsafe { libc::ioctl(uffd.as_raw_fd(), request as _, words.as_mut_ptr()) }).map(drop)
-}
-
-/// Opens one with these features. Skips the test if the kernel has them not.
-fn open(features: u64, what: &str) -> Result<File> {
-    // SAFETY: takes numbers only.
-    let fd = match check(unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) }) {
-        Ok(fd) => fd as i32,
-        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
-            return skip("no userfaultfd in this kernel (CONFIG_USERFAULTFD)");
-        }
-        Err(error) => return Err(error).context("userfaultfd"),
-    };
-    // SAFETY: a new descriptor that nothing else owns.
-    let uffd = unsafe { File::from_raw_fd(fd) };
-    if ioctl(&uffd, IOCTL_API, &mut [API, features, 0]).is_err() {
-        return skip(format!("no {what} by userfaultfd on this architecture"));
-    }
-    Ok(uffd)
-}
-
 fn register(uffd: &File, map: &Map, mode: u64) -> Result<()> {
-    let (addr, len) = (map.addr() as u64, map.len() as u64);
-    ioctl(uffd, IOCTL_REGISTER, &mut [addr, len, mode, 0]).context("register")
+    userfault::register(uffd, (map.addr(), map.len()), mode).context("register")
 }
 
 /// Write-protects the mapping. What a write to it does, the features say: it waits for a handler, or, with asynchronous
@@ -78,8 +38,7 @@ fn register(uffd: &File, map: &Map, mode: u64) -> Result<()> {
 fn track(map: &Map, features: u64) -> Result<File> {
     let uffd = open(features, "write protection")?;
     register(&uffd, map, REGISTER_WP)?;
-    let (addr, len) = (map.addr() as u64, map.len() as u64);
-    ioctl(&uffd, IOCTL_WRITE_PROTECT, &mut [addr, len, PROTECT]).context("protect")?;
+    userfault::protect(&uffd, (map.addr(), map.len())).context("protect")?;
     Ok(uffd)
 }
 
@@ -272,10 +231,7 @@ fn handler_hears_of_writes() -> Result<()> {
 
 /// Moves a page to the same place of another mapping; the error number.
 fn move_page(uffd: &File, from: &Map, to: &Map, page: usize) -> i32 {
-    let (from, to) = (from.page(page) as u64, to.page(page) as u64);
-    // From where, to where, how much, how; and what was moved.
-    let mut words = [to, from, PAGE as u64, 0, 0];
-    match ioctl(uffd, IOCTL_MOVE, &mut words) {
+    match userfault::move_pages(uffd, from.page(page), to.page(page), PAGE) {
         Ok(()) => 0,
         Err(error) => error.raw_os_error().unwrap_or(-1),
     }

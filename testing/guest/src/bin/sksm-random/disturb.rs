@@ -8,24 +8,18 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use rand::rngs::SmallRng;
-use rand::{RngExt, SeedableRng};
+use sksm_guest::exercise::arena::{Arena, PAGES};
+use sksm_guest::exercise::changer::Changer;
+use sksm_guest::exercise::choices::Choices;
+use sksm_guest::exercise::shared::Shared;
+use sksm_guest::exercise::system::Changing;
 use sksm_guest::machine::cgroup::Cgroup;
 use sksm_guest::machine::swap::SwapFile;
 use sksm_guest::machine::sysfs::{Counters, KSM, SKSM};
-use sksm_guest::memory::map::{Map, READ};
 use sksm_guest::memory::pagemap::Pagemap;
 use sksm_guest::memory::process::Pidfd;
 use sksm_guest::page::PAGE;
 use sksm_guest::syscall::check;
-
-use crate::arena::{Arena, PAGES};
-use crate::shadow::FILE_PAGES;
-use crate::shared::Shared;
-use crate::system::Changing;
-
-/// Contents that no process writes begin here.
-const UNLIKE: u64 = 1 << 20;
 
 const COMPACT: &str = "/proc/sys/vm/compact_memory";
 
@@ -46,7 +40,7 @@ pub struct Scene<'a> {
     pub changing: &'a [Changing],
 }
 
-type Act<'a> = Box<dyn FnMut(&mut SmallRng) -> Result<bool> + Send + 'a>;
+type Act<'a> = Box<dyn FnMut(&mut Choices) -> Result<bool> + Send + 'a>;
 
 /// One kind of disturbance.
 pub struct Disturber<'a> {
@@ -75,7 +69,7 @@ impl<'a> Disturber<'a> {
     fn new(
         name: &'static str,
         pause_ms: u64,
-        act: impl FnMut(&mut SmallRng) -> Result<bool> + Send + 'a,
+        act: impl FnMut(&mut Choices) -> Result<bool> + Send + 'a,
     ) -> Self {
         Self {
             name,
@@ -94,9 +88,9 @@ impl<'a> Disturber<'a> {
 
     /// Disturbs until the time is over or something differs.
     fn keep_up(&mut self, seed: u64, shared: &Shared) {
-        let mut random = SmallRng::seed_from_u64(seed);
+        let mut choices = Choices::seeded(seed);
         while shared.running() {
-            match (self.act)(&mut random) {
+            match (self.act)(&mut choices) {
                 Ok(done) => self.done.fetch_add(u64::from(done), Relaxed),
                 Err(error) => return shared.differ(&format!("{}: {error:#}", self.name)),
             };
@@ -124,8 +118,8 @@ fn of_files(changing: &[Changing]) -> Result<Vec<Disturber<'_>>> {
             } else {
                 "punch"
             };
-            Ok(Disturber::new(name, 20, move |random| {
-                changer.change(random)
+            Ok(Disturber::new(name, 20, move |choices| {
+                changer.change(choices)
             }))
         })
         .collect()
@@ -163,13 +157,13 @@ pub fn all<'a>(scene: Scene<'a>) -> Result<(Vec<Disturber<'a>>, LeftOut)> {
         }
     } else {
         // Mostly those with which something merges.
-        all.push(Disturber::new("mark", 400, |random| {
-            let mark = any(&["inherit", "user", "all", "all", "none"], random);
-            any(groups, random).write("memory.merge_domain", mark)?;
+        all.push(Disturber::new("mark", 400, |choices| {
+            let mark = choices.one_of(&["inherit", "user", "all", "all", "none"]);
+            groups[choices.below(groups.len())].write("memory.merge_domain", mark)?;
             Ok(true)
         }));
-        all.push(Disturber::new("limit", 500, |random| {
-            limit(any(groups, random), random)
+        all.push(Disturber::new("limit", 500, |choices| {
+            limit(&groups[choices.below(groups.len())], choices)
         }));
     }
     all.push(Disturber::new("ksmd", 700, ksmd));
@@ -177,30 +171,30 @@ pub fn all<'a>(scene: Scene<'a>) -> Result<(Vec<Disturber<'a>>, LeftOut)> {
         let undone = KSM.write("run", 2).is_ok();
         KSM.write("run", 1).map(|()| undone)
     }));
-    all.push(Disturber::new("domain", 300, |random| {
-        let domain = *any(&["user", "cgroup", "global", "global", "none"], random);
+    all.push(Disturber::new("domain", 300, |choices| {
+        let domain = choices.one_of(&["user", "cgroup", "global", "global", "none"]);
         SKSM.write("domain", domain).map(|()| true)
     }));
-    all.push(Disturber::new("max-sharing", 500, |random| {
-        let most = any(&[2, 3, 16, 256], random);
+    all.push(Disturber::new("max-sharing", 500, |choices| {
+        let most = choices.one_of(&[2, 3, 16, 256]);
         SKSM.write("max_page_sharing", most).map(|()| true)
     }));
-    all.push(Disturber::new("across-nodes", 500, |random| {
-        let across = random.random_range(0..=1);
+    all.push(Disturber::new("across-nodes", 500, |choices| {
+        let across = choices.below(2);
         SKSM.write("merge_across_nodes", across).map(|()| true)
     }));
-    all.push(Disturber::new("remote", 100, |random| {
-        remote(any(targets, random), random)
+    all.push(Disturber::new("remote", 100, |choices| {
+        remote(&targets[choices.below(targets.len())], choices)
     }));
     all.extend(of_files(changing)?);
     all.push(Disturber::new("unmerge", 1500, |_| unmerge()));
-    all.push(Disturber::new("remote-unmerge", 400, |random| {
+    all.push(Disturber::new("remote-unmerge", 400, |choices| {
         let whole = (Arena::addr(0), PAGES * PAGE);
-        let target = any(targets, random);
+        let target = &targets[choices.below(targets.len())];
         Ok(process_madvise(target, whole, libc::MADV_UNMERGEABLE))
     }));
-    all.push(Disturber::new("look", 1000, |random| {
-        look(any(targets, random))
+    all.push(Disturber::new("look", 1000, |choices| {
+        look(&targets[choices.below(targets.len())])
     }));
     match swap_file {
         Some(file) => all.push(Disturber::new("swapoff", 3000, |_| {
@@ -210,8 +204,11 @@ pub fn all<'a>(scene: Scene<'a>) -> Result<(Vec<Disturber<'a>>, LeftOut)> {
         None => left_out.push(("swapoff", "no swap file".into())),
     }
     if nodes.len() > 1 {
-        all.push(Disturber::new("migrate", 600, |random| {
-            Ok(migrate(any(targets, random).pid, *any(nodes, random)))
+        all.push(Disturber::new("migrate", 600, |choices| {
+            Ok(migrate(
+                targets[choices.below(targets.len())].pid,
+                choices.one_of(nodes),
+            ))
         }));
     } else {
         left_out.push(("migrate", "this machine has one NUMA node".into()));
@@ -223,49 +220,6 @@ pub fn all<'a>(scene: Scene<'a>) -> Result<(Vec<Disturber<'a>>, LeftOut)> {
 fn unmerge() -> Result<bool> {
     let shared = SKSM.number("pages_sharing")? > 0;
     SKSM.write("unmerge", 1).map(|()| shared)
-}
-
-/// Changes pages of one file.
-struct Changer<'a> {
-    changing: &'a Changing,
-    /// Somebody maps the pages as they are in the file: who drops what is cached asks whether anybody does.
-    reader: Map,
-    /// What is written.
-    new: Map,
-}
-
-impl<'a> Changer<'a> {
-    const MOST: usize = 8;
-
-    fn new(changing: &'a Changing) -> Result<Self> {
-        let (file, first) = (changing.file(), changing.first);
-        let reader = Map::at(0, FILE_PAGES, READ, libc::MAP_PRIVATE, Some(file), first);
-        Ok(Self {
-            changing,
-            reader: reader.context("cannot map a file that changes")?,
-            new: Map::anon(Self::MOST)?,
-        })
-    }
-
-    /// A hole and other contents in it, or these by O_DIRECT.
-    fn change(&mut self, random: &mut SmallRng) -> Result<bool> {
-        let first = random.random_range(0..FILE_PAGES);
-        let pages = random.random_range(1..=Self::MOST.min(FILE_PAGES - first));
-        (first..first + pages).for_each(|page| _ = self.reader.get(page, 0));
-        let id = UNLIKE + random.random_range(0..8);
-        (0..pages).for_each(|page| self.new.fill(page, id));
-        let (fd, len) = (self.changing.file().as_raw_fd(), pages * PAGE);
-        let at = ((self.changing.first + first) * PAGE) as i64;
-        if !self.changing.direct {
-            let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-            // SAFETY: takes numbers only.
-            check(unsafe { libc::fallocate(fd, mode, at, len as i64) }).context("a hole")?;
-        }
-        // SAFETY: pages of a mapping.
-        let written = check(unsafe { libc::pwrite(fd, self.new.addr() as *const _, len, at) })
-            .context("cannot write to a file that changes")?;
-        Ok(written as usize == len)
-    }
 }
 
 /// Lets all of them disturb; meanwhile calls `watch` until the time is over.
@@ -282,14 +236,10 @@ pub fn run(disturbers: &mut [Disturber], seed: u64, shared: &Shared, mut watch: 
     });
 }
 
-fn any<'a, T>(choices: &'a [T], random: &mut SmallRng) -> &'a T {
-    &choices[random.random_range(0..choices.len())]
-}
-
 /// Squeezes a control group for a moment.
-fn limit(group: &Cgroup, random: &mut SmallRng) -> Result<bool> {
+fn limit(group: &Cgroup, choices: &mut Choices) -> Result<bool> {
     let now = group.number("memory.current")?;
-    let taken = group.reclaim(now / 100 * random.random_range(5..50))?;
+    let taken = group.reclaim(now / 100 * choices.within(5..50))?;
     // Its processes reclaim by themselves too. A limit far below what they have would put them to sleep for seconds, and
     // `memory.max` would kill where pages are locked or pinned.
     let limit = group.number("memory.current")? / 100 * 95;
@@ -300,16 +250,16 @@ fn limit(group: &Cgroup, random: &mut SmallRng) -> Result<bool> {
 }
 
 /// Stops and starts a ksmd that never sleeps.
-fn ksmd(random: &mut SmallRng) -> Result<bool> {
-    KSM.write("use_zero_pages", random.random_range(0..=1))?;
+fn ksmd(choices: &mut Choices) -> Result<bool> {
+    KSM.write("use_zero_pages", choices.below(2))?;
     KSM.write("run", 0)?;
-    sleep(Duration::from_millis(random.random_range(1..300)));
+    sleep(Duration::from_millis(choices.within(1..300) as u64));
     KSM.write("run", 1)?;
     Ok(true)
 }
 
 /// Another process advises.
-fn remote(target: &Target, random: &mut SmallRng) -> Result<bool> {
+fn remote(target: &Target, choices: &mut Choices) -> Result<bool> {
     let whole = (Arena::addr(0), PAGES * PAGE);
     let others = [
         libc::MADV_COLD,
@@ -317,8 +267,8 @@ fn remote(target: &Target, random: &mut SmallRng) -> Result<bool> {
         libc::MADV_WILLNEED,
         libc::MADV_COLLAPSE,
     ];
-    if random.random_bool(0.3) {
-        return Ok(process_madvise(target, whole, *any(&others, random)));
+    if choices.below(10) < 3 {
+        return Ok(process_madvise(target, whole, choices.one_of(&others)));
     }
     match sksm::merge_remote(target.pidfd.as_fd(), &[whole]) {
         Ok(_) => Ok(true),

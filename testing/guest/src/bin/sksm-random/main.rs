@@ -6,6 +6,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use clap::Parser;
+use sksm_guest::exercise::choices::Choices;
+use sksm_guest::exercise::operation::Mix;
+use sksm_guest::exercise::shared::Shared;
+use sksm_guest::exercise::system::{HUGE_PAGES, System};
+use sksm_guest::exercise::worker;
 use sksm_guest::harness::report;
 use sksm_guest::machine::cgroup::Cgroup;
 use sksm_guest::machine::swap::{Swap, SwapFile};
@@ -13,23 +18,13 @@ use sksm_guest::machine::sysfs::Counters;
 use sksm_guest::memory::process::Child;
 use sksm_guest::memory::rights::{ALL, become_user_with};
 
-mod arena;
 mod disturb;
 mod effects;
-mod faults;
-mod operation;
-mod pins;
-mod shadow;
-mod shared;
 mod summary;
-mod system;
-mod worker;
 
 use disturb::{Disturber, Scene, Target};
 use effects::Effects;
-use shared::Shared;
 use summary::Summary;
-use system::{HUGE_PAGES, System};
 
 /// Does at random what can be done to memory, and compares it with what it must hold
 ///
@@ -100,25 +95,22 @@ fn run(options: &Options, seed: u64, time: Duration) -> Result<String> {
         }
     }
     disturb::set_up_ksm(options.stress)?;
-    let system = System::new(options.stress)?;
-    let groups = match options.stress {
-        true => or_without(
-            ["left", "right"].map(Cgroup::new).into_iter().collect(),
-            "groups",
-        ),
-        false => None,
+    let mix = match options.stress {
+        true => Mix::Stress,
+        false => Mix::Ordinary,
     };
-    let groups: Vec<Cgroup> = groups.unwrap_or_default();
+    let system = System::new(mix)?;
+    let groups = &system.groups;
     let shared = Shared::new(Instant::now() + time)?;
     let spawn = |number: u64| {
         // Seeds of neighbouring runs share no process.
         let seed = seed.wrapping_mul(1_000_003).wrapping_add(number);
         Child::spawn(|_| {
             if options.stress {
-                join_domains(number, &groups)?;
+                join_domains(number, groups)?;
             }
             let planted = options.plant && number == 0;
-            worker::run(seed, &shared, &system, planted)
+            worker::run(Choices::seeded(seed), &shared, &system, planted)
         })
     };
     let workers = (0..options.processes)
@@ -136,7 +128,7 @@ fn run(options: &Options, seed: u64, time: Duration) -> Result<String> {
     let (mut disturbers, undisturbed) = match options.stress {
         true => disturb::all(Scene {
             targets: &targets,
-            groups: &groups,
+            groups,
             swap_file: swap_file.as_ref(),
             nodes: &system.nodes,
             changing: &system.changing,
@@ -191,13 +183,6 @@ fn run(options: &Options, seed: u64, time: Duration) -> Result<String> {
         shared.forks(),
         shared.compared(),
     ))
-}
-
-/// Goes on without what this kernel lacks; the report tells.
-fn or_without<T>(result: Result<T>, what: &str) -> Option<T> {
-    result
-        .inspect_err(|error| eprintln!("without {what}: {error:#}"))
-        .ok()
 }
 
 /// Spreads processes over merge domains: control groups, and users with all of root's rights.

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use sksm_guest::exercise::operation::{self, Mix, Operation};
+use sksm_guest::exercise::shared::Shared;
+use sksm_guest::exercise::system::System;
 
 use crate::disturb::{Count, LeftOut};
 use crate::effects::Effects;
-use crate::operation::{self, Operation};
-use crate::shared::Shared;
-use crate::system::System;
 
 /// A run of that length comes by everything.
 const LONG: Duration = Duration::from_secs(60);
@@ -35,15 +35,15 @@ impl Summary {
     ) -> Self {
         let drawn = operation::ALL
             .into_iter()
-            .filter_map(|(operation, ordinary, _)| {
-                (system.stress || ordinary > 0).then_some(operation)
+            .filter_map(|(operation, weights)| {
+                (weights[system.mix as usize] > 0).then_some(operation)
             });
         let count = |operation: Operation| (format!("{operation:?}"), shared.done(operation));
         let mut operations: Vec<_> = drawn
             .filter(|operation| !system.lacks(*operation))
             .map(count)
             .collect();
-        if system.stress && !system.lacks(Operation::MergeFaulty) {
+        if system.mix == Mix::Stress && !system.lacks(Operation::MergeFaulty) {
             operations.push(("  refused".into(), shared.refused()));
         }
         let disturbances = disturbances

@@ -8,14 +8,15 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::rc::Rc;
 
+use crate::memory::map::{Map, WRITE};
+use crate::memory::pagemap::Pagemap;
+use crate::memory::userfault;
+use crate::page::{PAGE, TABLE, WORDS};
+use crate::syscall::check;
 use anyhow::{Context, Result, bail, ensure};
 use libc::{MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_PRIVATE};
-use sksm_guest::memory::map::{Map, WRITE};
-use sksm_guest::memory::pagemap::Pagemap;
-use sksm_guest::page::{PAGE, TABLE, WORDS};
-use sksm_guest::syscall::check;
 
-use crate::shadow::{FILE_PAGES, Page};
+use super::shadow::{FILE_PAGES, Page};
 
 /// A whole page table, so that there is room for a huge page, and a part of one on either side.
 pub const PAGES: usize = SIDE + TABLE / PAGE + SIDE;
@@ -54,6 +55,16 @@ pub struct Compared {
     pub changing: u64,
 }
 
+/// What a forked child finds in place of a page.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Inherited {
+    Page,
+    /// MADV_WIPEONFORK.
+    Zeros,
+    /// MADV_DONTFORK.
+    Nothing,
+}
+
 #[derive(Clone)]
 pub struct Slot {
     page: Page,
@@ -65,6 +76,7 @@ pub struct Slot {
     watched: Option<Rc<Cell<bool>>>,
     /// The page's place in the buffer that is registered.
     registered: Option<usize>,
+    inherited: Inherited,
 }
 
 impl Slot {
@@ -213,6 +225,7 @@ impl Arena {
                 mapping: self.mappings,
                 watched: None,
                 registered: None,
+                inherited: Inherited::Page,
             });
         }
         Ok(())
@@ -284,6 +297,77 @@ impl Arena {
         Ok(())
     }
 
+    /// Lets the page's frame fail, and drops the page before anybody looks at it.
+    pub fn poison(&mut self, page: usize, id: u64) -> Result<bool> {
+        let pages = page..page + 1;
+        // Busy means that the kernel could not free it; it is marked as failed all the same.
+        let failed = match self.advise(&pages, libc::MADV_HWPOISON) {
+            Ok(()) => true,
+            Err(error) => error.raw_os_error() == Some(libc::EBUSY),
+        };
+        self.drop_pages(pages, id)?;
+        Ok(failed)
+    }
+
+    /// Says what a forked child will find.
+    pub fn inherit(&mut self, pages: Range<usize>, inherited: Inherited) -> Result<()> {
+        let advice = match inherited {
+            Inherited::Page => [libc::MADV_DOFORK, libc::MADV_KEEPONFORK],
+            Inherited::Zeros => [libc::MADV_DOFORK, libc::MADV_WIPEONFORK],
+            Inherited::Nothing => [libc::MADV_KEEPONFORK, libc::MADV_DONTFORK],
+        };
+        for advice in advice {
+            self.advise(&pages, advice).context("MADV_..FORK")?;
+        }
+        for slot in self.slots[pages].iter_mut().flatten() {
+            slot.inherited = inherited;
+        }
+        Ok(())
+    }
+
+    /// Anonymous pages come from a handler of faults: copies of one content, or zeros. It need not have its way everywhere.
+    pub fn supply(&mut self, uffd: &File, pages: Range<usize>, id: u64) -> Result<bool> {
+        self.drop_pages(pages.clone(), 0)?;
+        let bytes = Self::bytes(&pages);
+        if userfault::register(uffd, bytes, userfault::REGISTER_MISSING).is_err() {
+            return Ok(false);
+        }
+        let source = Map::filled(&[id])?;
+        for page in pages {
+            let at = Self::addr(page);
+            let supplied = match id {
+                0 => userfault::zero(uffd, (at, PAGE)),
+                _ => userfault::copy(uffd, source.addr(), at, PAGE),
+            };
+            if supplied.is_ok() {
+                self.slot(page).page = Page::of(id);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Moves anonymous pages, one by one, to new ones from `to` on, where they are wanted. Pages that others have stay.
+    pub fn carry(&mut self, uffd: &File, pages: Range<usize>, to: usize) -> Result<bool> {
+        let target = to..to + pages.len();
+        self.map_anonymous(target.clone())?;
+        if userfault::register(uffd, Self::bytes(&target), userfault::REGISTER_MISSING).is_err() {
+            return Ok(false);
+        }
+        let mut any = false;
+        for (from, to) in pages.zip(target) {
+            if userfault::move_pages(uffd, Self::addr(from), Self::addr(to), PAGE).is_err() {
+                continue;
+            }
+            any = true;
+            let slot = self.slot(from);
+            let page = std::mem::replace(&mut slot.page, Page::of(0));
+            let (watched, registered) = (slot.watched.take(), slot.registered.take());
+            let slot = self.slot(to);
+            (slot.page, slot.watched, slot.registered) = (page, watched, registered);
+        }
+        Ok(any)
+    }
+
     /// Frees anonymous pages and at once writes them, after which nothing may be lost.
     pub fn free_and_fill(&mut self, pages: Range<usize>, id: u64) -> Result<()> {
         self.advise(&pages, libc::MADV_FREE).context("MADV_FREE")?;
@@ -298,16 +382,27 @@ impl Arena {
         check(unsafe { call(addr as *const _, len) }).map(drop)
     }
 
-    /// Moves pages of one mapping into a hole. The kernel may find that they have become several mappings and refuse.
-    pub fn relocate(&mut self, pages: Range<usize>, to: usize) -> Result<bool> {
+    /// Moves pages of one mapping into a hole. The kernel may find that they have become several mappings and refuse. Where
+    /// they were, a hole is left, or, if all of them are anonymous and that is wanted, new pages of the same mapping.
+    pub fn relocate(&mut self, pages: Range<usize>, to: usize, stay: bool) -> Result<bool> {
         let (addr, len) = Self::bytes(&pages);
-        let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        let stay = stay && self.anonymous(pages.clone()) == pages;
+        let mut flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+        if stay {
+            flags |= libc::MREMAP_DONTUNMAP;
+        }
         let target = Self::addr(to) as *mut libc::c_void;
         // SAFETY: from one part of the arena to a hole of it, and nothing is borrowed.
         let moved = unsafe { libc::mremap(addr as *mut _, len, len, flags, target) };
         if moved == target {
             for (index, page) in pages.enumerate() {
-                self.slots[to + index] = self.slots[page].take();
+                let left = self.slots[page].clone().filter(|_| stay).map(|slot| Slot {
+                    page: Page::of(0),
+                    watched: None,
+                    registered: None,
+                    ..slot
+                });
+                self.slots[to + index] = std::mem::replace(&mut self.slots[page], left);
             }
             return Ok(true);
         }
@@ -403,12 +498,23 @@ impl Arena {
         }
     }
 
-    /// In a forked child: whoever holds pages holds the parent's.
-    pub fn forget_holders(&mut self) {
-        for slot in self.slots.iter_mut().flatten() {
+    /// In a forked child: it has what it was to inherit, and whoever holds pages holds the parent's.
+    pub fn forked(&mut self) {
+        for place in &mut self.slots {
+            let Some(slot) = place else { continue };
             slot.watched = None;
             slot.registered = None;
+            match slot.inherited {
+                Inherited::Page => {}
+                Inherited::Zeros => slot.page = Page::of(0),
+                Inherited::Nothing => *place = None,
+            }
         }
+    }
+
+    pub fn is_zero(&self, page: usize) -> bool {
+        let zero = Page::of(0).words();
+        (self.slots[page].as_ref()).is_some_and(|slot| slot.page.words() == zero)
     }
 
     /// Whether all of the range is one mapping.

@@ -38,6 +38,19 @@ pub fn set_up() -> Result<()> {
     fs::write(format!("{SETTINGS}/fail_page_alloc/min-order"), "0").context("min-order")
 }
 
+/// Calls `body`, of whose allocations one fails: the first, the second, and so on, if there are so many. Tells whether it did.
+pub fn nth<T>(number: usize, body: impl FnOnce() -> T) -> Result<(T, bool)> {
+    const PATH: &str = "/proc/thread-self/fail-nth";
+    let file = OpenOptions::new().read(true).write(true).open(PATH);
+    let file = file.context(PATH)?;
+    let mut left = [0; 16];
+    file.write_all_at(number.to_string().as_bytes(), 0)?;
+    let result = body();
+    let count = file.read_at(&mut left, 0)?;
+    file.write_all_at(b"0", 0)?;
+    Ok((result, left[..count].starts_with(b"0")))
+}
+
 /// The switch of the thread that opened it.
 pub struct Faults(File);
 

@@ -5,13 +5,13 @@ use std::sync::atomic::{
 };
 use std::time::{Duration, Instant};
 
+use crate::memory::map::{Map, WRITE};
+use crate::page::PAGE;
 use anyhow::Result;
 use libc::{MAP_ANONYMOUS, MAP_SHARED};
-use sksm_guest::memory::map::{Map, WRITE};
-use sksm_guest::page::PAGE;
 
-use crate::arena::Compared;
-use crate::operation::{self, Operation};
+use super::arena::Compared;
+use super::operation::{self, Operation};
 
 const TEXT: usize = 4 * PAGE;
 /// Parts of the disk that a process may write to, and their size.
@@ -36,6 +36,8 @@ struct Block {
     spliced_merged: AtomicU64,
     /// Page frames taken out of use.
     offlined: AtomicU64,
+    /// Of these, frames that failed since the last time that all was to begin anew.
+    poisoned: AtomicU64,
     areas_taken: [AtomicBool; AREAS],
     /// Seconds that were added to the time.
     longer: AtomicU64,
@@ -59,6 +61,21 @@ impl Shared {
         // SAFETY: zeroed memory of that size, never unmapped, and all of it atomics, for which zeros are valid.
         let block = unsafe { &*block };
         Ok(Self { block, end })
+    }
+
+    /// Begins anew: nothing differs, no process of before is there, and time ends then. Totals go on.
+    pub fn renew(&mut self, end: Instant) {
+        self.end = end;
+        let block = self.block;
+        block.longer.store(0, Relaxed);
+        block.poisoned.store(0, Relaxed);
+        block.children.store(0, Relaxed);
+        block
+            .areas_taken
+            .iter()
+            .for_each(|one| one.store(false, Relaxed));
+        block.differences.store(0, SeqCst);
+        block.stop.store(false, SeqCst);
     }
 
     pub fn running(&self) -> bool {
@@ -128,6 +145,14 @@ impl Shared {
     /// Asks for one more page frame to be taken out of use.
     pub fn may_offline(&self, most: u64) -> bool {
         self.block.offlined.fetch_add(1, Relaxed) < most
+    }
+
+    /// A frame failed, and with it the pages of whoever mapped it may be gone.
+    pub fn count_poisoned(&self) {
+        self.block.poisoned.fetch_add(1, Relaxed);
+    }
+    pub fn poisoned(&self) -> bool {
+        self.block.poisoned.load(Relaxed) > 0
     }
 
     /// A part of the disk for this process alone, until given back.

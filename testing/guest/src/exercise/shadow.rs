@@ -1,7 +1,7 @@
 //! What a page must hold: one of a few contents, so that pages often are equal, and a few words written since.
 
-use sksm_guest::memory::content::content;
-use sksm_guest::page::WORDS;
+use crate::memory::content::content;
+use crate::page::WORDS;
 
 /// Contents 0 (zeros) to this less one.
 pub const CONTENTS: u64 = 8;

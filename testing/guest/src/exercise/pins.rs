@@ -7,16 +7,16 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 
+use crate::memory::content::content;
+use crate::memory::pagemap::{Flags, Pagemap};
+use crate::memory::process::pipe;
+use crate::page::{PAGE, WORDS};
+use crate::syscall::check;
 use anyhow::{Context, Result, ensure};
 use io_uring::{IoUring, opcode, types};
-use sksm_guest::memory::content::content;
-use sksm_guest::memory::pagemap::{Flags, Pagemap};
-use sksm_guest::memory::process::pipe;
-use sksm_guest::page::{PAGE, WORDS};
-use sksm_guest::syscall::check;
 
-use crate::arena::Arena;
-use crate::shadow::CONTENTS;
+use super::arena::Arena;
+use super::shadow::CONTENTS;
 
 /// Words are written with a content, or with a number below this.
 pub const PATCH_VALUES: u64 = 3;

@@ -2,16 +2,21 @@
 
 use std::fs::{self, File};
 
+use crate::machine::cgroup::Cgroup;
+use crate::machine::disk::Disk;
+use crate::machine::kcov::Coverage;
+use crate::machine::swap::SwapFile;
+use crate::machine::sysfs::{KSM, SKSM};
+use crate::memory::file::with_contents;
+use crate::memory::map::Map;
+use crate::memory::pagemap::Pagemap;
+use crate::memory::userfault;
 use anyhow::Result;
-use sksm_guest::machine::disk::Disk;
-use sksm_guest::memory::file::with_contents;
-use sksm_guest::memory::map::Map;
-use sksm_guest::memory::pagemap::Pagemap;
 
-use crate::faults;
-use crate::operation::Operation;
-use crate::shadow::{CONTENTS, FILE_PAGES};
-use crate::shared::{AREA_PAGES, AREAS};
+use super::faults;
+use super::operation::{Mix, Operation};
+use super::shadow::{CONTENTS, FILE_PAGES};
+use super::shared::{AREA_PAGES, AREAS};
 
 pub const HUGE_PAGES: &str = "/sys/kernel/mm/transparent_hugepage";
 pub const SOFT_OFFLINE: i32 = 101;
@@ -40,12 +45,20 @@ pub struct System {
     pub disk: Option<Disk>,
     /// NUMA nodes with memory.
     pub nodes: Vec<i32>,
-    pub stress: bool,
+    /// Control groups with the memory controller, of processes that are to have different ones.
+    pub groups: Vec<Cgroup>,
+    /// Swap space that can be taken away.
+    pub swap_file: Option<SwapFile>,
+    /// Where it is counted what of the kernel's code ran.
+    pub coverage: Option<Coverage>,
+    pub mix: Mix,
+    /// Whether each process tells on stderr what it is about to do.
+    pub telling: bool,
     lacks: Vec<(Operation, String)>,
 }
 
 impl System {
-    pub fn new(stress: bool) -> Result<Self> {
+    pub fn new(mix: Mix) -> Result<Self> {
         use Operation::*;
         let contents: Vec<u64> = (0..FILE_PAGES as u64).map(|page| page % CONTENTS).collect();
         let mut system = Self {
@@ -57,13 +70,17 @@ impl System {
             }],
             disk: None,
             nodes: Vec::new(),
-            stress,
+            groups: Vec::new(),
+            swap_file: None,
+            coverage: None,
+            mix,
+            telling: false,
             lacks: Vec::new(),
         };
         if !fs::exists(HUGE_PAGES)? {
             system.lack(&[Huge, Collapse], "no huge pages in this kernel");
         }
-        if !stress {
+        if mix == Mix::Ordinary {
             return Ok(system);
         }
         let mut contents = contents;
@@ -103,9 +120,57 @@ impl System {
         if faults::available() {
             faults::set_up()?;
         } else {
-            system.lack(&[MergeFaulty], "no fault injection in this kernel");
+            system.lack(&[MergeFaulty, FailNth], "no fault injection in this kernel");
+        }
+        let groups: Result<Vec<_>> = ["left", "right"].map(Cgroup::new).into_iter().collect();
+        match groups {
+            Ok(groups) => system.groups = groups,
+            Err(error) => system.lack(&[Enter, Mark, Reclaim], &format!("{error:#}")),
+        }
+        if mix == Mix::Fuzz {
+            system.add_for_fuzzer(&map)?;
         }
         Ok(system)
+    }
+
+    fn add_for_fuzzer(&mut self, map: &Map) -> Result<()> {
+        use Operation::*;
+        if map.advise_pages(0..0, libc::MADV_HWPOISON).is_err() {
+            self.lack(&[Poison], "no memory failure handling in this kernel");
+        }
+        match SwapFile::on() {
+            Ok(file) => self.swap_file = Some(file),
+            Err(error) => self.lack(&[SwapOff], &format!("{error:#}")),
+        }
+        let features = [
+            (Supply, 0, "supply"),
+            (Carry, userfault::FEATURES_MOVE, "moving"),
+            (Track, userfault::FEATURES_WP_ASYNC, "write protection"),
+        ];
+        for (operation, features, what) in features {
+            if let Err(error) = userfault::open(features, what) {
+                self.lack(&[operation], &format!("{error:#}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts settings that operations change to where they were, whatever became of the processes that changed them.
+    pub fn reset(&self) -> Result<()> {
+        KSM.write("run", 0)?;
+        KSM.write("use_zero_pages", 0)?;
+        SKSM.write("domain", "cgroup")?;
+        SKSM.write("max_page_sharing", 256)?;
+        if self.nodes.len() > 1 {
+            SKSM.write("merge_across_nodes", 1)?;
+        }
+        for group in &self.groups {
+            group.write("memory.merge_domain", "inherit")?;
+        }
+        match &self.swap_file {
+            Some(file) => file.on_again(),
+            None => Ok(()),
+        }
     }
 
     fn lack(&mut self, operations: &[Operation], reason: &str) {

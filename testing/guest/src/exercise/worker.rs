@@ -1,45 +1,73 @@
 //! One process: draws operations, does them to its arena and to the shadow, and compares.
 
 use std::collections::VecDeque;
+use std::fs::File;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::JoinHandle;
 
-use anyhow::{Context, Result, bail, ensure};
-use rand::rngs::SmallRng;
-use rand::{Rng, RngExt, SeedableRng};
-use sksm_guest::memory::map::{EXECUTE, READ, WRITE};
-use sksm_guest::memory::process::{Ended, Pidfd, exit_now, fork, wait};
-use sksm_guest::page::{PAGE, WORDS};
-use sksm_guest::syscall::check;
+use crate::machine::kcov::Listener;
+use crate::machine::sysfs::{KSM, SKSM};
+use crate::memory::map::{EXECUTE, READ, WRITE};
+use crate::memory::process::{Ended, Pidfd, exit_now, fork, sharing_memory, wait};
+use crate::memory::rights::{ALL, become_user_with};
+use crate::memory::userfault;
+use crate::page::{PAGE, WORDS};
+use crate::syscall::check;
+use anyhow::{Context, Result, ensure};
 
-use crate::arena::{Arena, MIDDLE, PAGES};
-use crate::faults::Faults;
-use crate::operation::{self, Operation, Operation::*};
-use crate::pins::{self, Ring};
-use crate::shadow::{CONTENTS, FILE_PAGES};
-use crate::shared::{AREA_PAGES, Shared};
-use crate::system::{SOFT_OFFLINE, System};
+use super::arena::{Arena, Inherited, MIDDLE, PAGES};
+use super::changer::Changer;
+use super::choices::Choices;
+use super::faults::{self, Faults};
+use super::operation::{self, Mix, Operation, Operation::*};
+use super::pins::{self, Ring};
+use super::shadow::{CONTENTS, FILE_PAGES};
+use super::shared::{AREA_PAGES, Shared};
+use super::system::{SOFT_OFFLINE, System};
 
 /// Children of all workers at a time, and the operations that one lives for. A stress run is slower, and wants many forks.
 const MOST_CHILDREN: u64 = 12;
-const LIFE: Range<u64> = 10..400;
+const LIFE: Range<usize> = 10..400;
 const MOST_STRESSED_CHILDREN: u64 = 6;
-const STRESSED_LIFE: Range<u64> = 5..80;
+const STRESSED_LIFE: Range<usize> = 5..80;
 /// Pages put into a pipe at a time, and pipes held.
 const SPLICED_PAGES: usize = 4;
 const MOST_SPLICES: usize = 4;
 /// Page frames that soft offlining takes away for good.
 const MOST_OFFLINED: u64 = 256;
+/// Allocations of a call that one may be told to fail of.
+const MOST_ALLOCATIONS: usize = 64;
+/// Users that processes may become.
+const USERS: [u32; 2] = [1001, 1002];
+/// Pages that a handler of faults has to do with at a time.
+const MOST_HANDLED: usize = 32;
+/// Advice that changes no content.
+const HINTS: [i32; 8] = [
+    libc::MADV_NORMAL,
+    libc::MADV_RANDOM,
+    libc::MADV_SEQUENTIAL,
+    libc::MADV_NOHUGEPAGE,
+    libc::MADV_DONTDUMP,
+    libc::MADV_DODUMP,
+    libc::MADV_POPULATE_WRITE,
+    libc::MADV_COLLAPSE,
+];
+const SPACES: [i32; 4] = [
+    libc::CLONE_NEWUSER,
+    libc::CLONE_NEWNS,
+    libc::CLONE_NEWIPC,
+    libc::CLONE_NEWUSER | libc::CLONE_NEWNS,
+];
 /// How deep families get.
 const DEEPEST: u32 = 3;
 /// Operations between two comparisons of everything.
-const COMPARE_EVERY: u64 = 60;
+const COMPARE_EVERY: usize = 60;
 /// How many of the last operations a failure tells.
 const REMEMBERED: usize = 12;
 
-/// Merges all the time what the process writes; half of the processes have one.
+/// Merges all the time what the process writes; some of the processes have one.
 struct Merger(JoinHandle<()>);
 
 static STOP_MERGING: AtomicBool = AtomicBool::new(false);
@@ -63,7 +91,7 @@ impl Merger {
 }
 
 struct Worker<'a> {
-    random: SmallRng,
+    choices: Choices,
     arena: Arena,
     shared: &'a Shared,
     system: &'a System,
@@ -71,16 +99,24 @@ struct Worker<'a> {
     splices: VecDeque<pins::Splice>,
     ring: Option<Ring>,
     faults: Option<Faults>,
+    /// Keeps pages write-protected.
+    tracker: Option<File>,
+    /// Of this process, where the kernel tells.
+    listener: Option<Listener<'a>>,
+    /// There is a thread that merges.
+    merging: bool,
+    /// It is root in namespaces of its own only.
+    restricted: bool,
     /// Changes a byte behind the shadow's back before the first comparison.
     planted: bool,
     depth: u32,
     last: VecDeque<String>,
 }
 
-/// A worker's life, until time is over.
-pub fn run(seed: u64, shared: &Shared, system: &System, planted: bool) -> Result<()> {
+/// A worker's life, until time is over or no decision is left.
+pub fn run(choices: Choices, shared: &Shared, system: &System, planted: bool) -> Result<()> {
     Worker {
-        random: SmallRng::seed_from_u64(seed),
+        choices,
         arena: Arena::new()?,
         shared,
         system,
@@ -88,17 +124,26 @@ pub fn run(seed: u64, shared: &Shared, system: &System, planted: bool) -> Result
         splices: VecDeque::new(),
         ring: None,
         faults: None,
+        tracker: None,
+        listener: None,
+        merging: false,
+        restricted: false,
         planted,
         depth: 0,
         last: VecDeque::new(),
     }
-    .live(u64::MAX)
+    .live(usize::MAX)
 }
 
 impl Worker<'_> {
     /// Goes on for that many operations or until time is over. Whatever is wrong, everybody stops and it is told.
-    fn live(&mut self, operations: u64) -> Result<()> {
+    fn live(&mut self, operations: usize) -> Result<()> {
+        self.listener = match &self.system.coverage {
+            Some(coverage) => coverage.listen()?,
+            None => None,
+        };
         let result = self.work(operations);
+        self.listener = None;
         if let Err(error) = &result {
             let last: Vec<_> = self.last.iter().map(String::as_str).collect();
             self.shared
@@ -107,18 +152,15 @@ impl Worker<'_> {
         result
     }
 
-    fn work(&mut self, operations: u64) -> Result<()> {
-        let merger = self.random.random_bool(0.5).then(Merger::start);
-        let result: Result<()> = (1..=operations)
-            .take_while(|_| self.shared.running())
-            .try_for_each(|number| {
-                self.step()?;
-                self.shared.count_operation();
-                if number % COMPARE_EVERY == 0 {
-                    self.compare()?;
-                }
-                Ok(())
-            });
+    fn work(&mut self, operations: usize) -> Result<()> {
+        let every = match self.system.mix {
+            Mix::Ordinary | Mix::Stress => 2,
+            // It takes a CPU from what else there is to find.
+            Mix::Fuzz => 8,
+        };
+        let merger = (self.choices.below(every) == 1).then(Merger::start);
+        self.merging = merger.is_some();
+        let result = self.operate(operations);
         merger.map_or(Ok(()), Merger::stop)?;
         result?;
         self.compare()?;
@@ -127,6 +169,24 @@ impl Worker<'_> {
         }
         // What children did must not show here.
         self.compare()
+    }
+
+    fn operate(&mut self, operations: usize) -> Result<()> {
+        for number in 1..=operations {
+            if !self.shared.running() || !self.choices.are_left() {
+                break;
+            }
+            match self.step() {
+                // Memory that failed may be in the way of anything. What can be read must be right all the same.
+                Err(_) if self.shared.poisoned() => break,
+                result => result?,
+            }
+            self.shared.count_operation();
+            if number % COMPARE_EVERY == 0 {
+                self.compare()?;
+            }
+        }
+        Ok(())
     }
 
     fn compare(&mut self) -> Result<()> {
@@ -139,23 +199,20 @@ impl Worker<'_> {
     }
 
     fn draw(&mut self) -> Operation {
-        let stress = self.system.stress;
-        operation::pick(
-            self.random.random_range(0..operation::total(stress)),
-            stress,
-        )
+        let mix = self.system.mix;
+        operation::pick(self.choices.below(operation::total(mix)), mix)
     }
 
     /// Mostly a few pages, sometimes very many.
     fn draw_range(&mut self) -> Range<usize> {
-        let start = self.random.random_range(0..PAGES);
-        let most = [2, 8, 32, PAGES][self.random.random_range(0..4)];
-        let len = self.random.random_range(1..=most);
+        let start = self.choices.below(PAGES);
+        let most = self.choices.one_of(&[2, 8, 32, PAGES]);
+        let len = 1 + self.choices.below(most);
         start..PAGES.min(start + len)
     }
 
     fn draw_content(&mut self) -> u64 {
-        self.random.random_range(0..CONTENTS)
+        self.choices.below(CONTENTS as usize) as u64
     }
 
     fn remember(&mut self, operation: Operation, pages: &Range<usize>) {
@@ -169,12 +226,21 @@ impl Worker<'_> {
         let operation = self.draw();
         let pages = self.draw_range();
         self.remember(operation, &pages);
+        if self.system.telling {
+            eprintln!("{}: {operation:?} {pages:?}", std::process::id());
+        }
         if self.system.lacks(operation) {
             return Ok(());
         }
-        let done = self
-            .perform(operation, pages.clone())
-            .with_context(|| format!("{operation:?} of pages {pages:?}"))?;
+        let result = self.perform(operation, pages.clone());
+        if let Some(listener) = &self.listener {
+            listener.ask();
+        }
+        let done = match result {
+            // What only root of the whole machine may do has come to nothing.
+            Err(error) if self.restricted && not_allowed(&error) => false,
+            result => result.with_context(|| format!("{operation:?} of pages {pages:?}"))?,
+        };
         if done {
             self.shared.count_done(operation);
         }
@@ -188,7 +254,7 @@ impl Worker<'_> {
         match operation {
             MapAnonymous => self.arena.map_anonymous(pages).map(|()| true),
             MapFile => {
-                let first = self.random.random_range(0..FILE_PAGES);
+                let first = self.choices.below(FILE_PAGES);
                 let file = &self.system.file;
                 self.arena.map_file(pages, file, first).map(|()| true)
             }
@@ -218,7 +284,7 @@ impl Worker<'_> {
             MergeAll => self.merge(&(0..PAGES)),
             MergeFaulty => self.merge_faulty(&pages),
             MergeChild => self.merge_child(),
-            MergeAny => merge_any(self.random.random_bool(0.5)),
+            MergeAny => merge_any(self.choices.below(2) == 1),
             Drop => {
                 let id = self.draw_content();
                 let pages = self.unlocked(self.arena.droppable(mapped));
@@ -235,7 +301,7 @@ impl Worker<'_> {
             Cold => self.advise(self.unlocked(mapped), libc::MADV_COLD),
             WillNeed => self.advise(mapped, libc::MADV_WILLNEED),
             Populate => self.advise(mapped, libc::MADV_POPULATE_READ),
-            Move => {
+            Move | MoveLeaving => {
                 let pages = self.arena.alike(pages);
                 let to = self.draw_range();
                 let hole = self.arena.hole(to);
@@ -243,11 +309,12 @@ impl Worker<'_> {
                 if len == 0 {
                     return Ok(false);
                 }
+                let stay = operation == MoveLeaving;
                 self.arena
-                    .relocate(pages.start..pages.start + len, hole.start)
+                    .relocate(pages.start..pages.start + len, hole.start, stay)
             }
             Protect => {
-                let prot = [READ, WRITE, WRITE, EXECUTE][self.random.random_range(0..4)];
+                let prot = self.choices.one_of(&[READ, WRITE, WRITE, EXECUTE]);
                 self.arena.protect(mapped.clone(), prot)?;
                 Ok(!mapped.is_empty())
             }
@@ -272,13 +339,200 @@ impl Worker<'_> {
                 std::fs::write("/proc/self/clear_refs", "4").context("clear_refs")?;
                 Ok(true)
             }
+            FailNth => self.fail_nth(&pages),
+            CloneVm => self.clone_vm(),
+            Hint => {
+                let advice = self.choices.one_of(&HINTS);
+                // Some are not for some kinds of memory.
+                let taken = self.arena.advise(&mapped, advice).is_ok();
+                Ok(taken && !mapped.is_empty())
+            }
+            Inherit => {
+                let kinds = [Inherited::Page, Inherited::Zeros, Inherited::Nothing];
+                let kind = self.choices.one_of(&kinds);
+                let pages = self.arena.anonymous(mapped);
+                self.arena.inherit(pages.clone(), kind)?;
+                Ok(!pages.is_empty())
+            }
+            Supply => {
+                let id = self.draw_content();
+                let pages = front(self.unlocked(self.arena.anonymous(mapped)), MOST_HANDLED);
+                match pages.is_empty() {
+                    true => Ok(false),
+                    false => {
+                        let uffd = userfault::open(0, "supply")?;
+                        self.arena.supply(&uffd, pages, id)
+                    }
+                }
+            }
+            Carry => self.carry(pages),
+            Track => self.track(mapped),
+            Reclaim => self.reclaim(),
+            SwapOff => self.swap_off(),
+            Enter => match self.choices.below(self.system.groups.len() + 1) {
+                0 => {
+                    std::fs::write("/sys/fs/cgroup/cgroup.procs", "0").context("the root group")?;
+                    Ok(true)
+                }
+                group => self.system.groups[group - 1].enter().map(|()| true),
+            },
+            Mark => {
+                let group = self.choices.below(self.system.groups.len());
+                let mark = self
+                    .choices
+                    .one_of(&["inherit", "user", "all", "all", "none"]);
+                self.system.groups[group].write("memory.merge_domain", mark)?;
+                Ok(true)
+            }
+            Setting => self.setting(),
+            Ksmd => {
+                KSM.write("run", self.choices.one_of(&[1, 1, 2, 0]))?;
+                std::thread::sleep(std::time::Duration::from_millis(5));
+                KSM.write("run", 0).map(|()| true)
+            }
+            SetUser => {
+                let user = self.choices.one_of(&USERS);
+                // A thread beside this one would not keep its rights, and the C library wants all threads to fare alike.
+                match self.merging {
+                    true => Ok(false),
+                    false => become_user_with(user, ALL).map(|()| true),
+                }
+            }
+            Unshare => {
+                let spaces = self.choices.one_of(&SPACES);
+                // SAFETY: takes a number only. A process with several threads may not have another user namespace.
+                let unshared = unsafe { libc::unshare(spaces) } == 0;
+                self.restricted |= unshared && spaces & libc::CLONE_NEWUSER != 0;
+                Ok(unshared)
+            }
+            ChangeFile => {
+                let system = self.system;
+                let file = self.choices.below(system.changing.len());
+                Changer::new(&system.changing[file])?.change(&mut self.choices)
+            }
+            Poison => self.poison(mapped),
+            Compare => self.compare().map(|()| true),
         }
+    }
+
+    /// A merge or its undoing of which one allocation fails, which it must tell by these errors and nothing else.
+    fn fail_nth(&mut self, pages: &Range<usize>) -> Result<bool> {
+        let number = 1 + self.choices.below(MOST_ALLOCATIONS);
+        if self.choices.below(2) == 0 {
+            let (addr, len) = Arena::bytes(pages);
+            self.shared.count_merge();
+            let (found, failed) = faults::nth(number, || errno(sksm::merge_exact(addr, len)))?;
+            return match failed && found == Some(libc::EAGAIN) {
+                true => Ok(true),
+                false => self.expect_merged(pages, found),
+            };
+        }
+        let mapped = self.arena.mapped(pages.clone());
+        let part = || self.arena.advise(&mapped, libc::MADV_UNMERGEABLE);
+        let (result, failed) = faults::nth(number, part)?;
+        match result {
+            Err(error) if !failed => Err(error).context("MADV_UNMERGEABLE"),
+            _ => Ok(failed),
+        }
+    }
+
+    fn clone_vm(&mut self) -> Result<bool> {
+        let ended = sharing_memory(share_memory, self.choices.below(4))?;
+        ensure!(ended == Ended::Exit(0), "who shared the memory: {ended}");
+        Ok(true)
+    }
+
+    fn carry(&mut self, pages: Range<usize>) -> Result<bool> {
+        let pages = front(
+            self.arena.anonymous(self.arena.writable(pages)),
+            MOST_HANDLED,
+        );
+        let to = self.draw_range();
+        let hole = self.arena.hole(to);
+        let len = hole.len().min(pages.len());
+        if len == 0 {
+            return Ok(false);
+        }
+        let uffd = userfault::open(userfault::FEATURES_MOVE, "moving")?;
+        (self.arena).carry(&uffd, pages.start..pages.start + len, hole.start)
+    }
+
+    fn track(&mut self, pages: Range<usize>) -> Result<bool> {
+        let pages = self.arena.anonymous(pages);
+        if pages.is_empty() {
+            return Ok(false);
+        }
+        if self.tracker.is_none() {
+            let features = userfault::FEATURES_WP_ASYNC;
+            self.tracker = Some(userfault::open(features, "write protection")?);
+        }
+        let uffd = self.tracker.as_ref().expect("opened just now");
+        // Where somebody else's handler of faults is, it stays.
+        let bytes = Arena::bytes(&pages);
+        Ok(
+            userfault::register(uffd, bytes, userfault::REGISTER_WP).is_ok()
+                && userfault::protect(uffd, bytes).is_ok(),
+        )
+    }
+
+    fn reclaim(&mut self) -> Result<bool> {
+        let amount = self.choices.one_of(&["64K", "1M", "16M"]);
+        let group = match self.choices.below(self.system.groups.len() + 1) {
+            0 => return Ok(std::fs::write("/sys/fs/cgroup/memory.reclaim", amount).is_ok()),
+            group => &self.system.groups[group - 1],
+        };
+        // That there was less to reclaim is no error.
+        Ok(group
+            .write("memory.reclaim", &format!("{amount} swappiness=200"))
+            .is_ok())
+    }
+
+    fn swap_off(&mut self) -> Result<bool> {
+        let Some(file) = &self.system.swap_file else {
+            return Ok(false);
+        };
+        // Somebody else may have taken it away just now, and gives it back.
+        if file.off().is_err() {
+            return Ok(false);
+        }
+        file.on_again().map(|()| true)
+    }
+
+    fn setting(&mut self) -> Result<bool> {
+        match self.choices.below(5) {
+            0 => {
+                let domains = ["user", "cgroup", "global", "global", "none"];
+                SKSM.write("domain", self.choices.one_of(&domains))?;
+            }
+            1 => SKSM.write("max_page_sharing", self.choices.one_of(&[2, 3, 16, 256]))?,
+            2 if self.system.nodes.len() > 1 => {
+                SKSM.write("merge_across_nodes", self.choices.below(2))?;
+            }
+            3 => KSM.write("use_zero_pages", self.choices.below(2))?,
+            _ => SKSM.write("unmerge", 1)?,
+        }
+        Ok(true)
+    }
+
+    fn poison(&mut self, pages: Range<usize>) -> Result<bool> {
+        let id = self.draw_content();
+        let pages = self.unlocked(front(self.arena.anonymous(pages), 1));
+        // Not the page of zeros that the whole machine has.
+        if pages.is_empty()
+            || self.arena.is_zero(pages.start)
+            || !self.shared.may_offline(MOST_OFFLINED)
+        {
+            return Ok(false);
+        }
+        // First: others may come upon it at once.
+        self.shared.count_poisoned();
+        self.arena.poison(pages.start, id)
     }
 
     fn map_changing(&mut self, pages: &Range<usize>) -> Result<bool> {
         let system = self.system;
-        let changing = &system.changing[self.random.random_range(0..system.changing.len())];
-        let first = self.random.random_range(0..FILE_PAGES);
+        let changing = &system.changing[self.choices.below(system.changing.len())];
+        let first = self.choices.below(FILE_PAGES);
         let id = self.draw_content();
         let pages = front(pages.clone(), FILE_PAGES - first);
         let first = changing.first + first;
@@ -287,8 +541,8 @@ impl Worker<'_> {
     }
 
     fn draw_patch(&mut self) -> (usize, u64) {
-        let word = [0, 1, WORDS - 1][self.random.random_range(0..3)];
-        (word, self.random.random_range(0..pins::PATCH_VALUES))
+        let word = self.choices.one_of(&[0, 1, WORDS - 1]);
+        (word, self.choices.below(pins::PATCH_VALUES as usize) as u64)
     }
 
     /// Locked pages refuse to be dropped.
@@ -366,7 +620,7 @@ impl Worker<'_> {
             Err(error) => match error.raw_os_error() {
                 Some(libc::ENOMEM) => Ok(true),
                 Some(libc::ESRCH) => Ok(false),
-                _ => bail!("merging a child: {error}"),
+                _ => Err(error).context("merging a child"),
             },
         }
     }
@@ -388,14 +642,14 @@ impl Worker<'_> {
             Err(error) => match error.raw_os_error() {
                 Some(libc::ENOMEM) => Ok(true),
                 Some(libc::ESRCH) => Ok(false),
-                _ => bail!("unmerging a child: {error}"),
+                _ => Err(error).context("unmerging a child"),
             },
         }
     }
 
     fn direct_read(&mut self, pages: Range<usize>) -> Result<bool> {
         let pages = front(pages, AREA_PAGES);
-        let from = self.random.random_range(0..=FILE_PAGES - AREA_PAGES);
+        let from = self.choices.below(FILE_PAGES - AREA_PAGES + 1);
         let Some(disk) = self.system.disk.as_ref().filter(|_| !pages.is_empty()) else {
             return Ok(false);
         };
@@ -451,7 +705,7 @@ impl Worker<'_> {
     }
 
     fn ring_read(&mut self) -> Result<bool> {
-        let from = self.random.random_range(0..=FILE_PAGES - AREA_PAGES);
+        let from = self.choices.below(FILE_PAGES - AREA_PAGES + 1);
         let Some(mut ring) = self.ring.take() else {
             return Ok(false);
         };
@@ -471,8 +725,7 @@ impl Worker<'_> {
     /// Moves pages to a node, for all who map them.
     fn move_pages(&mut self, pages: Range<usize>) -> Result<bool> {
         const MOVE_ALL: i32 = 4;
-        let node = self.random.random_range(0..self.system.nodes.len());
-        let node = self.system.nodes[node];
+        let node = self.choices.one_of(&self.system.nodes);
         let addrs: Vec<usize> = pages.clone().map(Arena::addr).collect();
         let nodes = vec![node; addrs.len()];
         let mut found = vec![-1; addrs.len()];
@@ -504,12 +757,13 @@ impl Worker<'_> {
     /// The child inherits memory and shadow and goes its own way for a while, or merges and becomes another program.
     fn fork(&mut self, exec: bool) -> Result<bool> {
         // Drawn in any case: whether there may be a child depends on the others, the sequence must not.
-        let seed = self.random.next_u64();
-        let (most, life) = match self.system.stress {
-            true => (MOST_STRESSED_CHILDREN, STRESSED_LIFE),
-            false => (MOST_CHILDREN, LIFE),
+        let choices = self.choices.split();
+        let (most, operations) = match self.system.mix {
+            Mix::Ordinary => (MOST_CHILDREN, self.choices.within(LIFE)),
+            Mix::Stress => (MOST_STRESSED_CHILDREN, self.choices.within(STRESSED_LIFE)),
+            // As long as its part of the input lasts.
+            Mix::Fuzz => (MOST_STRESSED_CHILDREN, usize::MAX),
         };
-        let operations = self.random.random_range(life);
         while let Some(done) = self
             .children
             .iter()
@@ -528,7 +782,7 @@ impl Worker<'_> {
                 sksm::merge_exact(Arena::addr(0), PAGES * PAGE).ok();
                 become_another();
             }
-            self.random = SmallRng::seed_from_u64(seed);
+            self.choices = choices;
             self.children.clear();
             self.depth += 1;
             self.last.clear();
@@ -545,14 +799,21 @@ impl Worker<'_> {
             ring.abandon();
         }
         self.faults = None;
+        self.tracker = None;
+        // It is the parent's, which goes on.
+        std::mem::forget(self.listener.take());
         self.planted = false;
-        self.arena.forget_holders();
+        self.arena.forked();
     }
 
     fn reap(&self, pid: i32) -> Result<()> {
         let ended = wait(pid)?;
         self.shared.child_ended();
-        ensure!(ended == Ended::Exit(0), "child {pid}: {ended}");
+        let failed_memory = ended == Ended::Signal(libc::SIGBUS) && self.shared.poisoned();
+        ensure!(
+            ended == Ended::Exit(0) || failed_memory,
+            "child {pid}: {ended}"
+        );
         Ok(())
     }
 }
@@ -560,6 +821,30 @@ impl Worker<'_> {
 /// At most so many pages of the range.
 fn front(pages: Range<usize>, most: usize) -> Range<usize> {
     pages.start..pages.end.min(pages.start + most)
+}
+
+/// Whether it is something that only root of the whole machine may do.
+fn not_allowed(error: &anyhow::Error) -> bool {
+    let number = error.chain().find_map(|cause| {
+        let system = cause.downcast_ref::<std::io::Error>();
+        let library = cause.downcast_ref::<sksm::Error>();
+        (system.and_then(std::io::Error::raw_os_error))
+            .or(library.and_then(sksm::Error::raw_os_error))
+    });
+    matches!(number, Some(libc::EPERM | libc::EACCES | libc::ENOMEM))
+}
+
+/// What another process that shares the memory does, by system calls alone.
+fn share_memory(what: usize) {
+    let whole = (Arena::addr(0) as *mut libc::c_void, PAGES * PAGE);
+    // SAFETY: advice that leaves contents alone.
+    let advise = |advice| unsafe { libc::madvise(whole.0, whole.1, advice) };
+    match what {
+        0 => _ = sksm::merge_exact(whole.0 as usize, whole.1),
+        1 => _ = advise(libc::MADV_UNMERGEABLE),
+        2 => _ = advise(libc::MADV_PAGEOUT),
+        _ => become_another(),
+    }
 }
 
 fn errno(result: Result<(), sksm::Error>) -> Option<i32> {
