@@ -93,10 +93,6 @@ const UM: Reasons = &[
     ("sksm-abi/vma/physical-memory", "has no memory of devices"),
     ("sksm-command/estimate/huge-pages", "has no huge pages"),
     ("sksm-command/scan/huge-pages", "has no huge pages"),
-    (
-        "sksm-command/scan/workers-under-load",
-        "does not tell a process's children",
-    ),
     ("sksm-command/estimate/nodes", "has one node"),
     (
         "sksm-command/guide/",

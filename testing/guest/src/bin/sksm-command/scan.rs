@@ -2,7 +2,6 @@
 
 mod crowd;
 mod latency;
-mod load;
 mod profile;
 mod served;
 
@@ -58,7 +57,6 @@ pub const TESTS: &[Test] = &[
     test("scan/under-the-profile-of-its-pod", || {
         alone(profile::of_its_pod)
     }),
-    test("scan/workers-under-load", || alone(load::forked_workers)),
     test("scan/latency", || alone(latency::no_worse_than_ksmd)),
     test("scan/thousands", || alone(crowd::thousands)),
 ];
