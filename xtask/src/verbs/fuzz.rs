@@ -1,9 +1,9 @@
 //! The verb `fuzz`: makes up what processes do to merged memory, and learns from what of the kernel's code that reaches.
 
+mod blocks;
 mod coverage;
 mod failure;
 mod functions;
-mod symbols;
 
 use std::{
     fs,

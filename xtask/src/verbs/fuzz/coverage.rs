@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context, Result};
 use serde::Deserialize;
 
-use super::{functions::Functions, symbols};
+use super::{blocks, functions::Functions};
 use crate::ground::{files, step};
 
 /// What each block of the kernel's code calls.
@@ -54,11 +54,8 @@ pub fn of(engine: &Path, image: &Path, reached: &[u64]) -> Result<Table> {
         .find_map(|line| line.strip_suffix(TELLS)?.split_whitespace().next())
         .and_then(|address| u64::from_str_radix(address, 16).ok())
         .with_context(|| format!("no {TELLS} in {}", image.display()))?;
-    let calls = symbols::calls(&fs::read(image)?, target)?;
-    let reached: BTreeSet<u64> = reached
-        .iter()
-        .map(|one| one - symbols::CALL_BYTES)
-        .collect();
+    let calls = blocks::calls(&fs::read(image)?, target)?;
+    let reached: BTreeSet<u64> = reached.iter().map(|one| one - blocks::CALL_BYTES).collect();
     let mut sources = BTreeMap::new();
     for (path, content) in files::below(engine)? {
         if path.extension().is_some_and(|extension| extension == "rs") {
