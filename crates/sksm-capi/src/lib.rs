@@ -212,10 +212,8 @@ pub extern "C" fn sksm_store_freeze(
     let data = unsafe { std::slice::from_raw_parts(data.cast::<u8>(), len) };
     match Store::open().and_then(|store| store.freeze_copy(data)) {
         Ok(shared) => {
-            // SAFETY: the caller says that a pointer can be put there.
-            unsafe { *frozen = shared.as_ptr().cast() };
-            // Unmapped by sksm_store_release.
-            std::mem::forget(shared);
+            // SAFETY: the caller says that a pointer can be put there. Unmapped by sksm_store_release.
+            unsafe { *frozen = shared.leak().as_ptr().cast() };
             0
         }
         Err(error) => stood_against(error),

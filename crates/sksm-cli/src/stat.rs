@@ -11,7 +11,7 @@ use crate::metrics::{self, Format};
 use crate::output::BOLD;
 use crate::reason::{self, Crowd};
 use crate::scan::seen::{self, Seen};
-use crate::store::Account;
+use crate::store::{self, Account};
 use crate::system::{Counters, System};
 use crate::target::{Targets, name_of};
 use crate::{exit, output, support};
@@ -36,7 +36,7 @@ struct Whole<'a> {
     /// What runs `sksm scan`, or did.
     scanner: &'a Seen,
     /// Of this user; none without one.
-    store: Option<Account>,
+    store: &'a store::Seen,
 }
 
 pub fn run(args: Args, json: bool) -> Result<ExitCode> {
@@ -68,13 +68,13 @@ pub fn run(args: Args, json: bool) -> Result<ExitCode> {
     }
     left_out.tell("left out");
     let metrics = args.openmetrics || args.prometheus;
-    let store = (whole || metrics).then(Account::now).flatten();
-    // Of processes nothing is told that the scanner knows.
-    let scanner = match whole || metrics {
-        true => Seen::now(),
-        false => Seen::default(),
+    // Of processes nothing is told that the scanner or the store knows.
+    let (scanner, store) = match whole || metrics {
+        true => (Seen::now(), store::Seen::now()),
+        false => Default::default(),
     };
-    scanner.hidden.iter().for_each(|why| output::note(why));
+    let hidden = scanner.hidden.iter().chain(&store.hidden);
+    hidden.for_each(|why| output::note(why));
     if metrics {
         let format = match args.prometheus {
             true => Format::Prometheus,
@@ -83,7 +83,7 @@ pub fn run(args: Args, json: bool) -> Result<ExitCode> {
         output::plain(&metrics::text(
             &system,
             scanner.state.as_ref(),
-            store.as_ref(),
+            store.account.as_ref(),
             &footprints,
             format,
         ))?;
@@ -92,14 +92,14 @@ pub fn run(args: Args, json: bool) -> Result<ExitCode> {
             output::json(&Whole {
                 system: &system,
                 scanner: &scanner,
-                store,
+                store: &store,
             })?;
         } else {
             show(&system)?;
             if let Some(state) = &scanner.state {
                 output::print(&section("scanner", &seen::facts_now(state)))?;
             }
-            if let Some(account) = &store {
+            if let Some(account) = &store.account {
                 output::print(&section("store", &store_facts(account)))?;
             }
         }
@@ -108,11 +108,10 @@ pub fn run(args: Args, json: bool) -> Result<ExitCode> {
     } else {
         show_processes(&footprints)?;
     }
+    let merges = system.sksm.is_some() || system.ksm.is_some();
     match partly {
         true => Ok(ExitCode::from(exit::PARTLY)),
-        false if whole && system.sksm.is_none() && system.ksm.is_none() => {
-            Err(support::uncounted())
-        }
+        false if whole && !merges && store.account.is_none() => Err(support::uncounted()),
         false => Ok(ExitCode::SUCCESS),
     }
 }
@@ -212,25 +211,23 @@ mod tests {
             sksm: None,
             ksm: None,
         };
-        let of = |state| {
-            let (system, scanner) = (
-                &system,
-                &Seen {
-                    state,
-                    hidden: None,
-                },
-            );
-            let store = None;
-            serde_json::to_value(Whole {
-                system,
+        let of = |state, store: &store::Seen| {
+            let scanner = &Seen {
+                state,
+                hidden: None,
+            };
+            let whole = Whole {
+                system: &system,
                 scanner,
                 store,
-            })
-            .unwrap()
+            };
+            serde_json::to_value(whole).unwrap()
         };
-        let report = of(Some(example()));
+        let report = of(Some(example()), &store::Seen::default());
         assert_eq!(report["scanner"]["total"]["came_apart_pages"], 1234);
         assert!(report["ksm"].is_null() && report["store"].is_null());
-        assert!(of(None)["scanner"].is_null());
+        let report = of(None, &store::tests::seen());
+        assert!(report["scanner"].is_null());
+        assert_eq!(report["store"]["files"], 2);
     }
 }

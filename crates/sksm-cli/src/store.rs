@@ -36,6 +36,16 @@ pub struct Account {
     pub saved_bytes: i64,
 }
 
+/// The user's store as others see it. In JSON, its account alone.
+#[derive(Debug, Clone, Default, Serialize)]
+#[serde(transparent)]
+pub struct Seen {
+    pub account: Option<Account>,
+    /// Why it cannot be told, where there is something to tell.
+    #[serde(skip)]
+    pub hidden: Option<String>,
+}
+
 #[derive(Serialize)]
 struct List {
     directory: PathBuf,
@@ -76,11 +86,22 @@ impl Account {
             saved_bytes: entries.iter().map(|entry| entry.saved()).sum(),
         }
     }
+}
 
-    /// None without a store, or one that cannot be used.
-    pub fn now() -> Option<Self> {
-        let usage = Store::existing().ok()??.usage().ok()?;
-        Some(Self::of(&usage))
+impl Seen {
+    pub fn now() -> Self {
+        let usage =
+            Store::existing().and_then(|store| store.map(|store| store.usage()).transpose());
+        match usage {
+            Ok(usage) => Seen {
+                account: usage.as_ref().map(Account::of),
+                hidden: None,
+            },
+            Err(error) => Seen {
+                account: None,
+                hidden: Some(reason(error)),
+            },
+        }
     }
 }
 
@@ -182,8 +203,11 @@ fn told(error: Error) -> anyhow::Error {
         Fault::Owner | Fault::Privileged => exit::DENIED,
         _ => exit::FAILED,
     };
-    let directory = Store::directory();
-    exit::with(status, &format!("{}: {error}", directory.display()))
+    exit::with(status, &reason(error))
+}
+
+fn reason(error: Error) -> String {
+    format!("{}: {error}", Store::directory().display())
 }
 
 /// Why no text can be shared here, if so.
@@ -192,5 +216,24 @@ pub fn in_the_way() -> Option<String> {
         Ok(true) => None,
         Ok(false) => Some(Fault::NoExec.advice().into()),
         Err(error) => Some(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+
+    /// One that saves something.
+    pub fn seen() -> Seen {
+        Seen {
+            account: Some(Account {
+                files: 2,
+                held_bytes: 4 << 20,
+                limit_bytes: 1 << 30,
+                mapped_bytes: 64 << 20,
+                saved_bytes: 60 << 20,
+            }),
+            hidden: None,
+        }
     }
 }

@@ -33,12 +33,15 @@ pub fn uncounted() -> anyhow::Error {
     }
 }
 
-/// Why there are none of SKSM, where those of KSM are.
-pub fn why_only_ksm() -> &'static str {
+/// Why there are none of SKSM; those of KSM may be there.
+pub fn why_no_sksm(ksm: bool) -> &'static str {
     match sksm::require() {
         Ok(()) => "what SKSM counts cannot be read in /sys/kernel/mm/sksm",
         Err(Error::Undecided { .. }) => {
             "whether this kernel has MADV_MERGE cannot be found out from here, see sksm doctor"
+        }
+        Err(_) if !ksm => {
+            "the store only: this kernel merges nothing, it has neither MADV_MERGE nor KSM"
         }
         Err(_) => "KSM only: this kernel has no MADV_MERGE, it was built without CONFIG_SKSM",
     }

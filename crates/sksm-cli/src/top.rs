@@ -1,10 +1,12 @@
 //! The verb `top`: a live view of what merging saves.
 
 mod draw;
+mod pane;
 mod sample;
 mod scanner;
 mod screen;
 mod state;
+mod store;
 
 use std::io::{IsTerminal, stdin, stdout};
 use std::process::ExitCode;

@@ -42,6 +42,8 @@ pub enum Fault {
     NoObject,
     /// The object's file cannot be read, or another has taken its place.
     Replaced,
+    /// `SKSM_STORE_LIMIT` is no size.
+    LimitUnclear,
     /// It would be more than the store may hold.
     Limit,
     /// The file system is full.
@@ -129,6 +131,9 @@ impl Fault {
             Fault::NoObject => c"no such object is loaded, or it has no code that can be shared",
             Fault::Replaced => {
                 c"the object's file cannot be read, or another has taken its place; start the program anew"
+            }
+            Fault::LimitUnclear => {
+                c"SKSM_STORE_LIMIT is no size; give a number of bytes, or one with K, M, G or T after it, as in 800M"
             }
             Fault::Limit => {
                 c"the store may not hold so much; raise SKSM_STORE_LIMIT, or end who uses what it holds"

@@ -115,18 +115,38 @@ fn mapped(file: &Fd, bytes: &[u8]) -> Result<Map, Error> {
     Map::file(file, bytes.len(), libc::PROT_READ, 0).map_err(system)
 }
 
+impl<T: NoUninit> Frozen<T> {
+    /// The data for as long as the process runs.
+    #[must_use]
+    pub fn leak(self) -> &'static [T] {
+        let (start, count) = (self.start(), self.count);
+        // What counts the references is needed only where there are others.
+        match self.map.map(Arc::try_unwrap) {
+            None => {}
+            Some(Ok(map)) => std::mem::forget(map),
+            Some(Err(shared)) => std::mem::forget(shared),
+        }
+        // SAFETY: the bytes of such a slice, as in `deref`, which are never unmapped now.
+        unsafe { std::slice::from_raw_parts(start, count) }
+    }
+}
+
+impl<T> Frozen<T> {
+    fn start(&self) -> *const T {
+        match &self.map {
+            Some(map) => map.bytes().as_ptr().cast(),
+            None => std::ptr::NonNull::<T>::dangling().as_ptr(),
+        }
+    }
+}
+
 impl<T> Deref for Frozen<T> {
     type Target = [T];
 
     fn deref(&self) -> &[T] {
-        let empty = std::ptr::NonNull::<T>::dangling().as_ptr().cast_const();
-        let start = match &self.map {
-            Some(map) => map.bytes().as_ptr().cast(),
-            None => empty,
-        };
         // SAFETY: a page's start is aligned for T, of which as many are mapped, read-only and with the bytes of such a slice; the
         // mapping lives as long as this value.
-        unsafe { std::slice::from_raw_parts(start, self.count) }
+        unsafe { std::slice::from_raw_parts(self.start(), self.count) }
     }
 }
 

@@ -1,11 +1,11 @@
 use std::env;
-use std::ffi::{CString, OsString};
+use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Fault};
 use crate::store::{Store, in_memory};
-use crate::sys;
+use crate::{size, sys};
 
 impl Store {
     /// Opens the user's store: `/dev/shm/sksm-UID`, or the directory that `SKSM_STORE_DIR` names. It may hold a tenth of the machine's
@@ -13,15 +13,17 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// As [`Store::open_in`].
+    /// As [`Store::open_in`]; and a limit that is no size is refused.
     pub fn open() -> Result<Self, Error> {
+        let limit = env::var_os("SKSM_STORE_LIMIT").filter(|text| !text.is_empty());
+        let limit = limit
+            .map(|text| size::parse(text.as_bytes()).ok_or(Error::new(Fault::LimitUnclear, 0)));
+        let limit = limit.transpose()?;
         let store = Self::open_in(Self::directory())?;
-        Ok(
-            match env::var_os("SKSM_STORE_LIMIT").and_then(|text| size(&text)) {
-                Some(bytes) => store.with_limit(bytes),
-                None => store,
-            },
-        )
+        Ok(match limit {
+            Some(bytes) => store.with_limit(bytes),
+            None => store,
+        })
     }
 
     /// Opens the store in this directory, which it makes if there is none.
@@ -76,8 +78,4 @@ impl Store {
         let own = || format!("/dev/shm/sksm-{}", unsafe { libc::geteuid() }).into();
         named.map_or_else(own, PathBuf::from)
     }
-}
-
-fn size(text: &OsString) -> Option<u64> {
-    crate::size::parse(text.as_bytes())
 }

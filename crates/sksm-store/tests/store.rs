@@ -3,7 +3,7 @@
 mod helpers;
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -54,6 +54,32 @@ fn nothing_is_frozen_too() {
     let no_bytes = home.store().freeze(vec![(); 3]).unwrap();
     assert_eq!(no_bytes.len(), 3);
     assert_eq!(published(&home).len(), 0);
+}
+
+#[test]
+fn what_is_leaked_stays() {
+    let home = Home::new();
+    let store = home.store();
+    let frozen = store.freeze(numbers(3, 10_000)).unwrap();
+    let other = frozen.clone();
+    let leaked = [other.leak(), frozen.leak()];
+    store.clear().unwrap();
+    assert_eq!(leaked, [numbers(3, 10_000), numbers(3, 10_000)]);
+    assert_eq!(store.freeze(vec![(); 3]).unwrap().leak().len(), 3);
+}
+
+#[test]
+fn a_limit_that_is_no_size_is_refused() {
+    const TEST: &str = "a_limit_that_is_no_size_is_refused";
+    if in_test(TEST) {
+        let fault = Store::open().map_err(|error| error.fault());
+        assert_eq!(fault.unwrap_err(), Fault::LimitUnclear);
+        return;
+    }
+    let home = Home::new();
+    let mut test = again(TEST, home.path());
+    test.env("SKSM_STORE_LIMIT", "1.5 GB");
+    assert!(test.status().unwrap().success());
 }
 
 /// Of types for which a page's start is not round enough.
@@ -497,22 +523,35 @@ fn a_child_of_a_publisher_holds_no_lock() {
     child.kill();
 }
 
+/// A set-uid program: this one's copy, with the rights of nobody rather than root's, which is as much another user.
 #[test]
 fn a_privileged_program_is_left_alone() {
-    if !in_test("a_privileged_program_is_left_alone") {
-        // SAFETY: asks for a number.
-        if unsafe { libc::geteuid() } != 0 {
-            eprintln!("skipped: only root can be two users");
-            return;
-        }
-        let home = Home::new();
-        let mut test = again("a_privileged_program_is_left_alone", home.path());
-        assert!(test.status().unwrap().success());
+    const TEST: &str = "a_privileged_program_is_left_alone";
+    if in_test(TEST) {
+        // SAFETY: they ask for numbers.
+        assert_ne!(unsafe { (libc::getuid(), libc::geteuid()) }, (0, 0));
+        assert_eq!(Store::open().unwrap_err().fault(), Fault::Privileged);
         return;
     }
-    // SAFETY: takes a number; this process has one thread that does anything.
-    assert_eq!(unsafe { libc::seteuid(65534) }, 0);
-    assert_eq!(Store::open().unwrap_err().fault(), Fault::Privileged);
+    // SAFETY: asks for a number.
+    if unsafe { libc::geteuid() } != 0 {
+        eprintln!("skipped: only root can give a program to another user");
+        return;
+    }
+    let home = Home::new();
+    let place = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    let program = place.path().join("set-uid");
+    let test = again(TEST, home.path());
+    fs::copy(test.get_program(), &program).unwrap();
+    chown(&program, Some(65534), Some(65534)).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o4755)).unwrap();
+    let mut set_uid = Command::new(program);
+    set_uid.args(test.get_args());
+    for (name, value) in test.get_envs() {
+        set_uid.env(name, value.unwrap());
+    }
+    assert!(set_uid.status().unwrap().success());
+    assert_eq!(published(&home).len(), 0);
 }
 
 /// A shared volume, seen from two mount namespaces at two places.

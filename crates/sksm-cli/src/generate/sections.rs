@@ -104,7 +104,7 @@ pub fn environment(verb: &str) -> Vec<Term> {
     if matches!(verb, "run" | SKSM) {
         terms.extend(RUN);
     }
-    if matches!(verb, "run" | "store" | "stat" | "doctor" | SKSM) {
+    if matches!(verb, "run" | "store" | "stat" | "top" | "doctor" | SKSM) {
         terms.extend(STORE);
     }
     terms

@@ -10,8 +10,8 @@ use ratatui::widgets::{
 };
 
 use super::sample::{Process, Saved};
-use super::scanner;
 use super::state::{Sort, State};
+use super::{scanner, store};
 use crate::output;
 use crate::system::Counters;
 
@@ -47,15 +47,16 @@ pub fn draw(frame: &mut Frame<'_>, state: &mut State) {
         height => (height * 2 / 5).min(16),
     };
     let missing = u16::from(state.now.missing.is_some());
-    let scanner = match area.height {
-        0..10 => Vec::new(),
-        _ => scanner::pane(&state.now.scanner, area.width),
-    };
+    let mut panes = Vec::new();
+    if area.height >= 10 {
+        panes = scanner::pane(&state.now.scanner, area.width);
+        panes.extend(store::pane(&state.now.store, area.width));
+    }
     let [title, why, middle, pane, table, keys] = Layout::vertical([
         Constraint::Length(1),
         Constraint::Length(missing),
         Constraint::Length(upper),
-        Constraint::Length(scanner.len() as u16),
+        Constraint::Length(panes.len() as u16),
         Constraint::Min(0),
         Constraint::Length(1),
     ])
@@ -81,7 +82,7 @@ pub fn draw(frame: &mut Frame<'_>, state: &mut State) {
             domains(frame, state, lower);
         }
     }
-    frame.render_widget(Paragraph::new(scanner), pane);
+    frame.render_widget(Paragraph::new(panes), pane);
     processes(frame, state, table);
     frame.render_widget(Line::from(KEYS).dim(), keys);
     if state.help {
@@ -515,14 +516,17 @@ mod tests {
     }
 
     #[test]
-    fn the_scanner_has_a_pane_where_there_is_one() {
+    fn scanner_and_store_have_a_pane_where_there_is_one() {
         let mut state = state();
         let shown = |state: &mut State, width, height| screen(state, width, height).join("\n");
-        assert!(!shown(&mut state, 80, 24).contains("scanner"));
+        let without = shown(&mut state, 80, 24);
+        assert!(!without.contains("scanner") && !without.contains("store"));
+        state.now.store = crate::store::tests::seen();
         state.now.scanner.state = Some(crate::scan::state::tests::example());
         let text = shown(&mut state, 80, 24);
         for part in [
             "scanner  runs  saved 2048.0 MiB  merged 3072.0 MiB",
+            "store    saved 60.0 MiB  mapped 64.0 MiB",
             "  came apart 1234  split 56",
         ] {
             assert!(text.contains(part), "no {part} in\n{text}");
@@ -576,6 +580,7 @@ mod tests {
     fn no_terminal_is_too_small() {
         let mut state = state();
         state.now.scanner.state = Some(crate::scan::state::tests::example());
+        state.now.store = crate::store::tests::seen();
         for help in [false, true] {
             state.help = help;
             state.first = 0;

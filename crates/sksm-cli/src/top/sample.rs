@@ -11,7 +11,8 @@ use sksm::Error;
 
 use crate::domain::{Mode, Names, Owner};
 use crate::footprint::Footprint;
-use crate::scan::seen::Seen;
+use crate::scan;
+use crate::store;
 use crate::system::{Counters, System};
 use crate::target::{self, Targets};
 use crate::{support, unit};
@@ -24,7 +25,8 @@ pub struct Sample {
     #[serde(flatten)]
     pub system: System,
     /// What runs `sksm scan`, or did.
-    pub scanner: Seen,
+    pub scanner: scan::seen::Seen,
+    pub store: store::Seen,
     /// Pages that merging has freed, zero pages left out.
     pub saved: Saved,
     /// What is not there, and why.
@@ -73,10 +75,11 @@ pub struct Process {
 }
 
 impl Sample {
-    /// Fails on kernels that can merge nothing.
+    /// Fails where there can be nothing to see: on kernels that merge nothing, without a store.
     pub fn take(targets: &Targets) -> Result<Self> {
         let system = System::read();
-        if system.sksm.is_none() && system.ksm.is_none() {
+        let store = store::Seen::now();
+        if system.sksm.is_none() && system.ksm.is_none() && store.account.is_none() {
             return Err(support::uncounted());
         }
         let mode = Mode::read();
@@ -116,11 +119,12 @@ impl Sample {
         Ok(Sample {
             at: Instant::now(),
             saved: Saved::of(&system),
-            missing: system.sksm.is_none().then(support::why_only_ksm),
+            missing: (system.sksm.is_none()).then(|| support::why_no_sksm(system.ksm.is_some())),
             domain: mode.map(Mode::name),
             domains: domains(&processes),
             system,
-            scanner: Seen::now(),
+            scanner: scan::seen::Seen::now(),
+            store,
             processes,
             denied,
         })

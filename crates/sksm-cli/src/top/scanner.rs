@@ -1,29 +1,24 @@
-//! The pane of the scanner: what it brings, what it takes, and why it waits. Where there is little room, the least important parts
-//! are left out, never digits.
+//! The pane of the scanner: what it brings, what it takes, and why it waits.
 
-use ratatui::style::{Color, Modifier, Style, Stylize};
-use ratatui::text::{Line, Span};
+use ratatui::style::Color;
+use ratatui::text::Line;
 
+use super::pane::{GOOD, Part, WAITS, fitting, line};
 use crate::output;
 use crate::scan::seen::{Seen, processes};
 use crate::scan::state::State;
 
 const NAME: &str = "scanner";
-const GOOD: Color = Color::Green;
-const WAITS: Color = Color::Yellow;
 
 /// Where none runs or ran, no line.
 pub fn pane(seen: &Seen, width: u16) -> Vec<Line<'static>> {
     let width = usize::from(width);
     match (&seen.state, &seen.hidden) {
         (Some(state), _) => of(state, width),
-        (None, Some(why)) => vec![line(true, std::slice::from_ref(why), WAITS)],
+        (None, Some(why)) => vec![line(NAME, std::slice::from_ref(why), WAITS)],
         (None, None) => Vec::new(),
     }
 }
-
-/// A part of a line: those with the largest number are left out first.
-struct Part(u8, String);
 
 fn of(state: &State, width: usize) -> Vec<Line<'static>> {
     let total = &state.total;
@@ -51,8 +46,8 @@ fn of(state: &State, width: usize) -> Vec<Line<'static>> {
         Part(4, format!("own memory {}", size(state.own_peak_bytes))),
     ];
     let mut lines = vec![
-        line(true, &fitting(brings, width), colour),
-        line(false, &fitting(takes, width), Color::Reset),
+        line(NAME, &fitting(brings, width), colour),
+        line("", &fitting(takes, width), Color::Reset),
     ];
     if let Some(why) = waiting {
         // Of words the start will do, but not of figures.
@@ -61,38 +56,10 @@ fn of(state: &State, width: usize) -> Vec<Line<'static>> {
             width,
         );
         if !why.is_empty() {
-            lines.push(line(false, &why, WAITS));
+            lines.push(line("", &why, WAITS));
         }
     }
     lines
-}
-
-/// The most important of them, as many as there is room for.
-fn fitting(mut parts: Vec<Part>, width: usize) -> Vec<String> {
-    // Two spaces before each.
-    let long = |parts: &[Part]| {
-        let letters = parts.iter().map(|Part(_, text)| text.chars().count() + 2);
-        NAME.len() + letters.sum::<usize>()
-    };
-    while long(&parts) > width && !parts.is_empty() {
-        let least = parts.iter().map(|Part(rank, _)| *rank).max();
-        parts.retain(|Part(rank, _)| Some(*rank) != least);
-    }
-    parts.into_iter().map(|Part(_, text)| text).collect()
-}
-
-fn line(named: bool, parts: &[String], first: Color) -> Line<'static> {
-    let name = if named { NAME } else { "" };
-    let mut spans = vec![Span::from(format!("{name:0$}", NAME.len())).add_modifier(Modifier::BOLD)];
-    for (number, part) in parts.iter().enumerate() {
-        let style = if number == 0 {
-            Style::new().fg(first)
-        } else {
-            Style::new()
-        };
-        spans.push(Span::from(format!("  {part}")).style(style));
-    }
-    Line::from(spans)
 }
 
 #[cfg(test)]

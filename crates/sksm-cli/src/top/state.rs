@@ -214,7 +214,8 @@ pub mod tests {
 
     use super::*;
     use crate::footprint::Footprint;
-    use crate::scan::seen::Seen;
+    use crate::scan;
+    use crate::store;
     use crate::system::System;
     use crate::top::sample::Domain;
 
@@ -240,7 +241,8 @@ pub mod tests {
                 sksm: Some([("pages_shared", 2), ("pages_sharing", 300 + seconds as i64)].into()),
                 ksm: Some([("run", 0), ("pages_sharing", 5)].into()),
             },
-            scanner: Seen::default(),
+            scanner: scan::seen::Seen::default(),
+            store: store::Seen::default(),
             saved: Saved {
                 sksm_bytes: (300 + seconds as i64) << 12,
                 ksm_bytes: 5 << 12,
