@@ -58,12 +58,17 @@ pub enum Verb {
     Clean,
     /// Serve the tool from inside a guest
     #[command(hide = true)]
-    GuestAgent { channel: PathBuf },
+    GuestAgent {
+        channel: PathBuf,
+        /// What else runs there is not the commands', and stays
+        #[arg(long)]
+        guest: bool,
+    },
 }
 
 pub fn run(verb: Verb, linux_src: Option<&Path>) -> Result<ExitCode> {
-    if let Verb::GuestAgent { channel } = verb {
-        agent::serve(&channel)?;
+    if let Verb::GuestAgent { channel, guest } = verb {
+        agent::serve(&channel, guest)?;
         return Ok(ExitCode::SUCCESS);
     }
     interrupt::install()?;

@@ -1,4 +1,4 @@
-//! The tool's hand inside the guest: process 1 after the initramfs, runs what it is told to.
+//! The tool's hand inside the guest, which runs what it is told to: process 1 after the initramfs, or a service of the system there.
 
 use std::{
     collections::VecDeque,
@@ -29,8 +29,9 @@ use crate::guest::protocol::{Decoder, Exec, Frame, GREETING};
 /// How long background processes may go on writing once the command itself has ended.
 const LAST_WORDS: Duration = Duration::from_millis(300);
 
-/// Serves the channel until told to power off; never returns in a guest.
-pub fn serve(channel: &Path) -> Result<()> {
+/// Serves the channel until told to power off; never returns in a guest. As a guest of the system there it leaves what else runs
+/// alone.
+pub fn serve(channel: &Path, guest: bool) -> Result<()> {
     let channel = OpenOptions::new()
         .read(true)
         .write(true)
@@ -47,6 +48,7 @@ pub fn serve(channel: &Path) -> Result<()> {
         channel,
         decoder: Decoder::new(),
         signals,
+        guest,
     };
     agent.channel.write_all(GREETING)?;
     loop {
@@ -80,6 +82,7 @@ struct Agent {
     channel: File,
     decoder: Decoder,
     signals: UnixStream,
+    guest: bool,
 }
 
 impl Agent {
@@ -121,6 +124,10 @@ impl Agent {
                 break;
             }
             if ended.is_some_and(|at| at.elapsed() > LAST_WORDS) {
+                if self.guest {
+                    // A service that it has started may hold its outputs.
+                    break;
+                }
                 kill_everything();
             }
             // Frames may have come together with the one that started the command.
@@ -132,7 +139,10 @@ impl Agent {
                     Frame::Kill => {
                         let report = processes();
                         self.send(&Frame::Stderr(report.into_bytes()))?;
-                        kill_everything();
+                        match self.guest {
+                            true => _ = kill_process(job.pid, Signal::KILL),
+                            false => kill_everything(),
+                        }
                     }
                     _ => {}
                 }
@@ -163,7 +173,9 @@ impl Agent {
                 }
             }
         }
-        kill_everything();
+        if !self.guest {
+            kill_everything();
+        }
         while reap().is_some() {}
         Ok(status)
     }

@@ -1,4 +1,4 @@
-//! Boots a kernel on the host's root file system.
+//! Boots a kernel on the host's root file system, or on another.
 
 use std::{
     env, fs,
@@ -67,6 +67,15 @@ pub struct Boot<'a> {
     timeout: Option<Duration>,
     counting: bool,
     trace: Option<Trace>,
+    system: Option<System>,
+}
+
+/// A system of its own for the guest.
+struct System {
+    /// Its files, as the kernel takes them.
+    root: PathBuf,
+    /// What else there is.
+    files: Vec<(String, Vec<u8>)>,
 }
 
 impl<'a> Boot<'a> {
@@ -87,7 +96,15 @@ impl<'a> Boot<'a> {
             timeout: None,
             counting: false,
             trace: None,
+            system: None,
         }
+    }
+
+    /// On this archive of a system with systemd instead of the host's root file system, with these files beside.
+    pub fn system(mut self, root: &Path, files: Vec<(String, Vec<u8>)>) -> Self {
+        let root = root.to_owned();
+        self.system = Some(System { root, files });
+        self
     }
 
     /// As in `512M` or `4G`.
@@ -194,12 +211,16 @@ impl<'a> Boot<'a> {
         }
         let scratch = scratch(self.project)?;
         let initrd = scratch.path().join("initrd");
-        let archive = initramfs::build(&Contents {
-            arch,
-            // Not by its name: a newer one may have been built in the meantime.
-            agent: Path::new("/proc/self/exe"),
-            visible: visible(self.project)?,
-        })?;
+        // Not by its name: a newer one may have been built in the meantime.
+        let agent = Path::new("/proc/self/exe");
+        let archive = match &self.system {
+            Some(System { root, files }) => initramfs::system(arch, root, agent, files)?,
+            None => initramfs::build(&Contents {
+                arch,
+                agent,
+                visible: visible(self.project)?,
+            })?,
+        };
         fs::write(&initrd, archive)
             .with_context(|| format!("cannot write {}", initrd.display()))?;
         let (console, log) = console::create(&self.project.logs()?, arch)?;

@@ -29,6 +29,7 @@ pub struct Cmd<'a> {
     pub(super) stdin: Stdin,
     pub(super) stdout: Output<'a>,
     pub(super) stderr: Output<'a>,
+    pub(super) dir: Option<String>,
 }
 
 impl<'a> Cmd<'a> {
@@ -41,7 +42,14 @@ impl<'a> Cmd<'a> {
             stdin: Stdin::Null,
             stdout: Output::Inherit,
             stderr: Output::Inherit,
+            dir: None,
         }
+    }
+
+    /// Where it runs, if not where the tool does.
+    pub fn dir(mut self, dir: &str) -> Self {
+        self.dir = Some(dir.into());
+        self
     }
 
     pub fn stdin(mut self, stdin: Stdin) -> Self {

@@ -1,4 +1,4 @@
-//! The initramfs that hands the guest over to the host's root file system.
+//! The initramfs that hands the guest over to the host's root file system, or is a system of its own.
 
 use std::{
     fmt::Write as _,
@@ -87,14 +87,64 @@ pub fn build(contents: &Contents) -> Result<Vec<u8>> {
     Ok(archive.finish())
 }
 
+/// A system with systemd, an archive as the kernel takes it, that runs the agent as one of its services; and some files more.
+pub fn system(
+    arch: Arch,
+    root: &Path,
+    agent: &Path,
+    files: &[(String, Vec<u8>)],
+) -> Result<Vec<u8>> {
+    let mut own = Cpio::default();
+    own.link("init", "lib/systemd/systemd");
+    let agent = fs::read(agent).with_context(|| format!("cannot read {}", agent.display()))?;
+    own.file("sksm-agent", 0o755, &agent);
+    let service = SERVICE.replace("CHANNEL", channel(arch));
+    let units = "etc/systemd/system";
+    own.file(
+        &format!("{units}/sksm-agent.service"),
+        0o644,
+        service.as_bytes(),
+    );
+    let wanted = format!("{units}/multi-user.target.wants/sksm-agent.service");
+    own.link(&wanted, "../sksm-agent.service");
+    // The console is the log's.
+    own.link(&format!("{units}/serial-getty@.service"), "/dev/null");
+    for (path, content) in files {
+        for (end, _) in path.match_indices('/') {
+            own.directory(&path[..end]);
+        }
+        own.file(path, 0o644, content);
+    }
+    let mut archive = fs::read(root).with_context(|| format!("cannot read {}", root.display()))?;
+    // The kernel unpacks one after the other.
+    archive.resize(archive.len().next_multiple_of(4), 0);
+    archive.extend(own.finish());
+    Ok(archive)
+}
+
+const SERVICE: &str = "[Unit]
+Description=The hand of who has booted this
+
+[Service]
+ExecStart=/sksm-agent guest-agent --guest CHANNEL
+StandardOutput=journal+console
+KillMode=process
+";
+
+/// What leads to the tool, in the guest.
+fn channel(arch: Arch) -> &'static str {
+    match arch {
+        Arch::Um => "/dev/ttyS0",
+        _ => "/dev/vport0p1",
+    }
+}
+
 fn script(contents: &Contents) -> Result<String> {
-    let (root, channel) = match contents.arch {
-        Arch::Um => ("-t hostfs -o ro none", "/dev/ttyS0"),
-        _ => (
-            "-t 9p -o ro,trans=virtio,version=9p2000.L,msize=512000,cache=loose hostroot",
-            "/dev/vport0p1",
-        ),
+    let root = match contents.arch {
+        Arch::Um => "-t hostfs -o ro none",
+        _ => "-t 9p -o ro,trans=virtio,version=9p2000.L,msize=512000,cache=loose hostroot",
     };
+    let channel = channel(contents.arch);
     let mut binds = String::new();
     for path in covered(&contents.visible) {
         let Some(path) = path.to_str().filter(|path| !path.contains('\'')) else {
@@ -188,6 +238,10 @@ impl Cpio {
 
     fn file(&mut self, name: &str, permissions: u32, content: &[u8]) {
         self.entry(name, 0o100_000 | permissions, content);
+    }
+
+    fn link(&mut self, name: &str, target: &str) {
+        self.entry(name, 0o120_777, target.as_bytes());
     }
 
     fn finish(mut self) -> Vec<u8> {

@@ -87,11 +87,17 @@ impl Guest {
             bail!("no command given");
         }
         let interactive = cmd.stdin == Stdin::Inherit && tty::interactive();
-        let cwd = env::current_dir().context("the current directory is gone")?;
+        let cwd = match cmd.dir {
+            Some(dir) => dir,
+            None => {
+                let own = env::current_dir().context("the current directory is gone")?;
+                own.to_string_lossy().into_owned()
+            }
+        };
         self.channel.send(&Frame::Exec(Exec {
             argv: cmd.argv,
             env: environment(),
-            cwd: cwd.to_string_lossy().into_owned(),
+            cwd,
             tty: interactive.then(tty::size),
         }));
         let raw = if interactive {

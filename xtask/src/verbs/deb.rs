@@ -5,6 +5,8 @@ pub mod installed;
 pub mod kernel;
 mod licences;
 mod programs;
+mod root;
+mod trial;
 pub mod units;
 mod version;
 
@@ -16,7 +18,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use crate::{ground::project::Project, verbs::patches};
+use crate::{ground::project::Project, kernel::Arch, verbs::patches};
 
 pub use programs::build as programs;
 
@@ -34,6 +36,12 @@ pub struct Args {
     /// Of the kernel, only see that the configuration holds and that the engine compiles under it: a minute or two
     #[arg(long, requires = "kernel")]
     check: bool,
+    /// Install the packages in a Debian that systemd has booted on the kernel with SKSM, use, upgrade and remove them
+    #[arg(long = "try", conflicts_with = "kernel")]
+    trial: bool,
+    /// The kernel for --try
+    #[arg(long, value_enum, default_value_t = Arch::Um, requires = "trial")]
+    arch: Arch,
 }
 
 pub fn run(project: &Project, args: &Args, linux_src: Option<&Path>) -> Result<ExitCode> {
@@ -41,8 +49,8 @@ pub fn run(project: &Project, args: &Args, linux_src: Option<&Path>) -> Result<E
         print!("{}", kernel::check(project, linux_src)?);
         return Ok(ExitCode::SUCCESS);
     }
-    if linux_src.is_some() && !args.kernel {
-        bail!("--linux-src is of use with --kernel only");
+    if linux_src.is_some() && !args.kernel && !args.trial {
+        bail!("--linux-src is of use with --kernel and --try only");
     }
     let maintainer = patches::sender(project, "--maintainer", args.maintainer.as_deref())?;
     let out = match &args.out {
@@ -54,6 +62,9 @@ pub fn run(project: &Project, args: &Args, linux_src: Option<&Path>) -> Result<E
         true => kernel::build(project, linux_src, &maintainer, &out)?,
         false => programs(project, &maintainer, &out)?,
     };
+    if args.trial {
+        trial::run(project, args.arch, &packages, linux_src)?;
+    }
     for package in packages {
         println!("{}", package.display());
     }
