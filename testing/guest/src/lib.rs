@@ -45,6 +45,7 @@ pub mod harness {
     pub mod patience;
     pub mod program;
     pub mod report;
+    pub mod scanner;
 }
 
 /// Processes that do whatever can be done to memory, merge, and know what every byte must be.

@@ -18,7 +18,8 @@ use sksm_guest::skip::skip;
 
 use crate::command::{run, said};
 use crate::crew::on;
-use crate::scan::{self, Scanner};
+
+use crate::scan;
 
 pub const TESTS: &[Test] = &[
     test("guide/forked", || row("forked, then built", FORKED)),
@@ -234,7 +235,7 @@ fn from_ksmd_to_the_scanner() -> Result<()> {
     for command in commands {
         if command == "systemctl enable --now sksm-scan" {
             // There is no systemd here.
-            scanner = Some(Scanner::start(&[])?);
+            scanner = Some(scan::start(&[])?);
             continue;
         }
         let mut shell = Command::new("/bin/sh");

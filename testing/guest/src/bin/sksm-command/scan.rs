@@ -7,16 +7,15 @@ mod served;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::{BufRead, BufReader, Read};
 use std::os::unix::process::CommandExt;
-use std::process::{ChildStderr, Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use sksm_guest::harness::patience::deadline;
 use sksm_guest::harness::program::beside;
 use sksm_guest::harness::report::{Test, test};
+use sksm_guest::harness::scanner::Scanner;
 use sksm_guest::machine::cgroup::Cgroup;
 use sksm_guest::machine::swap::Swap;
 use sksm_guest::memory::map::Map;
@@ -75,83 +74,10 @@ pub fn open_to_ksm(map: &Map) -> Result<()> {
     Ok(map.advise(libc::MADV_MERGEABLE)?)
 }
 
-/// The scanner, until it is dropped.
-pub struct Scanner {
-    child: std::process::Child,
-    errors: BufReader<ChildStderr>,
-    /// What it told so far.
-    told: String,
-}
-
-impl Scanner {
-    pub fn start(arguments: &[&str]) -> Result<Self> {
-        let mut child = Command::new(beside("sksm")?)
-            .args(["scan", "--json", "--stable", "200ms", "--cpu", "100%"])
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        let errors = child.stderr.take().context("no stderr")?;
-        Ok(Self {
-            child,
-            errors: BufReader::new(errors),
-            told: String::new(),
-        })
-    }
-
-    /// Waits until it says so.
-    fn until_told(&mut self, what: &str) -> Result<()> {
-        loop {
-            let start = self.told.len();
-            let count = self.errors.read_line(&mut self.told)?;
-            ensure!(count > 0, "it never said {what:?}: {}", self.told);
-            if self.told[start..].contains(what) {
-                return Ok(());
-            }
-        }
-    }
-
-    /// Waits until it has done what is to be seen.
-    pub fn until(&mut self, mut seen: impl FnMut() -> Result<bool>) -> Result<()> {
-        let deadline = deadline();
-        while !seen()? {
-            ensure!(Instant::now() < deadline, "the scanner does nothing");
-            if let Some(status) = self.child.try_wait()? {
-                self.errors.read_to_string(&mut self.told)?;
-                bail!("the scanner ended by itself: {status}, {}", self.told);
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        }
-        Ok(())
-    }
-
-    fn signal(&self, signal: i32) {
-        // SAFETY: takes numbers only; our own child, not waited for yet.
-        unsafe { libc::kill(self.child.id() as i32, signal) };
-    }
-
-    /// Ends it, as systemd would, and tells what it says it did; and what it told on standard error.
-    pub fn end(mut self) -> Result<(Value, String)> {
-        self.signal(libc::SIGTERM);
-        let mut report = String::new();
-        let output = self.child.stdout.as_mut();
-        output.context("no stdout")?.read_to_string(&mut report)?;
-        self.errors.read_to_string(&mut self.told)?;
-        let status = self.child.wait()?;
-        ensure!(status.success(), "{status}: {}", self.told);
-        Ok((
-            serde_json::from_str(&report)?,
-            std::mem::take(&mut self.told),
-        ))
-    }
-}
-
-impl Drop for Scanner {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
+/// That of the tests does not wait for long, and takes what it needs.
+pub fn start(arguments: &[&str]) -> Result<Scanner> {
+    let always = ["--stable", "200ms", "--cpu", "100%"];
+    Scanner::start(&[&always, arguments].concat())
 }
 
 fn with_pids<'a>(arguments: &[&'a str], pids: &'a [String]) -> Vec<&'a str> {
@@ -402,12 +328,11 @@ fn contents_under_writers() -> Result<()> {
         .collect::<Result<_>>()?;
     let before = sysfs("pages_merged")?;
     let words = pids(&writers);
-    let mut scanner = Scanner::start(&with_pids(&["--what", "heap"], &words))?;
+    let mut scanner = start(&with_pids(&["--what", "heap"], &words))?;
     for writer in &writers {
         writer.pause()?;
     }
-    let alive = scanner.child.try_wait()?.is_none();
-    ensure!(alive, "the scanner ended by itself");
+    scanner.runs()?;
     let (report, _) = scanner.end()?;
     ensure!(
         sysfs("pages_merged")? > before,
@@ -419,7 +344,7 @@ fn contents_under_writers() -> Result<()> {
 /// Processes that end, run other programs, map and unmap, are stopped, or wait to be buried: while all are looked at.
 fn comings_and_goings() -> Result<()> {
     const ROUNDS: usize = 60;
-    let mut scanner = Scanner::start(&["--all"])?;
+    let mut scanner = start(&["--all"])?;
     let map = Map::anon(PAGES)?;
     map.no_huge();
     let stopped = holders(&map, 2, |_, map| filled(map))?;
@@ -499,7 +424,7 @@ fn after_swap() -> Result<()> {
     };
     let children: Vec<Child> = (0..2).map(child).collect::<Result<_>>()?;
     let words = pids(&children);
-    let mut scanner = Scanner::start(&with_pids(&["--what", "heap"], &words))?;
+    let mut scanner = start(&with_pids(&["--what", "heap"], &words))?;
     let both = || shared_by_two(&children, &map);
     scanner.until(|| Ok(both()? == PAGES))?;
     scanner.until(|| {
@@ -587,7 +512,7 @@ fn written_after_merge() -> Result<()> {
     };
     let children: Vec<Child> = (0..2).map(child).collect::<Result<_>>()?;
     let words = pids(&children);
-    let mut scanner = Scanner::start(&with_pids(&["--what", "heap"], &words))?;
+    let mut scanner = start(&with_pids(&["--what", "heap"], &words))?;
     let both = || shared_by_two(&children, &map);
     let mut times = Vec::new();
     for _ in 0..ROUNDS {
@@ -619,7 +544,7 @@ fn reload() -> Result<()> {
         &file,
         "# as the options are called\nname = nobody-is-called-so\n",
     )?;
-    let mut scanner = Scanner::start(&["--config", path])?;
+    let mut scanner = start(&["--config", path])?;
     let both = || shared_by_two(&children, &map);
     scanner.until_told("looks again")?;
     fs::write(&file, "name = nobody-is-called-so\ncolour = red\n")?;
@@ -645,12 +570,12 @@ fn budget() -> Result<()> {
     let words = pids(&children);
     // The last one holds.
     let arguments = with_pids(&["--what", "heap", "--cpu", "5%"], &words);
-    let start = Instant::now();
-    let mut scanner = Scanner::start(&arguments)?;
+    let began = Instant::now();
+    let mut scanner = start(&arguments)?;
     let before = sysfs("pages_merged")?;
     scanner.until(|| Ok(sysfs("pages_merged")? - before >= 5000))?;
     let (report, _) = scanner.end()?;
-    let elapsed = start.elapsed().as_secs_f64();
+    let elapsed = began.elapsed().as_secs_f64();
     let taken = number(&report["total"]["cpu_seconds"])?;
     eprintln!("{taken:.2} s of {elapsed:.2} s");
     // Starting and ending are not in it, nor is the burst that comes first.

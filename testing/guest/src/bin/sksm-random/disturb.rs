@@ -13,6 +13,7 @@ use sksm_guest::exercise::changer::Changer;
 use sksm_guest::exercise::choices::Choices;
 use sksm_guest::exercise::shared::Shared;
 use sksm_guest::exercise::system::Changing;
+use sksm_guest::harness::scanner::Scanner;
 use sksm_guest::machine::cgroup::Cgroup;
 use sksm_guest::machine::swap::SwapFile;
 use sksm_guest::machine::sysfs::{Counters, KSM, SKSM};
@@ -21,6 +22,8 @@ use sksm_guest::memory::process::Pidfd;
 use sksm_guest::page::PAGE;
 use sksm_guest::syscall::check;
 
+/// What the scanner tells of itself.
+const STATE: &str = "/tmp/sksm-random-scan.json";
 const COMPACT: &str = "/proc/sys/vm/compact_memory";
 
 /// A process that is disturbed.
@@ -38,6 +41,7 @@ pub struct Scene<'a> {
     /// NUMA nodes with memory.
     pub nodes: &'a [i32],
     pub changing: &'a [Changing],
+    pub scanner: &'a mut Scanner,
 }
 
 type Act<'a> = Box<dyn FnMut(&mut Choices) -> Result<bool> + Send + 'a>;
@@ -148,6 +152,7 @@ pub fn all<'a>(scene: Scene<'a>) -> Result<(Vec<Disturber<'a>>, LeftOut)> {
         swap_file,
         nodes,
         changing,
+        scanner,
     } = scene;
     let mut left_out = Vec::new();
     let mut all = whole_machine(300, 2000);
@@ -195,6 +200,13 @@ pub fn all<'a>(scene: Scene<'a>) -> Result<(Vec<Disturber<'a>>, LeftOut)> {
     }));
     all.push(Disturber::new("look", 1000, |choices| {
         look(&targets[choices.below(targets.len())])
+    }));
+    let mut told = None;
+    all.push(Disturber::new("scan", 5000, move |_| {
+        scanner.runs()?;
+        // Written anew after some rounds.
+        let state = fs::metadata(STATE).and_then(|state| state.modified()).ok();
+        Ok(std::mem::replace(&mut told, state) != state)
     }));
     match swap_file {
         Some(file) => all.push(Disturber::new("swapoff", 3000, |_| {
@@ -320,4 +332,11 @@ pub fn set_up_ksm(stress: bool) -> Result<()> {
     KSM.write("sleep_millisecs", if stress { 0 } else { 20 })?;
     KSM.write("pages_to_scan", 500)?;
     KSM.write("run", 1).context("cannot start ksmd")
+}
+
+/// The scanner looks at everything, and takes what has stayed the same for a moment.
+pub fn scanner() -> Result<Scanner> {
+    Scanner::start(&[
+        "--all", "--stable", "300ms", "--cpu", "20%", "--state", STATE,
+    ])
 }

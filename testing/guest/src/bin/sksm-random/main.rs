@@ -12,6 +12,7 @@ use sksm_guest::exercise::shared::Shared;
 use sksm_guest::exercise::system::{HUGE_PAGES, System};
 use sksm_guest::exercise::worker;
 use sksm_guest::harness::report;
+use sksm_guest::harness::scanner::Scanner;
 use sksm_guest::machine::cgroup::Cgroup;
 use sksm_guest::machine::swap::{Swap, SwapFile};
 use sksm_guest::machine::sysfs::Counters;
@@ -125,15 +126,20 @@ fn run(options: &Options, seed: u64, time: Duration) -> Result<String> {
             })
         })
         .collect::<Result<Vec<_>>>()?;
-    let (mut disturbers, undisturbed) = match options.stress {
-        true => disturb::all(Scene {
+    let mut scanner = match options.stress {
+        true => Some(disturb::scanner()?),
+        false => None,
+    };
+    let (mut disturbers, undisturbed) = match &mut scanner {
+        Some(scanner) => disturb::all(Scene {
             targets: &targets,
             groups,
             swap_file: swap_file.as_ref(),
             nodes: &system.nodes,
             changing: &system.changing,
+            scanner,
         })?,
-        false => (disturb::ordinary(&system.changing)?, Vec::new()),
+        None => (disturb::ordinary(&system.changing)?, Vec::new()),
     };
     let counts: Vec<_> = disturbers.iter().map(Disturber::count).collect();
     let summary = || {
@@ -159,12 +165,16 @@ fn run(options: &Options, seed: u64, time: Duration) -> Result<String> {
             tell(&shared, &start);
         }
     });
+    drop(disturbers);
     eprintln!("the last comparison");
     let ends: Vec<Result<()>> = workers.into_iter().map(Child::join).collect();
     let effects_text = effects.since()?.to_string();
     let summary = summary()?;
     if options.stress {
         summary.print();
+    }
+    if let Some(scanner) = scanner {
+        tell_scanner(scanner)?;
     }
     if let Some(difference) = shared.difference() {
         bail!("seed {seed}: {difference}");
@@ -193,6 +203,22 @@ fn join_domains(number: u64, groups: &[Cgroup]) -> Result<()> {
     if number / 2 % 2 == 1 {
         become_user_with(1001, ALL)?;
     }
+    Ok(())
+}
+
+fn tell_scanner(scanner: Scanner) -> Result<()> {
+    let (report, _) = scanner.end()?;
+    let total = |name: &str| report["total"][name].as_u64().unwrap_or(0);
+    println!(
+        "the scanner sampled {} pages, and merged {}, of which {} came apart soon",
+        total("sampled_pages"),
+        total("merged_pages"),
+        total("came_apart_pages")
+    );
+    ensure!(
+        total("sampled_pages") > 0,
+        "the scanner looked at nothing: {report}"
+    );
     Ok(())
 }
 

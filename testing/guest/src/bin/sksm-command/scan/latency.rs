@@ -9,7 +9,7 @@ use sksm_guest::machine::sysfs::KSM;
 use sksm_guest::memory::map::{Map, WRITE};
 use sksm_guest::memory::process::{Child, Link};
 
-use super::{Scanner, filled, holders, open_to_ksm, sysfs};
+use super::{filled, holders, open_to_ksm, start, sysfs};
 
 const PAGES: usize = 6000;
 /// Those that it writes all the time; of the others it writes one now and then, which takes a merged one apart.
@@ -97,7 +97,7 @@ fn beside_scanner(scene: &Scene) -> Result<Latency> {
     let before = sysfs("pages_merged")?;
     let mut scanner = None;
     let latency = scene.watch(|| {
-        let scanner = scanner.insert(Scanner::start(&["--pid", &words[0], "--pid", &words[1]])?);
+        let scanner = scanner.insert(start(&["--pid", &words[0], "--pid", &words[1]])?);
         scanner.until(|| Ok(sysfs("pages_merged")? >= before + PAGES as i64 / 2))
     })?;
     if let Some(scanner) = scanner {

@@ -12,7 +12,7 @@ use sksm_guest::memory::map::Map;
 use sksm_guest::memory::process::{Child, Link, become_user};
 use sksm_scan::SharedFilter;
 
-use super::{PAGES, Scanner, filled, pids, shared_by_two, with_pids};
+use super::{PAGES, filled, pids, shared_by_two, start, with_pids};
 use crate::crew::USERS;
 
 /// Samples at places of their own.
@@ -62,7 +62,7 @@ pub fn to_each_its_own() -> Result<()> {
     let path = socket("own");
     let name = path.to_str().context("a path")?;
     let arguments = ["--serve", name, "--name", "nobody-is-called-so"];
-    let scanner = Scanner::start(&arguments)?;
+    let scanner = start(&arguments)?;
     let programs = [
         program(&path, USERS[0], OF_ONE)?,
         program(&path, USERS[1], OF_OTHER)?,
@@ -103,9 +103,9 @@ pub fn one_floods_it() -> Result<()> {
     let holders: Vec<Child> = (0..2).map(holder).collect::<Result<_>>()?;
     let words = pids(&holders);
     let arguments = ["--what", "heap", "--cpu", "20%", "--serve", name];
-    let mut scanner = Scanner::start(&with_pids(&arguments, &words))?;
+    let mut scanner = start(&with_pids(&arguments, &words))?;
     drop(ask_until_answered(&path)?);
-    let of_service = |file: &str| format!("/proc/{}/{file}", scanner.child.id());
+    let of_service = |file: &str| format!("/proc/{}/{file}", scanner.pid());
     let descriptors = of_service("fd");
     let descriptors = || Ok::<_, anyhow::Error>(fs::read_dir(&descriptors)?.count());
     let resident = of_service("statm");
