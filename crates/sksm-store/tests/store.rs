@@ -196,6 +196,12 @@ fn links_and_changed_files_are_not_used() {
         assert_eq!(kept.error.fault(), Fault::Damaged);
         assert_eq!(kept.into_data(), numbers(3, 1000));
     }
+    // Another user's, as root could put it there.
+    write(&whole, 0o400);
+    if chown(&name, Some(65534), None).is_ok() {
+        let kept = store.freeze(numbers(3, 1000)).unwrap_err();
+        assert_eq!(kept.error.fault(), Fault::Damaged);
+    }
     fs::remove_file(&name).unwrap();
     symlink("/etc/passwd", &name).unwrap();
     let kept = store.freeze(numbers(3, 1000)).unwrap_err();

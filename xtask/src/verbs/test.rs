@@ -6,6 +6,7 @@ mod guest_tests;
 mod host_tests;
 mod junit;
 mod kernel_tests;
+mod litmus;
 mod man_pages;
 mod passes;
 mod published;

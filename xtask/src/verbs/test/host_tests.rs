@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Result, bail};
 
-use super::{args::Args, crates, man_pages, published, results::Run, unit_tests};
+use super::{args::Args, crates, litmus, man_pages, published, results::Run, unit_tests};
 use crate::{
     ground::{files, interrupt, packages, project, step},
     guest::programs,
@@ -36,6 +36,7 @@ const NAMES: &[&str] = &[
     "host/kernel-rustfmt",
     "host/kernel-checkpatch",
     "host/patches",
+    "host/litmus",
     "host/units",
     "host/prometheus",
     "host/deb",
@@ -52,6 +53,7 @@ const KERNELS: &[&str] = &[
     "host/kernel-rustfmt",
     "host/kernel-checkpatch",
     "host/patches",
+    "host/litmus",
     DEB_KERNEL,
 ];
 
@@ -123,6 +125,7 @@ fn cannot_run(run: &Run, name: &str) -> Result<Option<String>> {
             (!there).then(|| "lintian is not installed: apt install lintian".into())
         }
         "host/man-pages" => man_pages::cannot_apply(),
+        "host/litmus" => litmus::cannot_ask(),
         "host/msrv" => crates::oldest_rust(run.project)?.err(),
         "host/deny" => crates::lacks("deny"),
         "host/advisories" => crates::lacks("deny").or_else(crates::no_advisories),
@@ -211,6 +214,7 @@ fn check(run: &Run, name: &str, step: &Step, linux_src: Option<&Path>) -> Result
             command
         }
         "host/patches" => return patches(run, name, step, linux_src),
+        "host/litmus" => return litmus::ask(run.project, &tree()?, step),
         "host/units" => return deb::units::check(run.project),
         "host/prometheus" => return prometheus(run, name, step),
         "host/deb" => {

@@ -21,6 +21,7 @@ const HOST: Reasons = &[
         "not everybody has cargo-deny, and a way to the database of advisories",
     ),
     ("lintian", "not everybody has lintian"),
+    ("litmus", "not everybody has herd7"),
     (
         "man-pages",
         "not everybody has the manual that the patches are for",
