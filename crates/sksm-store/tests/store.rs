@@ -7,7 +7,7 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use helpers::{Home, again, in_small_file_system, in_test};
+use helpers::{Home, again, in_small_file_system, in_test, skip};
 use sksm_store::{Fault, Store};
 
 fn numbers(seed: u64, count: u64) -> Vec<u64> {
@@ -142,7 +142,7 @@ fn users_are_apart() {
     if !in_test("users_are_apart") {
         // SAFETY: asks for a number.
         if unsafe { libc::geteuid() } != 0 {
-            eprintln!("skipped: only root can be two users");
+            skip("users-are-apart", "only root can be two users");
             return;
         }
         let home = Home::new();
@@ -541,7 +541,7 @@ fn a_privileged_program_is_left_alone() {
     }
     // SAFETY: asks for a number.
     if unsafe { libc::geteuid() } != 0 {
-        eprintln!("skipped: only root can give a program to another user");
+        skip("set-uid", "only root can give a program to another user");
         return;
     }
     let home = Home::new();

@@ -9,7 +9,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 
-use helpers::{Home, again, fork, in_small_file_system, in_test};
+use helpers::{Home, again, fork, in_small_file_system, in_test, skip};
 use library::{Library, PAGE, PAGES};
 use sksm_store::{Error, Fault, FinishAndShare, Object, Shared, Store};
 
@@ -424,7 +424,7 @@ fn has(program: &str) -> bool {
     let found = Command::new(program).arg("--version").output();
     let found = found.is_ok_and(|output| output.status.success());
     if !found {
-        eprintln!("skipped: no {program}");
+        skip(program, "it is not installed");
     }
     found
 }
@@ -522,7 +522,7 @@ fn perf_finds_symbols() {
     }
     let said = output(perf.env("SKSM_TEST_LIBRARY", library::path()));
     if said.contains("perf_event_paranoid") || said.contains("No permission") {
-        eprintln!("skipped: perf may not look here");
+        skip("perf", "it may not look here");
         return;
     }
     let report = output(
