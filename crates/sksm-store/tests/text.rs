@@ -89,6 +89,46 @@ fn what_differs_stays_apart_and_the_rest_is_shared() {
 }
 
 /// However the patches lie, there are no more than 16 mappings of the library's code.
+/// Whoever may write a page goes on to.
+#[test]
+fn what_may_be_written_stays() {
+    let home = Home::new();
+    for published in [PAGES - 2, 0] {
+        process(&home, |store, library| {
+            patch_all(library, |at| at as i32 + 1000);
+            library.make_writable(3);
+            let shared = share(store).unwrap();
+            assert_eq!((shared.pages, shared.published), (PAGES - 2, published));
+            assert_eq!(library.private(), 1);
+            check_all(library, |at| at as i32 + 1000);
+            // SAFETY: a page that may be written, of code that nobody runs meanwhile.
+            unsafe { ((library.address(3) + 1) as *mut i32).write_unaligned(7) };
+            assert_eq!(library.call(3), 7);
+        });
+    }
+}
+
+/// Its pages may be the same, but not its symbols.
+#[test]
+fn another_build_has_a_file_of_its_own() {
+    let home = Home::new();
+    let dir = tempfile::tempdir().unwrap();
+    let other = library::another_build(dir.path());
+    for (path, files_then) in [(library::path(), 1), (&other, 2), (&other, 2)] {
+        let before = files(&home);
+        let child = fork(|| {
+            let library = Library::load(path);
+            patch_all(&library, |at| at as i32 + 1000);
+            let shared = share(&home.store()).unwrap();
+            let published = if before == files_then { 0 } else { PAGES - 1 };
+            assert_eq!((shared.pages, shared.published), (PAGES - 1, published));
+            check_all(&library, |at| at as i32 + 1000);
+        });
+        assert!(child.wait());
+        assert_eq!(files(&home), files_then);
+    }
+}
+
 #[test]
 fn mappings_are_few() {
     let home = Home::new();

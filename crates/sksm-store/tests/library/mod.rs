@@ -44,6 +44,17 @@ pub fn path() -> &'static Path {
     })
 }
 
+/// The same code in another build, by its build ID.
+pub fn another_build(dir: &Path) -> PathBuf {
+    let mut object = fs::read(path()).unwrap();
+    let name = b"GNU\0";
+    let note = object.windows(name.len()).position(|bytes| bytes == name);
+    object[note.unwrap() + name.len()] ^= 1;
+    let path = dir.join("libpatched.so");
+    fs::write(&path, object).unwrap();
+    path
+}
+
 pub struct Library(*mut libc::c_void);
 
 impl Library {
@@ -86,6 +97,14 @@ impl Library {
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), (start + offset) as *mut u8, bytes.len());
             assert_eq!(libc::mprotect(start as *mut _, PAGE, code), 0);
         }
+    }
+
+    /// Leaves the function's page to be written.
+    pub fn make_writable(&self, at: usize) {
+        let rights = libc::PROT_READ | libc::PROT_WRITE | libc::PROT_EXEC;
+        // SAFETY: a page of the library's.
+        let result = unsafe { libc::mprotect(self.address(at) as *mut _, PAGE, rights) };
+        assert_eq!(result, 0);
     }
 
     /// How many of the library's pages are copies of this process's own.
