@@ -24,7 +24,7 @@ const INSTANCES: [&str; 4] = [
 /// of /proc make 13.
 const EXPOSURE: &str = "16";
 /// What they start.
-const PROGRAMS: [&str; 2] = ["usr/bin/sksm", "usr/bin/kill"];
+const PROGRAMS: [&str; 2] = ["usr/bin/sksm", "bin/sh"];
 
 /// What is missing to check them, and how it is installed.
 pub fn cannot_check() -> Option<String> {
@@ -127,7 +127,7 @@ mod tests {
             (SOCKET, "SocketMode=0666", "SocketMode=all", "all"),
             (
                 SCANNER,
-                "ExecReload=kill",
+                "ExecReload=/bin/sh",
                 "ExecReload=/usr/bin/none",
                 "/usr/bin/none",
             ),
