@@ -534,8 +534,10 @@ fn a_child_of_a_publisher_holds_no_lock() {
 fn a_privileged_program_is_left_alone() {
     const TEST: &str = "a_privileged_program_is_left_alone";
     if in_test(TEST) {
-        // SAFETY: they ask for numbers.
-        assert_ne!(unsafe { (libc::getuid(), libc::geteuid()) }, (0, 0));
+        // SAFETY: it asks for a number.
+        if unsafe { libc::geteuid() } == 0 {
+            return skip("set-uid", "the file system is mounted nosuid");
+        }
         assert_eq!(Store::open().unwrap_err().fault(), Fault::Privileged);
         return;
     }
@@ -549,7 +551,9 @@ fn a_privileged_program_is_left_alone() {
     let program = place.path().join("set-uid");
     let test = again(TEST, home.path());
     fs::copy(test.get_program(), &program).unwrap();
-    chown(&program, Some(65534), Some(65534)).unwrap();
+    if let Err(error) = chown(&program, Some(65534), Some(65534)) {
+        return skip("set-uid", &format!("there is no other user: {error}"));
+    }
     fs::set_permissions(&program, fs::Permissions::from_mode(0o4755)).unwrap();
     let mut set_uid = Command::new(program);
     set_uid.args(test.get_args());

@@ -123,11 +123,8 @@ impl Agent {
             if job.outputs.is_empty() && ended.is_some() {
                 break;
             }
-            if ended.is_some_and(|at| at.elapsed() > LAST_WORDS) {
-                if self.guest {
-                    // A service that it has started may hold its outputs.
-                    break;
-                }
+            let over = ended.is_some_and(|at| at.elapsed() > LAST_WORDS);
+            if over && !self.guest {
                 kill_everything();
             }
             // Frames may have come together with the one that started the command.
@@ -165,6 +162,10 @@ impl Agent {
             }
             if ready.channel {
                 self.fill()?;
+            }
+            if over && self.guest && ready.outputs.is_empty() {
+                // What it has started may hold its outputs for ever.
+                break;
             }
             for index in ready.outputs.into_iter().rev() {
                 match job.outputs[index].read() {

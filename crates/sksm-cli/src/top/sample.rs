@@ -15,7 +15,7 @@ use crate::scan;
 use crate::store;
 use crate::system::{Counters, System};
 use crate::target::{self, Targets};
-use crate::{support, unit};
+use crate::{exit, support, unit};
 
 #[derive(Serialize, Clone)]
 pub struct Sample {
@@ -80,7 +80,8 @@ impl Sample {
         let system = System::read();
         let store = store::Seen::now();
         if system.sksm.is_none() && system.ksm.is_none() && store.account.is_none() {
-            return Err(support::uncounted());
+            let reason = store.hidden.map(|why| exit::with(exit::FAILED, &why));
+            return Err(reason.unwrap_or_else(support::uncounted));
         }
         let mode = Mode::read();
         let names = Names::new();

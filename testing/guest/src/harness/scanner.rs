@@ -78,6 +78,7 @@ impl Scanner {
 
     /// Ends it, as systemd would, and tells what it says it did; and what it told on standard error.
     pub fn end(mut self) -> Result<(Value, String)> {
+        self.runs()?;
         self.signal(libc::SIGTERM);
         let mut report = String::new();
         let output = self.child.stdout.as_mut();

@@ -22,7 +22,16 @@ const INCLUDED: &str = "systemd,systemd-sysv,dbus,init-system-helpers";
 pub fn archive(project: &Project) -> Result<PathBuf> {
     packages::ensure_packages(project, &TOOLS)?;
     let suite = suite(Path::new("/etc/os-release"))?;
-    let archive = project.cache.join(format!("debian-root-{suite}.cpio"));
+    // What is built with a newer libc need not run with an older one.
+    let libc = step::output(Command::new("dpkg-query").args([
+        "--show",
+        "--showformat=${Version}",
+        "libc6",
+    ]))?;
+    let key = cache::fingerprint((INCLUDED, libc));
+    let archive = project
+        .cache
+        .join(format!("debian-root-{suite}-{key}.cpio"));
     let _lock = project.lock_cache()?;
     if archive.is_file() {
         return Ok(archive);

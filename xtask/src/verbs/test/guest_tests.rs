@@ -36,7 +36,7 @@ const PROGRAMS: &[(&str, &str, &[&str])] = &[
     ("sksm-smoke", "sksm-smoke", MEASURING),
     ("sksm-random", "sksm-random", &[]),
     ("sksm-replay", "sksm-replay", &[]),
-    ("stress", "sksm-random", &[]),
+    ("stress", "sksm-random", &["sksm"]),
     ("sksm-programs", "sksm-programs", &["libsksm_merge_all.so"]),
     (OFF, "sksm-off", &[]),
 ];

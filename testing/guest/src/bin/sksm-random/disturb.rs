@@ -206,7 +206,8 @@ pub fn all<'a>(scene: Scene<'a>) -> Result<(Vec<Disturber<'a>>, LeftOut)> {
         scanner.runs()?;
         // Written anew after some rounds.
         let state = fs::metadata(STATE).and_then(|state| state.modified()).ok();
-        Ok(std::mem::replace(&mut told, state) != state)
+        let before = std::mem::replace(&mut told, state);
+        Ok(before.is_some() && state.is_some() && before != state)
     }));
     match swap_file {
         Some(file) => all.push(Disturber::new("swapoff", 3000, |_| {
@@ -336,6 +337,8 @@ pub fn set_up_ksm(stress: bool) -> Result<()> {
 
 /// The scanner looks at everything, and takes what has stayed the same for a moment.
 pub fn scanner() -> Result<Scanner> {
+    // Of an earlier run.
+    fs::remove_file(STATE).ok();
     Scanner::start(&[
         "--all", "--stable", "300ms", "--cpu", "20%", "--state", STATE,
     ])

@@ -173,13 +173,13 @@ fn run(options: &Options, seed: u64, time: Duration) -> Result<String> {
     if options.stress {
         summary.print();
     }
-    if let Some(scanner) = scanner {
-        tell_scanner(scanner)?;
-    }
     if let Some(difference) = shared.difference() {
         bail!("seed {seed}: {difference}");
     }
     ends.into_iter().collect::<Result<()>>()?;
+    if let Some(scanner) = scanner {
+        tell_scanner(scanner).with_context(|| format!("seed {seed}"))?;
+    }
     let merged = start.change()?.pages_merged;
     ensure!(merged > 0, "seed {seed}: nothing was merged");
     summary
