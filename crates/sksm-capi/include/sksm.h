@@ -158,7 +158,8 @@ int sksm_store_release(const void *frozen, size_t len);
 
 /*
  Shares code that this process has patched, of the library with this name (libc.so.6), or of all objects if it is NULL, with the
- processes of this user that have patched it alike; returns how many pages are shared now. The process must have one thread.
+ processes of this user that have patched it alike; returns how many pages are shared now. The process must have one thread. What
+ stood against sharing some of it, sksm_store_explain() says.
  */
 ptrdiff_t sksm_store_share_text(const char *name);
 

@@ -233,7 +233,8 @@ pub extern "C" fn sksm_store_release(frozen: *const c_void, len: usize) -> c_int
 }
 
 /// Shares code that this process has patched, of the library with this name (libc.so.6), or of all objects if it is NULL, with the
-/// processes of this user that have patched it alike; returns how many pages are shared now. The process must have one thread.
+/// processes of this user that have patched it alike; returns how many pages are shared now. The process must have one thread. What
+/// stood against sharing some of it, sksm_store_explain() says.
 #[unsafe(no_mangle)]
 pub extern "C" fn sksm_store_share_text(name: *const c_char) -> isize {
     let object = if name.is_null() {
@@ -246,7 +247,11 @@ pub extern "C" fn sksm_store_share_text(name: *const c_char) -> isize {
         }
     };
     match Store::open().and_then(|store| store.share_text(object)) {
-        Ok(shared) => shared.pages as isize,
+        Ok(shared) => {
+            // Against some of it something may stand as well.
+            shared.fault.map(stood_against);
+            shared.pages as isize
+        }
         Err(error) => stood_against(error) as isize,
     }
 }

@@ -1091,13 +1091,27 @@ fn a_filter_may_be_over_the_store() {
     let program = patcher("patcher-filtered", &[]);
     let kill = libc::SECCOMP_RET_KILL_PROCESS;
     let refuse = libc::SECCOMP_RET_ERRNO | libc::EPERM as u32;
-    for call in [libc::SYS_linkat, libc::SYS_ftruncate, libc::SYS_fcntl] {
+    // SAFETY: asks for a number.
+    let own = unsafe { libc::geteuid() };
+    // Root may do what others may not, in the child that tries it out as well.
+    let users = if own == 0 { vec![0, 65534] } else { vec![own] };
+    let calls = [libc::SYS_linkat, libc::SYS_ftruncate, libc::SYS_fcntl];
+    for (user, call) in users
+        .into_iter()
+        .flat_map(|user| calls.map(|call| (user, call)))
+    {
         for (result, reason) in [(kill, "would end the program"), (refuse, "nothing shared")] {
             let store = private_directory();
-            let filter = |command: &mut Command| _ = filtered_call(command, call, result);
+            std::os::unix::fs::chown(&store, Some(user), None).unwrap();
+            let filter = |command: &mut Command| {
+                if user != own {
+                    std::os::unix::process::CommandExt::uid(command, user);
+                }
+                filtered_call(command, call, result);
+            };
             let (printed, said) = stored(&program, &store, filter);
-            assert_eq!(printed, "7 own\n", "{call} {said}");
-            assert!(said.contains(reason), "{call} {said}");
+            assert_eq!(printed, "7 own\n", "{user} {call} {said}");
+            assert!(said.contains(reason), "{user} {call} {said}");
             std::fs::remove_dir_all(store).unwrap();
         }
     }

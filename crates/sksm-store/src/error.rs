@@ -44,6 +44,8 @@ pub enum Fault {
     Replaced,
     /// `SKSM_STORE_LIMIT` is no size.
     LimitUnclear,
+    /// It would take more mappings than may be made of an object.
+    Mappings,
     /// It would be more than the store may hold.
     Limit,
     /// The file system is full.
@@ -134,6 +136,9 @@ impl Fault {
             }
             Fault::LimitUnclear => {
                 c"SKSM_STORE_LIMIT is no size; give a number of bytes, or one with K, M, G or T after it, as in 800M"
+            }
+            Fault::Mappings => {
+                c"what is patched lies too scattered: of one object at most 16 mappings are made, and the rest stays the program's own"
             }
             Fault::Limit => {
                 c"the store may not hold so much; raise SKSM_STORE_LIMIT, or end who uses what it holds"

@@ -28,6 +28,8 @@ const MODE: u32 = 0o400;
 const TMPFS: libc::c_long = 0x0102_1994;
 /// Whose locks say who publishes what.
 const LOCK: &CStr = c".lock";
+/// How often a name is asked for that others remove.
+const ATTEMPTS: u32 = 3;
 /// Longer paths would have an object's name cut off in `/proc/self/maps`.
 const LONGEST_PATH: usize = 200;
 
@@ -246,7 +248,8 @@ impl Store {
         patience: u32,
         work: impl FnOnce() -> Result<R, Error>,
     ) -> Result<R, Error> {
-        let flags = libc::O_RDWR | libc::O_CREAT | libc::O_NOFOLLOW;
+        // Whoever holds a lease on it shall not make others wait.
+        let flags = libc::O_RDWR | libc::O_CREAT | libc::O_NOFOLLOW | libc::O_NONBLOCK;
         let file = sys::open_at(Some(&self.dir), LOCK, flags, 0o600).map_err(full)?;
         let mut waited = 0;
         while !file.try_lock(key).map_err(system)? {
@@ -274,6 +277,10 @@ impl Store {
         if len > sys::file_size_limit() {
             return Err(Error::new(Fault::FileSize, 0));
         }
+        // Among many, nobody may have looked at it.
+        if let Some(file) = self.find(name)? {
+            return Ok(file);
+        }
         self.make_room(needed)?;
         let draft = match self.draft(len, &write) {
             Err(libc::ENOSPC | libc::EDQUOT) => {
@@ -284,18 +291,31 @@ impl Store {
             other => other,
         }
         .map_err(full)?;
-        match draft.link(&self.dir, name) {
-            Ok(()) | Err(libc::EEXIST) => {}
-            Err(libc::ENOENT) => return Err(Error::new(Fault::Proc, libc::ENOENT)),
-            Err(errno) => return Err(full(errno)),
+        for attempt in 0..ATTEMPTS {
+            match draft.link(&self.dir, name) {
+                Ok(()) | Err(libc::EEXIST) => {}
+                Err(libc::ENOENT) if attempt == 0 => {
+                    return Err(Error::new(Fault::Proc, libc::ENOENT));
+                }
+                // It had its name, which somebody has removed.
+                Err(libc::ENOENT) => break,
+                Err(errno) => return Err(full(errno)),
+            }
+            // While the draft is open no one else can take it for unused; but another's of that name may just be removed.
+            if let Some(file) = self.find(name)? {
+                return Ok(file);
+            }
         }
-        // While the draft is open no one else can take it for unused.
-        self.find(name)?.ok_or(Error::new(Fault::Busy, 0))
+        Err(Error::new(Fault::Busy, 0))
     }
 
     fn draft(&self, len: u64, write: impl Fn(&Fd) -> Result<(), Errno>) -> Result<Fd, Errno> {
         let flags = libc::O_TMPFILE | libc::O_RDWR;
         let draft = sys::open_at(Some(&self.dir), c".", flags, MODE)?;
+        // Whatever the umask takes away.
+        if draft.stat()?.st_mode & 0o7777 != MODE {
+            draft.set_mode(MODE)?;
+        }
         draft.set_len(len)?;
         write(&draft)?;
         Ok(draft)

@@ -129,6 +129,11 @@ impl Fd {
         again(|| unsafe { libc::ftruncate(self.0, len as i64) } as isize).map(drop)
     }
 
+    pub fn set_mode(&self, mode: u32) -> Result<(), Errno> {
+        // SAFETY: takes numbers only.
+        again(|| unsafe { libc::fchmod(self.0, mode) } as isize).map(drop)
+    }
+
     /// Where data begins, or a hole, from there on; none past the last.
     pub fn seek(&self, offset: u64, whence: c_int) -> Option<u64> {
         // SAFETY: takes numbers only.
@@ -410,16 +415,92 @@ pub fn memory() -> u64 {
 /// The numbers of a line in `/proc/self/status`, which is read without allocating.
 pub fn status(name: &[u8]) -> Result<u64, Errno> {
     let file = open(c"/proc/self/status", libc::O_RDONLY)?;
-    let mut text = [0; 4096];
-    let len = file.read_at(&mut text, 0)?;
-    let text = text.get(..len).unwrap_or_default();
-    let mut lines = text.split(|byte| *byte == b'\n');
-    let line = lines.find_map(|line| line.strip_prefix(name));
-    let mut number = 0u64;
-    for byte in line.ok_or(libc::ENOENT)? {
-        if byte.is_ascii_digit() {
-            number = number.saturating_mul(10) + u64::from(byte - b'0');
+    let mut text = [0; 1024];
+    let mut at = 0;
+    let mut line = Line::new(name);
+    // The groups alone may fill many pages.
+    loop {
+        let len = file.read_at(&mut text, at)?;
+        let read = text.get(..len).unwrap_or_default();
+        if let Some(number) = read.iter().find_map(|byte| line.see(*byte)) {
+            return Ok(number);
+        }
+        if len == 0 {
+            return Err(libc::ENOENT);
+        }
+        at += len as u64;
+    }
+}
+
+/// The numbers of a line that begins so, found byte by byte; of one that is cut off there are none.
+struct Line<'a> {
+    name: &'a [u8],
+    /// So much of the name has been seen, if the line may be it.
+    matched: Option<usize>,
+    number: u64,
+}
+
+impl<'a> Line<'a> {
+    fn new(name: &'a [u8]) -> Self {
+        Line {
+            name,
+            matched: Some(0),
+            number: 0,
         }
     }
-    Ok(number)
+
+    fn see(&mut self, byte: u8) -> Option<u64> {
+        let whole = self.matched == Some(self.name.len());
+        match (byte, self.matched) {
+            (b'\n', _) if whole => return Some(self.number),
+            (b'\n', _) => self.matched = Some(0),
+            (_, Some(_)) if whole => {
+                if byte.is_ascii_digit() {
+                    self.number = self.number.saturating_mul(10) + u64::from(byte - b'0');
+                }
+            }
+            (_, Some(matched)) if self.name.get(matched) == Some(&byte) => {
+                self.matched = Some(matched + 1);
+            }
+            _ => self.matched = None,
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_read_whole_or_not() {
+        let read = |text: &str, name: &str| {
+            let mut line = Line::new(name.as_bytes());
+            text.bytes().find_map(|byte| line.see(byte))
+        };
+        let status = "Name:\tThreads: 7\nGroups:\t1 2 3\nVmLck:\t     123 kB\nThreads:\t12\n";
+        assert_eq!(read(status, "Threads:"), Some(12));
+        assert_eq!(read(status, "VmLck:"), Some(123));
+        assert_eq!(read(status, "Thr:"), None);
+        for end in 0..status.len() {
+            let cut = status.get(..end).unwrap_or_default();
+            assert_eq!(read(cut, "Threads:"), None, "{cut:?}");
+        }
+        assert_eq!(status_of_threads(), 1);
+    }
+
+    /// In a child, as the harness has several.
+    fn status_of_threads() -> u64 {
+        // SAFETY: the child makes simple calls and ends.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let threads = status(b"Threads:").unwrap_or(0);
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(threads as c_int) };
+        }
+        let mut status = 0;
+        // SAFETY: our own child; writes a status, into ours.
+        unsafe { libc::waitpid(child, &mut status, 0) };
+        libc::WEXITSTATUS(status) as u64
+    }
 }

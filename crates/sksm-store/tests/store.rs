@@ -46,6 +46,19 @@ fn the_same_is_there_once() {
     assert_eq!(mode & 0o7777, 0o400);
 }
 
+/// Others of the user have to read it.
+#[test]
+fn the_umask_changes_nothing() {
+    let home = Home::new();
+    let child = helpers::fork(|| {
+        // SAFETY: takes a number; of this child alone.
+        unsafe { libc::umask(0o777) };
+        drop(home.store().freeze(numbers(3, 1000)).unwrap());
+    });
+    assert!(child.wait());
+    drop(home.store().freeze(numbers(3, 1000)).unwrap());
+}
+
 #[test]
 fn nothing_is_frozen_too() {
     let home = Home::new();

@@ -11,7 +11,7 @@ use std::process::Command;
 
 use helpers::{Home, again, fork, in_small_file_system, in_test, skip};
 use library::{Library, PAGE, PAGES};
-use sksm_store::{Error, Fault, FinishAndShare, Object, Shared, Store};
+use sksm_store::{Error, Fault, FinishAndShare, Object, Shared, Store, Unshared};
 
 /// A process of its own with one thread, which does this with the library.
 fn process(home: &Home, work: impl FnOnce(&Store, &Library)) {
@@ -127,6 +127,37 @@ fn another_build_has_a_file_of_its_own() {
         assert!(child.wait());
         assert_eq!(files(&home), files_then);
     }
+}
+
+/// However often it is asked for: what would be more stays, and that is told.
+#[test]
+fn mappings_stay_few_call_by_call() {
+    let home = Home::new();
+    process(&home, |store, library| {
+        let mut told = 0;
+        for at in (0..PAGES - 1).step_by(2) {
+            let operand = library.address(at) + 1;
+            // SAFETY: nobody runs this function, and nothing else is changed.
+            let mut patch = unsafe { sksm::Patch::begin(operand, 4) }.unwrap();
+            let number = at as i32 + 1000;
+            patch.write(operand, &number.to_le_bytes()).unwrap();
+            match patch.finish_and_share(store) {
+                Ok(shared) => assert_eq!((shared.pages, shared.kept), (1, 0), "{at}"),
+                Err(Unshared::Store(error)) => {
+                    assert_eq!(error.fault(), Fault::Mappings);
+                    told += 1;
+                }
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert!(told > 0 && told < PAGES / 2);
+        let maps = library.mappings();
+        let stored = maps.iter().filter(|line| line.contains("/dev/shm/"));
+        assert_eq!(stored.count(), 8, "{maps:?}");
+        for at in (0..PAGES - 1).step_by(2) {
+            assert_eq!(library.call(at), at as i32 + 1000);
+        }
+    });
 }
 
 #[test]

@@ -59,7 +59,8 @@ def freeze(data: ReadableBuffer) -> Any:
     """Puts the bytes of an array of numpy, or of anything else with the buffer protocol, into the store.
 
     Returns a read-only array of the same shape and type, or for what is no array a read-only memoryview of the bytes. The memory is
-    given back with the last reference to it. The data that was given is left as it is: let go of it to save memory.
+    given back with the last reference to it. The data that was given is left as it is: let go of it to save memory. No other thread may
+    write it meanwhile; what is found to have changed is not frozen.
 
     Raises StoreError with what stood against it, TypeError for an object without the protocol or an array of Python objects, ValueError
     for a buffer that is not contiguous.

@@ -346,7 +346,8 @@ impl<'a> Boot<'a> {
             .arg("-append")
             .arg(format!(
                 "console=ttyS0 oops=panic panic=-1 rdinit=/init no_timer_check \
-                 rcupdate.rcu_cpu_stall_timeout=120 watchdog_thresh=60 {} {extra}",
+                 rcupdate.rcu_cpu_stall_timeout=120 watchdog_thresh=60 \
+                 sysctl.kernel.hung_task_timeout_secs=600 {} {extra}",
                 self.parameters
             ));
         command

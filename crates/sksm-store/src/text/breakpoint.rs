@@ -17,6 +17,18 @@ pub fn is_in(code: &[u8], file: &[u8]) -> bool {
     both.any(|(own, other)| *own == INT3 && own != other)
 }
 
+/// Whether it is worth while to ask the file.
+#[cfg(any(target_arch = "x86_64", target_arch = "x86"))]
+pub fn may_be_in(code: &[u8]) -> bool {
+    code.contains(&0xcc)
+}
+
+/// The same.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "x86")))]
+pub fn may_be_in(_code: &[u8]) -> bool {
+    true
+}
+
 /// The same; instructions have four bytes each.
 #[cfg(target_arch = "aarch64")]
 pub fn is_in(code: &[u8], file: &[u8]) -> bool {

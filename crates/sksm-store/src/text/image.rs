@@ -5,8 +5,8 @@ use core::ops::Range;
 
 use crate::sys::{Errno, Fd};
 
-/// So much at most besides the code. What would be more is left out: symbols of programs that carry all of them.
-const MOST: u64 = 16 << 20;
+/// So much at most besides the code, if that is not more. What would be more is left out: symbols of programs that carry all of them.
+const MOST: u64 = 256 << 10;
 
 const SYMTAB: u32 = 2;
 const STRTAB: u32 = 3;
@@ -16,13 +16,14 @@ const DYNSYM: u32 = 11;
 const HEADER: usize = size_of::<libc::Elf64_Ehdr>();
 const SECTION: usize = size_of::<libc::Elf64_Shdr>();
 
-/// Shows each part of the object's file that is to be in the image, until one fails.
+/// Shows each part of the object's file that is to be in the image beside so much code, until one fails.
 pub fn each_part(
     file: &Fd,
     size: u64,
+    code: u64,
     mut see: impl FnMut(Range<u64>) -> Result<(), Errno>,
 ) -> Result<(), Errno> {
-    let mut left = MOST;
+    let mut left = MOST.max(code);
     let mut part = |start: u64, len: u64| {
         let Some(end) = start.checked_add(len).filter(|end| *end <= size) else {
             return Ok(());
@@ -98,7 +99,7 @@ mod tests {
         let file = sys::open(c"/proc/self/exe", libc::O_RDONLY).unwrap();
         let size = file.stat().unwrap().st_size as u64;
         let mut parts = Vec::new();
-        each_part(&file, size, |part| {
+        each_part(&file, size, 0, |part| {
             parts.push(part);
             Ok(())
         })
@@ -113,6 +114,6 @@ mod tests {
     #[test]
     fn what_is_no_object_has_no_parts() {
         let file = sys::open(c"/proc/self/status", libc::O_RDONLY).unwrap();
-        each_part(&file, 100, |_| panic!("a part")).unwrap();
+        each_part(&file, 100, 0, |_| panic!("a part")).unwrap();
     }
 }

@@ -25,12 +25,13 @@ pub fn runs(labels: &[u8]) -> impl Iterator<Item = (u8, Range<usize>)> {
 }
 
 /// Has at most `limit` mappings, where that can be: the shortest runs become part of what this process publishes, whoever else has
-/// them already. Whether something has changed.
+/// them already. What has nothing beside it that it could become one mapping with stays. Whether something has changed.
 pub fn reduce(labels: &mut [u8], limit: usize) -> bool {
     let mut changed = false;
     let mut longest = 1;
     while runs(labels).count() > limit && longest <= labels.len() {
         let mut start = 0;
+        let mut before = FIXED;
         loop {
             let next = runs(labels.get(start..).unwrap_or_default()).next();
             let Some((label, run)) = next else {
@@ -38,7 +39,10 @@ pub fn reduce(labels: &mut [u8], limit: usize) -> bool {
             };
             let whole = start + run.start..start + run.end;
             start = whole.end;
-            if label != OWN && label != FIXED && run.len() <= longest {
+            let after = labels.get(start).copied().unwrap_or(FIXED);
+            let joins = before != FIXED || after != FIXED;
+            before = label;
+            if label != OWN && label != FIXED && run.len() <= longest && joins {
                 labels.get_mut(whole).unwrap_or_default().fill(OWN);
                 changed = true;
             }
@@ -73,7 +77,11 @@ mod tests {
     #[test]
     fn what_is_fixed_stays() {
         let mut labels: Vec<u8> = [FIXED, FILE].repeat(20);
+        assert!(!reduce(&mut labels, 16));
+        assert_eq!(labels, [FIXED, FILE].repeat(20));
+        // Nor does anything join them.
+        let mut labels = [FIXED, FILE, OWN].repeat(20);
         assert!(reduce(&mut labels, 16));
-        assert_eq!(labels, [FIXED, OWN].repeat(20));
+        assert_eq!(labels, [FIXED, OWN, OWN].repeat(20));
     }
 }

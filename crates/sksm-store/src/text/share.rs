@@ -1,4 +1,4 @@
-use core::ops::Range;
+use core::ops::{Range, RangeInclusive};
 use core::slice;
 
 use sksm::maps;
@@ -61,6 +61,8 @@ impl Store {
     /// all of it. Where it stands against some of it, [`Shared::fault`] says so. In any case pages that are not shared stay as they
     /// were.
     pub fn share_text(&self, object: Object<'_>) -> Result<Shared, Error> {
+        // Before that is asked, as a handler may start a thread.
+        let _quiet = NoSignals::now();
         let proc = |_| Error::new(Fault::Proc, 0);
         if sys::status(b"Threads:").map_err(proc)? != 1 {
             return Err(Error::new(Fault::Threads, 0));
@@ -162,14 +164,15 @@ impl Work<'_> {
         }
         let mut scratch = Map::scratch(len / self.page).map_err(system)?;
         let labels = scratch.bytes_mut();
-        self.look(only, labels)?;
-        let own = count(labels, OWN);
-        if own == 0 {
+        // Each that an earlier call has made is one, and the object's own is parted by it.
+        let limit = self.limit.saturating_sub(2 * self.look(only, labels)?);
+        if count(labels, OWN) == 0 {
             return Ok(());
         }
         let mut buffer = Map::scratch(CHUNK.max(self.page)).map_err(system)?;
         let buffer = buffer.bytes_mut();
         let head = (self.loaded.head(self.page)).ok_or(Error::new(Fault::NoObject, 0))?;
+        shared.breakpoints += self.keep_breakpoints(head, labels, buffer, OWN..=OWN)?;
         let mut before = Map::scratch(labels.len()).map_err(system)?;
         before.bytes_mut().copy_from_slice(labels);
         let own_before = |number: usize| before.bytes().get(number) == Some(&OWN);
@@ -185,14 +188,13 @@ impl Work<'_> {
 
         let mut candidates = self.candidates(&name)?;
         let mut new = None;
-        self.find_equal(&candidates, labels, buffer)?;
+        self.find_equal(&candidates, labels, buffer, limit)?;
         if count(labels, OWN) > 0 {
             let published = self.store.alone(key, PATIENCE, || {
                 // Somebody may have published it meanwhile.
                 labels.copy_from_slice(before.bytes());
                 candidates = self.candidates(&name)?;
-                self.find_equal(&candidates, labels, buffer)?;
-                self.keep_breakpoints(head, labels, buffer, shared)?;
+                self.find_equal(&candidates, labels, buffer, limit)?;
                 if count(labels, OWN) == 0 {
                     return Ok(None);
                 }
@@ -219,6 +221,8 @@ impl Work<'_> {
                 }
             }
         }
+        // A probe may have come since; then what was published has it, and nobody takes that.
+        shared.breakpoints += self.keep_breakpoints(head, labels, buffer, STORED)?;
         let file_of = |label: u8| {
             let mut all = candidates
                 .each()
@@ -227,10 +231,15 @@ impl Work<'_> {
                 .map(|(_, file)| file)
         };
         let mut first = true;
-        for (label, run) in runs(labels).take(self.limit) {
+        for (at, (label, run)) in runs(labels).enumerate() {
             let Some(file) = file_of(label) else {
                 continue;
             };
+            if at >= limit {
+                let kept = run.filter(|number| own_before(*number)).count();
+                shared.refuse(kept, Error::new(Fault::Mappings, 0));
+                continue;
+            }
             // Before the first pages go: the kernel, or a security module, may forbid it.
             if core::mem::take(&mut first) {
                 self.try_out(file)?;
@@ -245,10 +254,14 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Labels pages that are this process's own, and the file's.
-    fn look(&self, only: Option<&Range<usize>>, labels: &mut [u8]) -> Result<(), Error> {
+    /// Labels pages that are this process's own, and the file's; of these only those that may be looked at. How many mappings
+    /// there are of the store's.
+    fn look(&self, only: Option<&Range<usize>>, labels: &mut [u8]) -> Result<usize, Error> {
         let Segment { start, len, offset } = self.segment;
         let page = self.page;
+        let own = self.loaded.open().and_then(|object| object.stat());
+        let own = own.map_or(0, |stat| stat.st_ino);
+        let mut mappings = 0;
         labels.fill(FIXED);
         maps::each_own(|line| {
             let (first, last) = (line.region.start, line.region.start + line.region.len);
@@ -258,6 +271,7 @@ impl Work<'_> {
             if first >= start + len {
                 return false;
             }
+            mappings += usize::from(![0, own].contains(&line.inode));
             let code = line.private && line.read && line.execute && !line.write;
             // As the loader has mapped it, or this crate before.
             let there = line
@@ -279,12 +293,14 @@ impl Work<'_> {
             if let Some(label) = labels.get_mut(number).filter(|label| **label == FILE) {
                 match (own, wanted) {
                     (true, true) => *label = OWN,
-                    (true, false) => *label = FIXED,
+                    // Nobody has promised that it is not written meanwhile.
+                    (_, false) => *label = FIXED,
                     _ => {}
                 }
             }
         })
-        .map_err(|errno| Error::new(Fault::Proc, errno))
+        .map_err(|errno| Error::new(Fault::Proc, errno))?;
+        Ok(mappings)
     }
 
     /// All that has been published of this segment.
@@ -310,6 +326,7 @@ impl Work<'_> {
         candidates: &Candidates,
         labels: &mut [u8],
         buffer: &mut [u8],
+        limit: usize,
     ) -> Result<(), Error> {
         let mut compare = |labels: &mut [u8]| {
             for (label, file) in candidates.each() {
@@ -321,9 +338,9 @@ impl Work<'_> {
         };
         compare(labels)?;
         // What has been given up for the sake of fewer mappings may be in a larger file as well.
-        if reduce(labels, self.limit) {
+        if reduce(labels, limit) {
             compare(labels)?;
-            reduce(labels, self.limit);
+            reduce(labels, limit);
         }
         Ok(())
     }
@@ -376,14 +393,15 @@ impl Work<'_> {
         Ok(())
     }
 
-    /// Leaves pages with breakpoints as they are.
+    /// Leaves pages with breakpoints as they are, of those with such a label; how many these are.
     fn keep_breakpoints(
         &self,
         head: &[u8],
         labels: &mut [u8],
         buffer: &mut [u8],
-        shared: &mut Shared,
-    ) -> Result<(), Error> {
+        among: RangeInclusive<u8>,
+    ) -> Result<usize, Error> {
+        let mut found = 0;
         let replaced = |errno| Error::new(Fault::Replaced, errno);
         let file = self.loaded.open().map_err(replaced)?;
         let room = buffer.get_mut(..head.len()).unwrap_or_default();
@@ -391,7 +409,7 @@ impl Work<'_> {
             return Err(replaced(0));
         }
         for (number, label) in labels.iter_mut().enumerate() {
-            if *label != OWN {
+            if !among.contains(label) || !breakpoint::may_be_in(self.bytes(number..number + 1)) {
                 continue;
             }
             let (_, offset) = self.place(number);
@@ -400,10 +418,10 @@ impl Work<'_> {
             room.get_mut(read..).unwrap_or_default().fill(0);
             if breakpoint::is_in(self.bytes(number..number + 1), room) {
                 *label = FIXED;
-                shared.breakpoints += 1;
+                found += 1;
             }
         }
-        Ok(())
+        Ok(found)
     }
 
     /// Publishes what is this process's own.
@@ -422,8 +440,9 @@ impl Work<'_> {
         }
         name.hash(&hash.finalize());
         let page = self.page as u64;
-        let mut needed = count(labels, OWN) as u64 * page;
-        image::each_part(&object, size, |part| {
+        let code = count(labels, OWN) as u64 * page;
+        let mut needed = code;
+        image::each_part(&object, size, code, |part| {
             needed += (part.end - part.start).next_multiple_of(page);
             Ok(())
         })
@@ -434,7 +453,7 @@ impl Work<'_> {
         let buffer = core::cell::RefCell::new(buffer);
         self.store.publish(name.as_c_str(), len, needed, |draft| {
             let mut buffer = buffer.try_borrow_mut().map_err(|_| libc::EBUSY)?;
-            image::each_part(&object, size, |part: Range<u64>| {
+            image::each_part(&object, size, code, |part: Range<u64>| {
                 let mut at = part.start;
                 while at < part.end {
                     let len = ((part.end - at) as usize).min(buffer.len());
