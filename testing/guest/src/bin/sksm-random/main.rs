@@ -15,7 +15,7 @@ use sksm_guest::harness::report;
 use sksm_guest::harness::scanner::Scanner;
 use sksm_guest::machine::cgroup::Cgroup;
 use sksm_guest::machine::swap::{Swap, SwapFile};
-use sksm_guest::machine::sysfs::Counters;
+use sksm_guest::machine::sysfs::{Counters, SKSM};
 use sksm_guest::memory::process::Child;
 use sksm_guest::memory::rights::{ALL, become_user_with};
 
@@ -208,6 +208,8 @@ fn join_domains(number: u64, groups: &[Cgroup]) -> Result<()> {
 
 fn tell_scanner(scanner: Scanner) -> Result<()> {
     let (report, _) = scanner.end()?;
+    // What it has merged in those that go on running, this process among them.
+    SKSM.write("unmerge", 1)?;
     let total = |name: &str| report["total"][name].as_u64().unwrap_or(0);
     println!(
         "the scanner sampled {} pages, and merged {}, of which {} came apart soon",
