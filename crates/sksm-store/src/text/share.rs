@@ -221,8 +221,10 @@ impl Work<'_> {
                 }
             }
         }
-        // A probe may have come since; then what was published has it, and nobody takes that.
-        shared.breakpoints += self.keep_breakpoints(head, labels, buffer, STORED)?;
+        // A probe may have come before it was published; then it is there, and nobody takes that.
+        if let Some((number, _)) = &new {
+            shared.breakpoints += self.keep_breakpoints(head, labels, buffer, *number..=*number)?;
+        }
         let file_of = |label: u8| {
             let mut all = candidates
                 .each()
