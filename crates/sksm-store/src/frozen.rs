@@ -83,10 +83,6 @@ impl Store {
         let mib = u32::try_from(bytes.len() >> 20).unwrap_or(u32::MAX);
         let patience = PATIENCE.saturating_add(PATIENCE_MIB.saturating_mul(mib));
         let file = self.alone(key, patience, || {
-            // Somebody may have published it meanwhile.
-            if let Some(file) = self.find(name)? {
-                return Ok(file);
-            }
             let len = bytes.len() as u64;
             let needed = len.next_multiple_of(sksm::page_size() as u64);
             self.publish(name, len, needed, |draft| {

@@ -277,7 +277,7 @@ impl Store {
         if len > sys::file_size_limit() {
             return Err(Error::new(Fault::FileSize, 0));
         }
-        // Among many, nobody may have looked at it.
+        // Somebody may have published it meanwhile; or it is one of many, and nobody has looked at it.
         if let Some(file) = self.find(name)? {
             return Ok(file);
         }

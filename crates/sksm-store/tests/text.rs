@@ -88,7 +88,6 @@ fn what_differs_stays_apart_and_the_rest_is_shared() {
     }
 }
 
-/// However the patches lie, there are no more than 16 mappings of the library's code.
 /// Whoever may write a page goes on to.
 #[test]
 fn what_may_be_written_stays() {
@@ -160,6 +159,7 @@ fn mappings_stay_few_call_by_call() {
     });
 }
 
+/// However the patches lie, there are no more than 16 mappings of the library's code.
 #[test]
 fn mappings_are_few() {
     let home = Home::new();

@@ -17,18 +17,6 @@ pub fn is_in(code: &[u8], file: &[u8]) -> bool {
     both.any(|(own, other)| *own == INT3 && own != other)
 }
 
-/// Whether it is worth while to ask the file.
-#[cfg(any(target_arch = "x86_64", target_arch = "x86"))]
-pub fn may_be_in(code: &[u8]) -> bool {
-    code.contains(&0xcc)
-}
-
-/// The same.
-#[cfg(not(any(target_arch = "x86_64", target_arch = "x86")))]
-pub fn may_be_in(_code: &[u8]) -> bool {
-    true
-}
-
 /// The same; instructions have four bytes each.
 #[cfg(target_arch = "aarch64")]
 pub fn is_in(code: &[u8], file: &[u8]) -> bool {
@@ -44,6 +32,18 @@ pub fn is_in(code: &[u8], file: &[u8]) -> bool {
 
 #[cfg(not(any(target_arch = "x86_64", target_arch = "x86", target_arch = "aarch64")))]
 pub fn is_in(_code: &[u8], _file: &[u8]) -> bool {
+    true
+}
+
+/// Whether it is worth while to ask the file.
+#[cfg(any(target_arch = "x86_64", target_arch = "x86"))]
+pub fn may_be_in(code: &[u8]) -> bool {
+    code.contains(&0xcc)
+}
+
+/// The same.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "x86")))]
+pub fn may_be_in(_code: &[u8]) -> bool {
     true
 }
 
