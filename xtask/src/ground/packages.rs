@@ -269,9 +269,18 @@ fn choose(
     chosen
 }
 
+/// What this machine's system says of itself.
+pub const RELEASE: &str = "/etc/os-release";
+
+/// A field of that file, as in `VERSION_CODENAME=bookworm`.
+pub fn release_field<'a>(text: &'a str, field: &str) -> Option<&'a str> {
+    let value = |line: &'a str| line.strip_prefix(field)?.strip_prefix('=');
+    text.lines().find_map(value)
+}
+
 fn bookworm() -> bool {
-    fs::read_to_string("/etc/os-release")
-        .is_ok_and(|text| text.lines().any(|line| line == "VERSION_CODENAME=bookworm"))
+    fs::read_to_string(RELEASE)
+        .is_ok_and(|text| release_field(&text, "VERSION_CODENAME") == Some("bookworm"))
 }
 
 fn installed() -> Result<Vec<String>> {

@@ -21,7 +21,7 @@ const INCLUDED: &str = "systemd,systemd-sysv,dbus,init-system-helpers";
 /// The root as an archive that the kernel takes, made at the first time from Debian's archive.
 pub fn archive(project: &Project) -> Result<PathBuf> {
     packages::ensure_packages(project, &TOOLS)?;
-    let suite = suite(Path::new("/etc/os-release"))?;
+    let suite = suite(Path::new(packages::RELEASE))?;
     // What is built with a newer libc need not run with an older one.
     let libc = step::output(Command::new("dpkg-query").args([
         "--show",
@@ -63,12 +63,9 @@ pub fn archive(project: &Project) -> Result<PathBuf> {
 fn suite(release: &Path) -> Result<String> {
     let text = fs::read_to_string(release)
         .with_context(|| format!("cannot read {}", release.display()))?;
-    let field = |name: &str| {
-        let value = text.lines().find_map(|line| line.strip_prefix(name))?;
-        Some(value.trim_matches('"').to_owned())
-    };
-    match (field("ID="), field("VERSION_CODENAME=")) {
-        (Some(id), Some(suite)) if id == "debian" => Ok(suite),
+    let field = |name| packages::release_field(&text, name);
+    match (field("ID"), field("VERSION_CODENAME")) {
+        (Some("debian"), Some(suite)) => Ok(suite.to_owned()),
         _ => bail!("the packages are tried in a Debian of this machine's release, and it has none"),
     }
 }
