@@ -1,4 +1,4 @@
-//! What the scanners saved of virtual machines, over time: a line for each look.
+//! What the scanners saved, of virtual machines or of memory in huge pages, over time: a line for each look.
 
 use serde::{Deserialize, Serialize};
 
@@ -89,6 +89,10 @@ pub struct Moment {
     pub saved_bytes: i64,
     /// Merged pages of the whole kernel that were copied, as somebody wrote to them (`cow_ksm`).
     pub copied_pages: u64,
+    /// Anonymous huge pages of the whole kernel that are mapped as such.
+    pub huge_pages: u64,
+    /// CPU time of the scanner since it was started, by the kernel that it runs in; none where that counts whole ticks.
+    pub cpu_seconds: Option<f64>,
 }
 
 /// What is printed just before a stop ends is read before that, or not counted.

@@ -39,7 +39,7 @@ pub struct Args {
     /// Count instructions instead of time: under emulation, on one CPU, the same however busy this machine is, and no picture
     #[arg(long)]
     instructions: bool,
-    /// Measure only these families; or scan: what ksmd and `sksm scan` save of virtual machines, which takes up to two hours
+    /// Measure only these families; or scan: what ksmd and `sksm scan` save of virtual machines, which takes up to two hours, or with --arch x86_64 of memory in huge pages
     #[arg(long, value_name = "FAMILY", value_delimiter = ',', value_parser = families())]
     only: Vec<String>,
     /// With --only scan: so many machines

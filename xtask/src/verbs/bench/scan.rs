@@ -1,7 +1,8 @@
-//! What scanners save of virtual machines: ksmd in four ways and `sksm scan`, each in a boot of its own, with machines under QEMU
-//! inside it.
+//! What scanners save: ksmd in four ways and `sksm scan` in two, each in a boot of its own, of virtual machines in User-Mode Linux, or
+//! of memory in huge pages, which that has none of, in x86_64.
 
 mod account;
+mod huge;
 
 use std::{
     ffi::OsString,
@@ -39,27 +40,42 @@ pub const NAME: &str = "scan";
 const MEMORY: &str = "2G";
 
 pub fn run(project: &Project, args: &Args, linux_src: Option<&Path>) -> Result<ExitCode> {
-    if args.arch != Arch::Um {
-        bail!("machines inside an emulated kernel would be emulated twice: leave --arch out");
-    }
+    type Of = fn(&Project, &Args, Option<&Path>, &Out) -> Result<()>;
+    let (directory, of): (&str, Of) = match args.arch {
+        Arch::Um => (NAME, machines),
+        Arch::X86_64 => ("scan-huge", huge::run),
+        _ => bail!(
+            "scanners are compared over machines with --arch um, and over huge pages with --arch x86_64"
+        ),
+    };
     let out = Out::create(match &args.out {
         Some(out) => out.clone(),
-        None => project.target.join("sksm/bench").join(NAME),
+        None => project.target.join("sksm/bench").join(directory),
     })?;
+    of(project, args, linux_src, &out)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// All of them, or those that need the least time.
+fn scanners(args: &Args) -> &'static [Scanner] {
+    match args.quick {
+        true => &[Scanner::Nobody, Scanner::KsmdFast, Scanner::SksmSoon],
+        false => &Scanner::ALL,
+    }
+}
+
+fn machines(project: &Project, args: &Args, linux_src: Option<&Path>, out: &Out) -> Result<()> {
     let um = kernel::build(project, Arch::Um, linux_src)?;
     let machine = kernel::build(project, Arch::X86_64, linux_src)?;
     let programs = programs::guest_programs(project)?;
     let initrd = project.target.join("sksm/machine.cpio");
     fs::write(&initrd, guest::machine()?)
         .with_context(|| format!("cannot write {}", initrd.display()))?;
-    let scanners = match args.quick {
-        true => &[Scanner::Nobody, Scanner::KsmdFast, Scanner::SksmSoon][..],
-        false => &Scanner::ALL[..],
-    };
     let mut courses = Vec::new();
-    for scanner in scanners {
+    for scanner in scanners(args) {
         let mut command: Vec<OsString> = vec![
             programs.join("sksm-vms").into(),
+            "machines".into(),
             "--scanner".into(),
             scanner.name().into(),
             "--machines".into(),
@@ -100,8 +116,7 @@ pub fn run(project: &Project, args: &Args, linux_src: Option<&Path>) -> Result<E
     let all: Vec<&Course> = courses.iter().collect();
     print!("\n{}", table(&all));
     out.json("scan.json", &courses)?;
-    out.text("scan.svg", &picture(&courses, args.guests))?;
-    Ok(ExitCode::SUCCESS)
+    out.text("scan.svg", &picture(&courses, args.guests))
 }
 
 fn mib(bytes: f64) -> String {
@@ -145,13 +160,15 @@ fn table(courses: &[&Course]) -> String {
     table.render()
 }
 
+/// One for each scanner.
+const COLOURS: [&str; 6] = [GREY, PALE_BLUE, BLUE, RED, GREEN, PALE_GREEN];
+
 fn picture(courses: &[Course], guests: usize) -> String {
-    let colours = [GREY, PALE_BLUE, BLUE, RED, GREEN, PALE_GREEN];
     let scanning = courses
         .iter()
         .filter(|course| course.scanner != Scanner::Nobody);
     let curves = |points: fn(&Course) -> Vec<(f64, f64)>| {
-        let all = scanning.clone().zip(colours.iter().cycle());
+        let all = scanning.clone().zip(COLOURS);
         all.map(|(course, colour)| Curve {
             label: course.scanner.label().to_owned(),
             colour,

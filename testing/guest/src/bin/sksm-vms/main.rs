@@ -1,25 +1,42 @@
-//! Virtual machines, and a scanner that looks at their memory: a line of JSON for each look at what it saves.
+//! Memory of many, and a scanner that looks at it: a line of JSON for each look at what it saves.
 
+mod huge;
 mod machines;
 mod running;
+mod watch;
 
-use std::fs;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::thread::sleep;
+use std::time::Duration;
 
 use anyhow::Result;
 use clap::Parser;
 use sksm_guest::machine::sysfs::{KSM, SKSM};
-use sksm_guest::page::PAGE;
-use sksm_records::scan::{Moment, Part, STOP_GOES_ON_SECONDS, Scanner};
+use sksm_records::scan::{Part, STOP_GOES_ON_SECONDS, Scanner};
 
 use machines::Machines;
 use running::Running;
+use watch::Watch;
 
-/// Boots machines under QEMU, starts a scanner, and prints what is saved
+/// Starts a scanner beside those who have memory in common, and prints what is saved
 #[derive(Parser)]
-struct Arguments {
+enum Arguments {
+    /// Boots machines under QEMU
+    Machines(OfMachines),
+    /// Processes with memory in huge pages, whose owners are at rest
+    HugePages {
+        /// Who scans
+        #[arg(long, value_parser = scanner)]
+        scanner: Scanner,
+        /// How long it is watched, in seconds, at most
+        #[arg(long, default_value_t = 600)]
+        most: u64,
+    },
+}
+
+#[derive(clap::Args)]
+struct OfMachines {
     /// Who scans
     #[arg(long, value_parser = scanner)]
     scanner: Scanner,
@@ -55,7 +72,11 @@ fn scanner(name: &str) -> Result<Scanner, String> {
 }
 
 fn main() -> ExitCode {
-    match run(&Arguments::parse()) {
+    let ran = match Arguments::parse() {
+        Arguments::Machines(arguments) => beside_machines(&arguments),
+        Arguments::HugePages { scanner, most } => huge::watch(scanner, Duration::from_secs(most)),
+    };
+    match ran {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");
@@ -72,87 +93,11 @@ const EVERY_STOPPED: Duration = Duration::from_millis(200);
 /// No multiples of each other, nor together of the times that scanners wait.
 const RUNS: Duration = Duration::from_millis(3100);
 const STOPS: Duration = Duration::from_millis(2600);
-/// So many rounds without more than a hundredth, and there is no more to come.
-const ROUNDS_WITHOUT_PROGRESS: f64 = 2.0;
 
-/// Prints what there is to be seen.
-struct Watch {
-    program: Instant,
-    part: Instant,
-}
-
-impl Watch {
-    fn begin(&mut self, doing: &str) {
-        eprintln!("{doing}");
-        self.part = Instant::now();
-    }
-
-    fn look(&self, part: Part) -> Result<Moment> {
-        // KSM's count of zero pages is of both.
-        let shared = SKSM.number("pages_sharing")? + KSM.number("pages_sharing")?;
-        let pages = shared + KSM.number("ksm_zero_pages")?;
-        let moment = Moment {
-            part,
-            seconds: self.part.elapsed().as_secs_f64(),
-            clock: self.program.elapsed().as_secs_f64(),
-            saved_bytes: pages * PAGE as i64,
-            copied_pages: vmstat("cow_ksm"),
-        };
-        println!("{}", serde_json::to_string(&moment)?);
-        Ok(moment)
-    }
-
-    fn look_for(&self, part: Part, length: Duration, every: Duration) -> Result<()> {
-        while self.part.elapsed() < length {
-            self.look(part)?;
-            std::thread::sleep(every);
-        }
-        self.look(part).map(drop)
-    }
-
-    /// Until no more of note is saved.
-    fn look_until_settled(
-        &self,
-        running: &Running,
-        scanner: Scanner,
-        most: Duration,
-    ) -> Result<()> {
-        let mut seen: Vec<(f64, i64)> = Vec::new();
-        loop {
-            let moment = self.look(Part::Stopped)?;
-            let rounds = running.rounds(moment.seconds)?;
-            seen.push((rounds, moment.saved_bytes));
-            let before = seen
-                .iter()
-                .rev()
-                .find(|(round, _)| *round <= rounds - ROUNDS_WITHOUT_PROGRESS);
-            let grown = before.map(|(_, saved)| moment.saved_bytes - saved);
-            let begun = moment.saved_bytes > 0 || scanner == Scanner::Nobody;
-            let settled = grown.is_some_and(|grown| grown <= moment.saved_bytes / 100);
-            if begun && settled || self.part.elapsed() >= most {
-                return Ok(());
-            }
-            std::thread::sleep(EVERY_STOPPED);
-        }
-    }
-}
-
-fn vmstat(name: &str) -> u64 {
-    let text = fs::read_to_string("/proc/vmstat").unwrap_or_default();
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line.and_then(|count| count.parse().ok()).unwrap_or(0)
-}
-
-fn run(arguments: &Arguments) -> Result<()> {
+fn beside_machines(arguments: &OfMachines) -> Result<()> {
     SKSM.write("domain", "user")?;
     let scanner = arguments.scanner;
-    let now = Instant::now();
-    let mut watch = Watch {
-        program: now,
-        part: now,
-    };
+    let mut watch = Watch::new();
     watch.begin(&format!("booting {} machines", arguments.machines));
     let mut machines = Machines::boot(
         arguments.machines,
@@ -161,14 +106,15 @@ fn run(arguments: &Arguments) -> Result<()> {
         &arguments.initrd,
     )?;
     machines.until_ready()?;
-    std::thread::sleep(Duration::from_secs(arguments.settle));
+    sleep(Duration::from_secs(arguments.settle));
 
     machines.stop()?;
     watch.begin("machines stopped, nobody scans");
     watch.look_for(Part::Baseline, BASELINE, EVERY_STOPPED)?;
     watch.begin(&format!("machines stopped, {} at work", scanner.label()));
     let running = Running::start(scanner)?;
-    watch.look_until_settled(&running, scanner, Duration::from_secs(arguments.stopped))?;
+    let most = Duration::from_secs(arguments.stopped);
+    watch.look_until_settled(&running, most, EVERY_STOPPED)?;
     drop(running);
     running::forget()?;
     machines.go_on();
@@ -180,14 +126,14 @@ fn run(arguments: &Arguments) -> Result<()> {
         "machines stopped in turn, {} at work",
         scanner.label()
     ));
-    while watch.part.elapsed() < Duration::from_secs(arguments.turns) {
-        std::thread::sleep(RUNS);
+    while watch.elapsed() < Duration::from_secs(arguments.turns) {
+        sleep(RUNS);
         machines.stop()?;
-        watch.look(Part::StopBegins)?;
+        watch.look(Part::StopBegins, None)?;
         let goes_on = Duration::from_secs_f64(STOP_GOES_ON_SECONDS);
-        std::thread::sleep(STOPS - goes_on);
-        watch.look(Part::StopEnds)?;
-        std::thread::sleep(goes_on);
+        sleep(STOPS - goes_on);
+        watch.look(Part::StopEnds, None)?;
+        sleep(goes_on);
         machines.go_on();
     }
     drop(running);

@@ -4,19 +4,23 @@ use std::fs;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result};
+use procfs::process::Process;
 use sksm_guest::harness::program::beside;
-use sksm_guest::machine::ksmd;
 use sksm_guest::machine::sysfs::{KSM, SKSM};
+use sksm_guest::machine::{cpu, ksmd};
 use sksm_records::scan::Scanner;
 
 /// Who scans, from its start until this is dropped.
 pub struct Running {
     scanner: Scanner,
     child: Option<Child>,
+    /// What ksmd had taken before.
+    ksmd_seconds: Option<f64>,
 }
 
 impl Running {
     pub fn start(scanner: Scanner) -> Result<Self> {
+        let ksmd_seconds = cpu::of_ksmd()?;
         let ksmd = |pages: i64, millis: i64| -> Result<Option<Child>> {
             KSM.write("pages_to_scan", pages)?;
             KSM.write("sleep_millisecs", millis)?;
@@ -51,7 +55,30 @@ impl Running {
             Scanner::Sksm => sksm(&[])?,
             Scanner::SksmSoon => sksm(&["--stable", "10s"])?,
         };
-        Ok(Running { scanner, child })
+        Ok(Running {
+            scanner,
+            child,
+            ksmd_seconds,
+        })
+    }
+
+    pub fn scanner(&self) -> Scanner {
+        self.scanner
+    }
+
+    /// What the scanner, or ksmd in its place, has taken of the CPU since it was started, kernel and all; none where the kernel cannot tell.
+    pub fn cpu_seconds(&self) -> Result<Option<f64>> {
+        let Some(before) = self.ksmd_seconds else {
+            return Ok(None);
+        };
+        Ok(match &self.child {
+            None => cpu::of_ksmd()?.map(|now| now - before),
+            Some(child) => {
+                let taken = Process::new(child.id() as i32)?.stat()?;
+                let ticks = taken.utime + taken.stime;
+                Some(ticks as f64 / procfs::ticks_per_second() as f64)
+            }
+        })
     }
 
     /// How often it has had time to look at all, by now: ksmd counts its scans, and `sksm scan` waits for a stable time.

@@ -159,6 +159,8 @@ mod tests {
                 clock: self.at,
                 saved_bytes: saved,
                 copied_pages: (self.at * 10.0) as u64,
+                huge_pages: 0,
+                cpu_seconds: None,
             };
             self.heard.push(Heard {
                 at: self.start + Duration::from_secs_f64(self.at + late),
