@@ -31,6 +31,7 @@ const FILES: &[&str] = &[
 
 /// The model's own, in place of the engine's.
 const STAND_INS: &[&str] = &[
+    "base.rs",
     "content.rs",
     "domain.rs",
     "sysfs.rs",

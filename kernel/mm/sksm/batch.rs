@@ -8,8 +8,8 @@
 use core::mem::{forget, replace};
 use kernel::bindings;
 use kernel::prelude::*;
-use kernel::types::ARef;
 
+use super::base::{self, ARef};
 use super::folio::{Folio, FolioGuard, Locking, ProtectedFolio, Puts};
 use super::mm::smp_mb;
 use super::node::Pending;
@@ -429,8 +429,7 @@ impl<'a> Batch<'a> {
 impl Drop for Batch<'_> {
     fn drop(&mut self) {
         self.let_go();
-        // SAFETY: No more than there are. What has nothing of its own needs no drop; the memory
-        // stays for the next batch.
-        unsafe { self.candidates.set_len(0) };
+        // The memory stays for the next batch.
+        base::truncate(self.candidates, 0);
     }
 }

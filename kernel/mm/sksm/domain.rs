@@ -205,6 +205,8 @@ impl Domain {
 /// Whether other processes' advice passes over a VMA: memory that its owner has locked, keeps out
 /// of core dumps, or keeps from children.
 pub(crate) fn is_private(vma: &Vma) -> bool {
-    let private = bindings::VM_LOCKED | bindings::VM_DONTDUMP | bindings::VM_WIPEONFORK;
+    let private = bindings::SKSM_VM_LOCKED
+        | bindings::SKSM_VM_DONTDUMP
+        | bindings::SKSM_VM_WIPEONFORK;
     vma.flags() & private as usize != 0
 }

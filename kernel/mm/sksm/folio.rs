@@ -7,8 +7,9 @@ use core::ops::{Deref, DerefMut};
 use core::ptr::{null_mut, NonNull};
 use kernel::bindings;
 use kernel::prelude::*;
-use kernel::types::{ARef, AlwaysRefCounted, Opaque};
+use kernel::types::Opaque;
 
+use super::base::{ARef, AlwaysRefCounted};
 use super::content::{self, Words};
 use super::mm::{methods, Argument};
 

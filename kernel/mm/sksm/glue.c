@@ -10,7 +10,6 @@
 #include <linux/nsproxy.h>
 #include <linux/oom.h>
 #include <linux/pid_namespace.h>
-#include <linux/sched/coredump.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/user_namespace.h>
@@ -439,12 +438,12 @@ pte_t sksm_pte_clean_readonly(pte_t pte)
 }
 
 /* The bits that belong to the mapping and not to the page. */
-static pte_t sksm_pte_carry(pte_t pte, pte_t old)
+static pte_t sksm_pte_carry(struct vm_area_struct *vma, pte_t pte, pte_t old)
 {
 	/* pte_mkdirty() sets this one too. */
 	pte = pte_soft_dirty(old) ? pte_mksoft_dirty(pte) : pte_clear_soft_dirty(pte);
-	if (pte_uffd_wp(old))
-		pte = pte_mkuffd_wp(pte);
+	if (pte_uffd(old))
+		pte = sksm_pte_arm(vma, pte_mkuffd(pte));
 	return pte;
 }
 
@@ -452,26 +451,26 @@ pte_t sksm_pte_for_folio(struct folio *folio, struct vm_area_struct *vma, pte_t 
 {
 	pte_t pte = mk_pte(&folio->page, vma->vm_page_prot);
 
-	return sksm_pte_carry(pte_mkdirty(pte_wrprotect(pte)), old);
+	return sksm_pte_carry(vma, pte_mkdirty(pte_wrprotect(pte)), old);
 }
 
 pte_t sksm_pte_for_zero(struct vm_area_struct *vma, pte_t old)
 {
-	pte_t pte = pfn_pte(my_zero_pfn(0), vma->vm_page_prot);
+	pte_t pte = pfn_pte(zero_pfn(0), vma->vm_page_prot);
 
 	/* The dirty bit tells zero pages of KSM's kind, see is_ksm_zero_pte(). */
-	return sksm_pte_carry(pte_mkdirty(pte_mkspecial(pte)), old);
+	return sksm_pte_carry(vma, pte_mkdirty(pte_mkspecial(pte)), old);
 }
 
 /* Marks a plain zero page as one of KSM's kind and counts it; false if it is none. */
-bool sksm_pte_adopt_zero(struct mm_struct *mm, unsigned long addr, pte_t *ptep)
+bool sksm_pte_adopt_zero(struct vm_area_struct *vma, unsigned long addr, pte_t *ptep)
 {
 	pte_t pte = ptep_get(ptep);
 
 	if (!pte_present(pte) || !is_zero_pfn(pte_pfn(pte)) || pte_dirty(pte))
 		return false;
-	set_pte_at(mm, addr, ptep, sksm_pte_carry(pte_mkdirty(pte), pte));
-	ksm_map_zero_page(mm);
+	set_pte_at(vma->vm_mm, addr, ptep, sksm_pte_carry(vma, pte_mkdirty(pte), pte));
+	ksm_map_zero_page(vma->vm_mm);
 	return true;
 }
 
@@ -586,17 +585,22 @@ void sksm_anon_vma_unlock(struct anon_vma *anon_vma)
 
 struct anon_vma_chain *sksm_anon_vma_first(struct anon_vma *anon_vma, unsigned long pgoff)
 {
-	return anon_vma_interval_tree_iter_first(&anon_vma->rb_root, pgoff, pgoff);
+	return anon_rmap_tree_iter_first(anon_vma, pgoff, pgoff);
+}
+
+struct anon_vma_chain *sksm_anon_vma_next(struct anon_vma_chain *chain, unsigned long pgoff)
+{
+	return anon_rmap_tree_iter_next(chain, pgoff, pgoff);
 }
 
 unsigned long sksm_vma_address(struct vm_area_struct *vma, unsigned long pgoff)
 {
-	return vma_address(vma, pgoff, 1);
+	return vma_anon_address(vma, pgoff, 1);
 }
 
 unsigned long sksm_vma_pgoff(struct vm_area_struct *vma, unsigned long addr)
 {
-	return linear_page_index(vma, addr);
+	return linear_anon_page_index(vma, addr);
 }
 
 bool sksm_mapped_at(struct folio *folio, struct vm_area_struct *vma, unsigned long addr)
@@ -685,19 +689,24 @@ bool sksm_mm_owner(struct mm_struct *mm, struct sksm_owner *who)
 	who->uid = __kuid_val(cred->uid);
 	who->euid = __kuid_val(cred->euid);
 	who->suid = __kuid_val(cred->suid);
-	who->mm_user_ns = mm->user_ns->ns.serial;
-	who->user_ns = cred->user_ns->ns.serial;
+	who->mm_user_ns = sksm_ns_id(&sksm_mm_user_ns(mm, owner)->ns);
+	who->user_ns = sksm_ns_id(&cred->user_ns->ns);
 	task_lock(owner);
 	nsproxy = owner->nsproxy;
 	if (nsproxy)
-		who->cgroup_ns = nsproxy->cgroup_ns->ns.serial;
+		who->cgroup_ns = sksm_ns_id(&nsproxy->cgroup_ns->ns);
 	task_unlock(owner);
 	return nsproxy;
 }
 
 bool sksm_mm_dumpable(struct mm_struct *mm)
 {
-	return get_dumpable(mm) == SUID_DUMP_USER;
+	bool dumpable;
+
+	rcu_read_lock();
+	dumpable = sksm_task_dumpable(rcu_dereference(mm->owner), mm);
+	rcu_read_unlock();
+	return dumpable;
 }
 
 /* RCU read lock held; it keeps what is returned, and its ancestors. */
@@ -778,6 +787,16 @@ void sksm_cond_resched(void)
 	cond_resched();
 }
 
+void sksm_drain_local_batches(void)
+{
+	lru_add_drain();
+}
+
+bool sksm_llist_add(struct llist_node *node, struct llist_head *list)
+{
+	return llist_add(node, list);
+}
+
 /* Counters */
 
 static DEFINE_PER_CPU(long[SKSM_NR_STATS], sksm_stats);
@@ -844,7 +863,7 @@ void sksm_trace_call(struct mm_struct *mm, unsigned long scanned, unsigned long 
 /* No folio: the zero page. */
 void sksm_trace_merge(struct mm_struct *mm, unsigned long addr, struct folio *folio)
 {
-	trace_sksm_merge(mm, addr, folio ? folio_pfn(folio) : my_zero_pfn(addr));
+	trace_sksm_merge(mm, addr, folio ? folio_pfn(folio) : zero_pfn(addr));
 }
 
 void sksm_trace_publish(struct mm_struct *mm, unsigned long addr, struct folio *folio)

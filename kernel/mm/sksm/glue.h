@@ -13,7 +13,6 @@
 #include <linux/mm.h>
 #include <linux/mman.h>
 #include <linux/mmu_notifier.h>
-#include <linux/pagevec.h>
 #include <linux/pagewalk.h>
 #include <linux/random.h>
 #include <linux/rhashtable.h>
@@ -23,6 +22,8 @@
 #include <linux/swap.h>
 #include <linux/sysfs.h>
 #include <linux/vmstat.h>
+
+#include "base.h"
 
 /* What the table compares: all of it. */
 struct sksm_key {
@@ -126,7 +127,7 @@ bool sksm_pte_dirty(pte_t pte);
 pte_t sksm_pte_clean_readonly(pte_t pte);
 pte_t sksm_pte_for_folio(struct folio *folio, struct vm_area_struct *vma, pte_t old);
 pte_t sksm_pte_for_zero(struct vm_area_struct *vma, pte_t old);
-bool sksm_pte_adopt_zero(struct mm_struct *mm, unsigned long addr, pte_t *ptep);
+bool sksm_pte_adopt_zero(struct vm_area_struct *vma, unsigned long addr, pte_t *ptep);
 void sksm_flush_tlb(struct vm_area_struct *vma, unsigned long start, unsigned long end);
 bool sksm_tlb_flush_pending(struct mm_struct *mm);
 void sksm_smp_mb(void);
@@ -142,6 +143,7 @@ bool sksm_anon_vma_trylock(struct anon_vma *anon_vma);
 void sksm_anon_vma_lock(struct anon_vma *anon_vma);
 void sksm_anon_vma_unlock(struct anon_vma *anon_vma);
 struct anon_vma_chain *sksm_anon_vma_first(struct anon_vma *anon_vma, unsigned long pgoff);
+struct anon_vma_chain *sksm_anon_vma_next(struct anon_vma_chain *chain, unsigned long pgoff);
 unsigned long sksm_vma_address(struct vm_area_struct *vma, unsigned long pgoff);
 unsigned long sksm_vma_pgoff(struct vm_area_struct *vma, unsigned long addr);
 bool sksm_mapped_at(struct folio *folio, struct vm_area_struct *vma, unsigned long addr);
@@ -149,6 +151,12 @@ void sksm_collect_procs(struct folio *folio, struct vm_area_struct *vma, unsigne
 			struct list_head *to_kill, int force_early);
 
 /* VMAs */
+enum {
+	SKSM_VM_LOCKED = VM_LOCKED,
+	SKSM_VM_DONTDUMP = VM_DONTDUMP,
+	SKSM_VM_WIPEONFORK = VM_WIPEONFORK,
+};
+
 bool sksm_vma_is_anonymous(struct vm_area_struct *vma);
 unsigned long sksm_vma_flags(struct vm_area_struct *vma);
 unsigned long sksm_vma_start(struct vm_area_struct *vma);
@@ -179,6 +187,8 @@ void sksm_mmap_read_unlock(struct mm_struct *mm);
 bool sksm_mmap_lock_is_contended(struct mm_struct *mm);
 bool sksm_fatal_signal_pending(void);
 void sksm_cond_resched(void);
+void sksm_drain_local_batches(void);
+bool sksm_llist_add(struct llist_node *node, struct llist_head *list);
 
 /* Counters */
 enum {

@@ -20,8 +20,8 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 use kernel::bindings;
 use kernel::error::to_result;
 use kernel::prelude::*;
-use kernel::types::ARef;
 
+use super::base::ARef;
 use super::content::Secret;
 use super::folio::{Folio, FolioGuard, LockedFolio, Locking, StableFolio};
 use super::gfp_account;

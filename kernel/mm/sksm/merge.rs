@@ -10,6 +10,7 @@ use kernel::ffi::{c_int, c_ulong};
 use kernel::page::PAGE_SHIFT;
 use kernel::prelude::*;
 
+use super::base;
 use super::batch::{Batch, Candidate, State};
 use super::content::{self, Secret};
 use super::domain::{self, Domain};
@@ -374,7 +375,7 @@ impl<'a> Call<'a> {
 
 /// Where a folio that is not merged yet belongs by its own account.
 fn own_place(folio: &LockedFolio) -> Entry {
-    let anon_vma = (folio.mapping() & !(bindings::PAGE_MAPPING_FLAGS as usize)) as *mut _;
+    let anon_vma = (folio.mapping() & !base::MAPPING_FLAGS) as *mut _;
     // SAFETY: The folio was mapped when it was locked, by a VMA that is linked to this anon_vma;
     // the lock keeps the pointer, and mmap_lock the VMA.
     unsafe { Entry::new(NonNull::new_unchecked(anon_vma), folio.index()) }

@@ -82,7 +82,7 @@ functions! {
     /// Whether the task is about to be killed.
     fn fatal_signal_pending() -> bool = sksm_fatal_signal_pending;
     /// Moves pages out of this CPU's batches of the LRU and of mlock, which hold references.
-    fn drain_local_batches() = lru_add_drain;
+    fn drain_local_batches() = sksm_drain_local_batches;
     /// The same for all CPUs. Sleeps until work has run on each; no lock that such work takes is
     /// held.
     fn drain_all_batches() = lru_add_drain_all;

@@ -12,8 +12,8 @@ use core::ptr::{null_mut, NonNull};
 use core::sync::atomic::{AtomicPtr, AtomicU16, Ordering};
 use kernel::bindings;
 use kernel::prelude::*;
-use kernel::types::ARef;
 
+use super::base::{self, ARef};
 use super::folio::{Folio, FolioGuard, LockedFolio};
 use super::gfp_account;
 use super::index::{self, Guard, Key, Vacancy};
@@ -24,10 +24,10 @@ use super::rmap::{Entry, Pushed, Rmap};
 use super::stats::{self, Process, Stat};
 
 /// The low bits of `folio->mapping` of a merged page.
-const TAG: usize = (bindings::PAGE_MAPPING_KSM | bindings::PAGE_MAPPING_SKSM) as usize;
+const TAG: usize = base::MAPPING_KSM | base::MAPPING_SKSM;
 
 /// The low bits of `folio->mapping` of a KSM page that has no node any more.
-const ORPHAN: usize = bindings::PAGE_MAPPING_KSM as usize;
+const ORPHAN: usize = base::MAPPING_KSM;
 
 /// A merged page that is about to be mapped at a place its reverse map knows already.
 ///

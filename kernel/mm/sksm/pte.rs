@@ -6,8 +6,8 @@ use core::ops::Range;
 use core::ptr::NonNull;
 use kernel::bindings;
 use kernel::page::PAGE_SHIFT;
-use kernel::types::ARef;
 
+use super::base::ARef;
 use super::folio::Folio;
 use super::mm::{functions, Mm, Vma};
 
@@ -178,8 +178,8 @@ impl LockedPtes<'_> {
     pub(crate) fn adopt_zero(&mut self, slot: usize) -> bool {
         // SAFETY: The table is locked.
         unsafe {
-            let mm = self.range.mm().as_ptr();
-            bindings::sksm_pte_adopt_zero(mm, self.range.addr(slot), self.ptep(slot))
+            let vma = self.range.vma.as_ptr();
+            bindings::sksm_pte_adopt_zero(vma, self.range.addr(slot), self.ptep(slot))
         }
     }
 

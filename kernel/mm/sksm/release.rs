@@ -33,7 +33,7 @@ pub(crate) unsafe fn push(node: NonNull<Node>) {
     // the layout of an llist_head.
     let first = unsafe {
         let link = Node::retired(node);
-        bindings::llist_add_batch(link, link, RETIRED.as_ptr().cast())
+        bindings::sksm_llist_add(link, RETIRED.as_ptr().cast())
     };
     if first {
         schedule();

@@ -12,6 +12,7 @@ use core::ptr::NonNull;
 use kernel::bindings;
 use kernel::prelude::*;
 
+use super::base;
 use super::folio::LockedFolio;
 use super::gfp_account;
 use super::mm;
@@ -79,7 +80,7 @@ impl Entry {
                     break;
                 }
                 mm::cond_resched();
-                chain = bindings::anon_vma_interval_tree_iter_next(chain, self.pgoff, self.pgoff);
+                chain = bindings::sksm_anon_vma_next(chain, self.pgoff);
             }
             bindings::sksm_anon_vma_unlock(anon_vma);
             walk
@@ -317,10 +318,5 @@ fn retain(entries: &mut KVVec<Entry>, mut keep: impl FnMut(&Entry, Option<&Entry
             kept += 1;
         }
     }
-    let dead = &mut all[kept..] as *mut [Entry];
-    // SAFETY: `kept` is at most the length; the entries behind it are dropped once, here.
-    unsafe {
-        entries.set_len(kept);
-        core::ptr::drop_in_place(dead);
-    }
+    base::truncate(entries, kept);
 }

@@ -49,6 +49,7 @@ use kernel::bindings;
 use kernel::prelude::*;
 
 mod asleep;
+mod base;
 mod batch;
 mod content;
 mod domain;

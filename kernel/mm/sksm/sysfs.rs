@@ -10,6 +10,7 @@ use kernel::ffi::c_char;
 use kernel::page::PAGE_SIZE;
 use kernel::prelude::*;
 
+use super::base::{self, Show, Store};
 use super::domain::{self, Root};
 use super::stats::Stat;
 use super::unmerge;
@@ -20,18 +21,6 @@ pub(crate) static MAX_PAGE_SHARING: AtomicU32 = AtomicU32::new(256);
 /// Whether pages of different NUMA nodes merge.
 pub(crate) static MERGE_ACROSS_NODES: AtomicBool = AtomicBool::new(true);
 
-type Show = unsafe extern "C" fn(
-    *mut bindings::kobject,
-    *mut bindings::kobj_attribute,
-    *mut c_char,
-) -> isize;
-type Store = unsafe extern "C" fn(
-    *mut bindings::kobject,
-    *mut bindings::kobj_attribute,
-    *const c_char,
-    usize,
-) -> isize;
-
 /// An attribute that lives in a static, as sysfs wants it.
 #[repr(transparent)]
 struct Attribute(core::cell::UnsafeCell<bindings::kobj_attribute>);
@@ -41,19 +30,16 @@ unsafe impl Sync for Attribute {}
 
 impl Attribute {
     const fn new(name: &'static CStr, mode: u16, show: Option<Show>, store: Option<Store>) -> Self {
-        // SAFETY: All-zero is a valid kobj_attribute.
-        let mut attribute: bindings::kobj_attribute = unsafe { core::mem::zeroed() };
-        attribute.attr.name = name.as_char_ptr();
+        let mut attribute = base::attribute(show, store);
+        attribute.attr.name = base::as_ptr(name);
         attribute.attr.mode = mode;
-        attribute.show = show;
-        attribute.store = store;
         Self(core::cell::UnsafeCell::new(attribute))
     }
 }
 
 fn emit(buf: *mut c_char, value: isize) -> isize {
     // SAFETY: sysfs passes a page; the format matches the argument.
-    unsafe { bindings::sysfs_emit(buf, c_str!("%ld\n").as_char_ptr(), value) as isize }
+    unsafe { bindings::sysfs_emit(buf, base::as_ptr(c_str!("%ld\n")), value) as isize }
 }
 
 /// Shows a counter. A sum over CPUs that change meanwhile may be a little below zero.
@@ -65,7 +51,7 @@ fn emit_stat(buf: *mut c_char, stat: Stat) -> isize {
 fn parse(text: &CStr) -> Result<u32> {
     let mut value = 0;
     // SAFETY: The text ends with a NUL.
-    to_result(unsafe { bindings::kstrtouint(text.as_char_ptr(), 10, &mut value) })?;
+    to_result(unsafe { bindings::kstrtouint(base::as_ptr(text), 10, &mut value) })?;
     Ok(value)
 }
 
@@ -212,7 +198,7 @@ fn show_domain(buf: *mut c_char) -> isize {
             bindings::sysfs_emit_at(
                 buf,
                 len,
-                format.as_char_ptr(),
+                base::as_ptr(format),
                 name.len() as i32,
                 name.as_ptr(),
             )
@@ -264,7 +250,7 @@ static ATTRIBUTES: Group<23> = Group([
 pub(crate) fn init() -> Result {
     // SAFETY: mm_kobj exists by now.
     let kobj = unsafe {
-        bindings::kobject_create_and_add(c_str!("sksm").as_char_ptr(), bindings::mm_kobj)
+        bindings::kobject_create_and_add(base::as_ptr(c_str!("sksm")), bindings::mm_kobj)
     };
     if kobj.is_null() {
         return Err(ENOMEM);

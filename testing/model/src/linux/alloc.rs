@@ -114,12 +114,8 @@ impl<T> KVVec<T> {
         self.0.len()
     }
 
-    /// # Safety
-    ///
-    /// As [`Vec::set_len`].
-    pub(crate) unsafe fn set_len(&mut self, len: usize) {
-        // SAFETY: As the caller promises.
-        unsafe { self.0.set_len(len) };
+    pub(crate) fn truncate(&mut self, len: usize) {
+        self.0.truncate(len);
     }
 
     pub(crate) fn as_slice(&self) -> &[T] {

@@ -536,7 +536,7 @@ pub(crate) unsafe fn sksm_folio_replace_at(
 
 pub(crate) unsafe fn folio_add_lru(_folio: *mut folio) {}
 
-pub(crate) unsafe fn lru_add_drain() {}
+pub(crate) unsafe fn sksm_drain_local_batches() {}
 
 pub(crate) unsafe fn lru_add_drain_all() {}
 
@@ -679,7 +679,7 @@ pub(crate) unsafe fn sksm_pte_for_zero(_vma: *mut vm_area_struct, _old: pte_t) -
 }
 
 pub(crate) unsafe fn sksm_pte_adopt_zero(
-    _mm: *mut mm_struct,
+    _vma: *mut vm_area_struct,
     _addr: usize,
     _ptep: *mut pte_t,
 ) -> bool {
@@ -808,10 +808,9 @@ pub(crate) unsafe fn sksm_anon_vma_first(
     tree.first.get()
 }
 
-pub(crate) unsafe fn anon_vma_interval_tree_iter_next(
+pub(crate) unsafe fn sksm_anon_vma_next(
     chain: *mut anon_vma_chain,
-    _first: usize,
-    _last: usize,
+    _pgoff: usize,
 ) -> *mut anon_vma_chain {
     // SAFETY: Chains stay.
     unsafe { (*chain).next.get() }
@@ -1048,17 +1047,13 @@ pub(crate) type llist_head = llist_node;
 pub(crate) struct work_struct;
 
 /// True if the list was empty. `head` is one of the engine's atomics.
-pub(crate) unsafe fn llist_add_batch(
-    first: *mut llist_node,
-    last: *mut llist_node,
-    head: *mut llist_head,
-) -> bool {
+pub(crate) unsafe fn sksm_llist_add(node: *mut llist_node, head: *mut llist_head) -> bool {
     let head = world().word(head as usize, || 0);
     let mut old = head.load(Ordering::Relaxed);
     loop {
-        // SAFETY: The nodes are the caller's.
-        unsafe { (*last).next = old as *mut llist_node };
-        match head.compare_exchange(old, first as usize, Ordering::SeqCst, Ordering::Relaxed) {
+        // SAFETY: The node is the caller's.
+        unsafe { (*node).next = old as *mut llist_node };
+        match head.compare_exchange(old, node as usize, Ordering::SeqCst, Ordering::Relaxed) {
             Ok(_) => return old == 0,
             Err(now) => old = now,
         }
