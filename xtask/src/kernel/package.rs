@@ -9,7 +9,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use tempfile::TempDir;
 
 use crate::{
@@ -130,14 +130,7 @@ impl Download {
         let downloaded = self
             .download(project, scratch.path(), &step)
             .and_then(|file| self.check(&file).map(|()| file))
-            .with_context(|| {
-                format!(
-                    "cannot have Debian's {} {}; {}",
-                    self.name,
-                    self.version,
-                    self.otherwise()
-                )
-            })?;
+            .map_err(|error| self.cannot(&error))?;
         let dir = place.parent().context("the package has no place")?;
         fs::create_dir_all(dir)?;
         fs::rename(&downloaded, &place)
@@ -154,11 +147,14 @@ impl Download {
         Ok(place)
     }
 
-    /// What to do without it.
-    fn otherwise(&self) -> String {
-        format!(
-            "if there is no network, or Debian has moved on, give --linux-src DIR with an unpacked tree: \
+    /// Says what to do without it.
+    fn cannot(&self, error: &Error) -> Error {
+        anyhow!(
+            "cannot have Debian's {} {}: {error:#}\n\
+             If there is no network, or Debian has moved on, give --linux-src DIR with an unpacked tree:\n\
              https://snapshot.debian.org/package/linux/{}/ keeps this one, https://www.kernel.org/ has newer ones",
+            self.name,
+            self.version,
             self.version
         )
     }
@@ -240,8 +236,6 @@ fn settings(dir: &Path) -> String {
          Dir::Cache \"{dir}/cache\";\n\
          Dir::Etc::sourcelist \"{dir}/sources.list\";\n\
          Dir::Etc::sourceparts \"-\";\n\
-         Dir::Etc::preferences \"-\";\n\
-         Dir::Etc::preferencesparts \"-\";\n\
          Acquire::Languages \"none\";\n\
          // Of root: another user could not write where it works.\n\
          APT::Sandbox::User \"root\";\n"
@@ -332,8 +326,9 @@ mod tests {
 
     #[test]
     fn without_a_package_one_is_told_what_to_give() {
-        let otherwise = HELLO.otherwise();
-        assert!(otherwise.contains("--linux-src DIR"));
-        assert!(otherwise.contains("/linux/1.0-1~bpo13+1/"));
+        let error = HELLO.cannot(&anyhow!("it is gone")).to_string();
+        assert!(error.starts_with("cannot have Debian's hello 1.0-1~bpo13+1: it is gone\n"));
+        assert!(error.contains("--linux-src DIR"), "{error}");
+        assert!(error.contains("/linux/1.0-1~bpo13+1/"), "{error}");
     }
 }

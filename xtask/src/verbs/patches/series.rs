@@ -398,6 +398,21 @@ mod tests {
     }
 
     #[test]
+    fn a_bases_own_files_are_in_its_series() {
+        let mut setting = setting();
+        let own = |base: Base| setting.kernel.join(base.overlay()).join("mm/sksm/base.h");
+        cache::write(&own(BASE), "own\n").unwrap();
+        cache::write(&own(Base::Linux7_3), "another's\n").unwrap();
+        let patches = setting.write(PARTS).unwrap();
+        setting
+            .wanted
+            .insert("mm/sksm/base.h".into(), "own\n".into());
+        prove(&patches, &setting.pristine, setting.wanted.clone()).unwrap();
+        let with_the_rest = fs::read_to_string(&patches[2]).unwrap();
+        assert!(with_the_rest.contains("+++ b/mm/sksm/base.h\n"));
+    }
+
+    #[test]
     fn what_the_parts_do_not_fit_is_named() {
         let setting = setting();
         let error = setting.error(&PARTS[..1]);
