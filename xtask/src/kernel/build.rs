@@ -20,6 +20,7 @@ use crate::{
 #[derive(Clone)]
 pub struct Kernel {
     pub arch: Arch,
+    pub base: Base,
     /// This clone's own copy, which later builds replace but never change.
     pub image: PathBuf,
 }
@@ -50,6 +51,7 @@ pub fn build(project: &Project, arch: Arch, origin: &Origin) -> Result<Kernel> {
     let (target, image) = arch.target();
     let kernel = Kernel {
         arch,
+        base: origin.base,
         image: dir.join(target),
     };
     if origin.tree.is_none() {

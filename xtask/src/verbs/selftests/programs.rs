@@ -10,7 +10,8 @@ use super::outcome::Dialect::{self, *};
 pub struct Program {
     /// The program and its arguments; `AS_NOBODY` before it makes it an ordinary user's.
     pub command: &'static str,
-    pub dialect: Dialect,
+    /// In 6.12.
+    dialect: Dialect,
     /// Huge pages that it finds.
     pub huge_pages: u32,
     /// Whether it is too slow for every `cargo xtask test`.
@@ -34,6 +35,14 @@ impl Program {
     pub fn all(base: Base) -> impl Iterator<Item = &'static Program> + Clone {
         let there = move |program: &&Program| program.only.is_none_or(|only| only == base);
         PROGRAMS.iter().filter(there)
+    }
+
+    /// By 7.3 all of them had come to speak the same.
+    pub fn dialect(&self, base: Base) -> Dialect {
+        match base {
+            Base::Linux6_12 => self.dialect,
+            Base::Linux7_3 => Tap,
+        }
     }
 
     /// The file to build.
