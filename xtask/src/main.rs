@@ -21,6 +21,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::Parser;
 
 use ground::interrupt;
+use kernel::Base;
 use terminal::say;
 use verbs::Verb;
 
@@ -30,7 +31,10 @@ use verbs::Verb;
     about = "Builds, boots and tests kernels with SKSM"
 )]
 struct Cli {
-    /// An unpacked Linux 6.12.y tree to use instead of Debian's package; it is only read
+    /// Which Linux to build on [default: 6.12, or what --linux-src is]
+    #[arg(long, global = true)]
+    base: Option<Base>,
+    /// An unpacked tree of Linux 6.12.y, or of 7.y from 7.3 on, to use instead of Debian's package; it is only read
     #[arg(long, global = true, env = "SKSM_LINUX_SRC", value_name = "DIR")]
     linux_src: Option<PathBuf>,
     #[command(subcommand)]
@@ -39,7 +43,7 @@ struct Cli {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    match verbs::run(cli.verb, cli.linux_src.as_deref()) {
+    match verbs::run(cli.verb, cli.base, cli.linux_src) {
         Ok(_) if say::lost() => {
             eprintln!("error: not all of the output could be written");
             ExitCode::FAILURE

@@ -15,10 +15,7 @@ mod shared;
 mod stress;
 mod test;
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -26,6 +23,7 @@ use clap::Subcommand;
 use crate::{
     ground::{interrupt, project::Project},
     guest::agent,
+    kernel::{Base, Origin},
 };
 
 #[derive(Subcommand)]
@@ -54,7 +52,7 @@ pub enum Verb {
     Deb(deb::Args),
     /// Write the whole change as one series for `git am`, checked
     Patches(patches::Args),
-    /// Remove the cached trees and objects
+    /// Remove what is cached: downloaded packages, trees and objects
     Clean,
     /// Serve the tool from inside a guest
     #[command(hide = true)]
@@ -66,27 +64,30 @@ pub enum Verb {
     },
 }
 
-pub fn run(verb: Verb, linux_src: Option<&Path>) -> Result<ExitCode> {
+pub fn run(verb: Verb, base: Option<Base>, linux_src: Option<PathBuf>) -> Result<ExitCode> {
     if let Verb::GuestAgent { channel, guest } = verb {
         agent::serve(&channel, guest)?;
         return Ok(ExitCode::SUCCESS);
     }
     interrupt::install()?;
     let project = &Project::find()?;
+    if let Verb::Clean = verb {
+        return clean::run(project);
+    }
+    let origin = &Origin::of(base, linux_src)?;
     match verb {
-        Verb::Setup(args) => setup::run(project, &args, linux_src),
-        Verb::Kernel(args) => kernel::run(project, &args, linux_src),
-        Verb::Demo(args) => demo::run(project, args, linux_src),
-        Verb::Bench(args) => bench::run(project, args, linux_src),
-        Verb::Profile(args) => profile::run(project, args, linux_src),
-        Verb::Run(args) => run::run(project, args, linux_src),
-        Verb::Test(args) => test::run(project, &args, linux_src),
-        Verb::Selftests(args) => selftests::run(project, args, linux_src),
-        Verb::Stress(args) => stress::run(project, &args, linux_src),
-        Verb::Fuzz(args) => fuzz::run(project, &args, linux_src),
-        Verb::Deb(args) => deb::run(project, &args, linux_src),
-        Verb::Patches(args) => patches::run(project, &args, linux_src),
-        Verb::Clean => clean::run(project),
-        Verb::GuestAgent { .. } => unreachable!("handled above"),
+        Verb::Setup(args) => setup::run(project, &args, origin),
+        Verb::Kernel(args) => kernel::run(project, &args, origin),
+        Verb::Demo(args) => demo::run(project, args, origin),
+        Verb::Bench(args) => bench::run(project, args, origin),
+        Verb::Profile(args) => profile::run(project, args, origin),
+        Verb::Run(args) => run::run(project, args, origin),
+        Verb::Test(args) => test::run(project, &args, origin),
+        Verb::Selftests(args) => selftests::run(project, args, origin),
+        Verb::Stress(args) => stress::run(project, &args, origin),
+        Verb::Fuzz(args) => fuzz::run(project, &args, origin),
+        Verb::Deb(args) => deb::run(project, &args, origin),
+        Verb::Patches(args) => patches::run(project, &args, origin),
+        Verb::Clean | Verb::GuestAgent { .. } => unreachable!("handled above"),
     }
 }

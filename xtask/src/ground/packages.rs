@@ -78,7 +78,7 @@ const OLDEST_RUST: (u32, u32) = (1, 78);
 /// Debian 12's is too old, so that one is built there.
 const BINDGEN: &str = "bindgen";
 
-/// Only needed without `--linux-src`.
+/// Only needed for base 6.12 without `--linux-src`.
 const SOURCE: &str = "linux-source-6.12";
 
 /// What is to be done about packages that are missing.

@@ -9,7 +9,8 @@ use std::{
 use anyhow::Result;
 
 use super::{
-    arch::Arch, config, coverage, fetch, objects, source::Source, toolchain::Toolchain, tree,
+    arch::Arch, base::Base, config, coverage, fetch, objects, origin::Origin, source::Source,
+    toolchain::Toolchain, tree,
 };
 use crate::{
     ground::{cache, files, packages, project::Project, step},
@@ -19,6 +20,7 @@ use crate::{
 #[derive(Clone)]
 pub struct Kernel {
     pub arch: Arch,
+    pub base: Base,
     /// This clone's own copy, which later builds replace but never change.
     pub image: PathBuf,
 }
@@ -42,34 +44,35 @@ const SAME_EACH_TIME: [(&str, &str); 4] = [
 ];
 
 /// Builds whatever is not up to date, from the packages on.
-pub fn build(project: &Project, arch: Arch, linux_src: Option<&Path>) -> Result<Kernel> {
-    packages::ensure(project, linux_src.is_some())?;
-    let dir = project.target.join("sksm/kernels").join(arch.to_string());
+pub fn build(project: &Project, arch: Arch, origin: &Origin) -> Result<Kernel> {
+    packages::ensure(project, origin.needs_no_package())?;
+    let dir = (origin.base.within(project.target.join("sksm/kernels"))).join(arch.to_string());
     let stamp = dir.join("made-of");
     let (target, image) = arch.target();
     let kernel = Kernel {
         arch,
+        base: origin.base,
         image: dir.join(target),
     };
-    if linux_src.is_none() {
+    if origin.tree.is_none() {
         // Nobody has to be waited for when there is nothing to do.
-        let source = fetch::debian(project, arch.patched())?;
+        let source = fetch::debian(project, origin.base, arch.patched())?;
         let made = fs::read_to_string(&stamp).unwrap_or_default();
-        if made == ingredients(project, arch, &source.dir)? && kernel.image.is_file() {
+        if made == ingredients(project, arch, origin.base, &source.dir)? && kernel.image.is_file() {
             return Ok(kernel);
         }
     }
     let _lock = project.lock_cache()?;
     // Beside each other: unpacking leaves all CPUs but one to bindgen's build.
     let (toolchain, source) = std::thread::scope(|scope| {
-        let toolchain = scope.spawn(|| Toolchain::prepare(project));
-        let source = fetch::source(project, linux_src, arch.patched());
+        let toolchain = scope.spawn(|| Toolchain::prepare(project, origin.base));
+        let source = fetch::source(project, origin, arch.patched());
         (toolchain.join().expect("it does not panic"), source)
     });
     let (toolchain, source) = (toolchain?, source?);
-    let made_of = ingredients(project, arch, &source.dir)?;
+    let made_of = ingredients(project, arch, origin.base, &source.dir)?;
     let changes = match arch.patched() {
-        true => tree::sync(project, &source)?,
+        true => tree::sync(project, origin.base, &source)?,
         false => tree::Changes::default(),
     };
     let objects = source.dir.join(format!(
@@ -79,12 +82,14 @@ pub fn build(project: &Project, arch: Arch, linux_src: Option<&Path>) -> Result<
     let log = project.log(&format!("build-{arch}"))?;
     // The source as it came.
     let unpacked = fs::read_to_string(source.dir.join("unpacked"))?;
-    let base = format!("{}\n{unpacked}", toolchain.version);
-    let kconfig = format!("{base}\n{}", changes.kconfig);
+    let kconfig = format!("{}\n{unpacked}\n{}", toolchain.version, changes.kconfig);
     let complete = objects.join(".sksm-built");
     let built = objects.join(image);
     objects::with(&objects, || {
-        let settings = config::configure(project, &toolchain, &source, &objects, arch, &kconfig)?;
+        let fragments = config::fragments(project, arch, origin.base);
+        let settings = config::configure(
+            project, &toolchain, &source, &objects, arch, &fragments, &kconfig,
+        )?;
         let variables = coverage::variables(arch);
         let wanted = format!("{settings}\n{}{}", changes.all, variables.concat());
         if built.is_file() && fs::read_to_string(&complete).is_ok_and(|made| made == wanted) {
@@ -93,7 +98,8 @@ pub fn build(project: &Project, arch: Arch, linux_src: Option<&Path>) -> Result<
         cache::remove(&complete)?;
         let mut make = toolchain.make(&source.tree, &objects, arch.make());
         make.envs(SAME_EACH_TIME).args(variables);
-        compile(project, arch, &objects, make.arg(target), &log)?;
+        let steps = Steps::resume(project, arch, origin.base, &objects);
+        compile(arch, steps, make.arg(target), &log)?;
         cache::write(&complete, wanted)
     })?;
     cache::remove(&stamp)?;
@@ -104,22 +110,15 @@ pub fn build(project: &Project, arch: Arch, linux_src: Option<&Path>) -> Result<
     }
     objects::prune(&objects)?;
     // Not if somebody edited a file meanwhile.
-    if made_of == ingredients(project, arch, &source.dir)? {
+    if made_of == ingredients(project, arch, origin.base, &source.dir)? {
         cache::write(&stamp, made_of)?;
     }
     Ok(kernel)
 }
 
 /// Runs `make` with its progress.
-fn compile(
-    project: &Project,
-    arch: Arch,
-    objects: &Path,
-    make: &mut Command,
-    log: &Path,
-) -> Result<()> {
+fn compile(arch: Arch, mut steps: Steps, make: &mut Command, log: &Path) -> Result<()> {
     let step = Step::begin(format!("building the {arch} kernel"));
-    let mut steps = Steps::resume(project, arch, objects);
     let result = step::run(make, log, &step, |line| {
         if let Some(file) = compiled(line) {
             steps.count += 1;
@@ -137,17 +136,18 @@ fn compile(
 }
 
 /// The patched source alone, for those who only read it.
-pub fn patched_source(project: &Project, linux_src: Option<&Path>) -> Result<Source> {
-    packages::ensure(project, linux_src.is_some())?;
+pub fn patched_source(project: &Project, origin: &Origin) -> Result<Source> {
+    packages::ensure(project, origin.needs_no_package())?;
     let _lock = project.lock_cache()?;
-    let source = fetch::source(project, linux_src, true)?;
-    tree::sync(project, &source)?;
+    let source = fetch::source(project, origin, true)?;
+    tree::sync(project, origin.base, &source)?;
     Ok(source)
 }
 
 /// Names what a kernel is made of.
-fn ingredients(project: &Project, arch: Arch, source: &Path) -> Result<String> {
-    let files = files::below(&project.kernel())?;
+fn ingredients(project: &Project, arch: Arch, base: Base, source: &Path) -> Result<String> {
+    let mut files = files::below(&project.kernel())?;
+    files.retain(|path, _| !base.is_others(path));
     let version = Toolchain::version()?;
     let variables = coverage::variables(arch);
     Ok(cache::fingerprint((files, version, source, variables)))
@@ -176,9 +176,9 @@ struct Steps {
 }
 
 impl Steps {
-    fn resume(project: &Project, arch: Arch, objects: &Path) -> Self {
+    fn resume(project: &Project, arch: Arch, base: Base, objects: &Path) -> Self {
         let number = |path: &Path| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok();
-        let total_file = project.cache.join(format!("steps-{arch}"));
+        let total_file = project.cache.join(base.named(&format!("steps-{arch}")));
         let count_file = objects.join(".sksm-steps");
         Self {
             count: number(&count_file).unwrap_or(0),
@@ -230,19 +230,22 @@ mod tests {
             cache: dir.path().into(),
         };
         let objects = dir.path().join("um");
-        let mut steps = Steps::resume(&project, Arch::Um, &objects);
+        let mut steps = Steps::resume(&project, Arch::Um, Base::Linux6_12, &objects);
         steps.count += steps.total / 2;
         assert_eq!(steps.percent(), Some(50));
         steps.save(false).unwrap();
-        let mut steps = Steps::resume(&project, Arch::Um, &objects);
+        let mut steps = Steps::resume(&project, Arch::Um, Base::Linux6_12, &objects);
         assert_eq!(steps.percent(), Some(50));
         steps.count = 10;
         steps.save(true).unwrap();
-        let mut steps = Steps::resume(&project, Arch::Um, &objects);
+        let mut steps = Steps::resume(&project, Arch::Um, Base::Linux6_12, &objects);
         assert_eq!((steps.count, steps.total), (0, 10));
         steps.count = 11;
         assert_eq!(steps.percent(), Some(99));
         cache::write(&objects.join("linux"), "").unwrap();
-        assert_eq!(Steps::resume(&project, Arch::Um, &objects).percent(), None);
+        assert_eq!(
+            Steps::resume(&project, Arch::Um, Base::Linux6_12, &objects).percent(),
+            None
+        );
     }
 }

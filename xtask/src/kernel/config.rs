@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use super::{arch::Arch, source::Source, toolchain::Toolchain};
+use super::{arch::Arch, base::Base, source::Source, toolchain::Toolchain};
 use crate::{
     ground::{cache, project::Project, step},
     terminal::progress::Step,
@@ -17,15 +17,11 @@ pub fn configure(
     source: &Source,
     objects: &std::path::Path,
     arch: Arch,
+    fragments: &[PathBuf],
     inputs: &str,
 ) -> Result<String> {
     let stamp = objects.join(".sksm-config");
-    let fragments = fragments(project, arch);
-    let mut text = String::new();
-    for path in &fragments {
-        text +=
-            &fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    }
+    let text = read(fragments)?;
     let wanted = format!("{inputs}\n{text}");
     if fs::read_to_string(&stamp).is_ok_and(|made| made == wanted) {
         return Ok(wanted);
@@ -46,7 +42,7 @@ pub fn configure(
         .arg("-O")
         .arg(objects)
         .arg(objects.join(".config"))
-        .args(&fragments);
+        .args(fragments);
     step::run(&mut merge, &log, &step, |_| {})?;
     let mut olddefconfig = toolchain.make(&source.tree, objects, arch.make());
     step::run(olddefconfig.arg("olddefconfig"), &log, &step, |line| {
@@ -57,8 +53,8 @@ pub fn configure(
     if !lost.is_empty() {
         let names: Vec<_> = fragments
             .iter()
-            .filter_map(|path| path.file_name())
-            .map(|name| format!("kernel/configs/{}", name.to_string_lossy()))
+            .map(|path| path.strip_prefix(&project.root).unwrap_or(path))
+            .map(|path| path.display().to_string())
             .collect();
         bail!(
             "the {arch} kernel cannot have these lines of {}:\n  {}\n\
@@ -72,7 +68,8 @@ pub fn configure(
     Ok(wanted)
 }
 
-fn fragments(project: &Project, arch: Arch) -> Vec<PathBuf> {
+/// What a kernel's configuration is merged of, in order.
+pub fn fragments(project: &Project, arch: Arch, base: Base) -> Vec<PathBuf> {
     let names: &[&str] = match arch {
         Arch::Um => &["common", "um"],
         Arch::X86_64 => &["common", "x86_64"],
@@ -82,15 +79,26 @@ fn fragments(project: &Project, arch: Arch) -> Vec<PathBuf> {
         Arch::Without => &["common", "x86_64", "without"],
         Arch::Unpatched => &["common", "x86_64", "unpatched"],
     };
-    names
-        .iter()
-        .map(|name| {
-            project
-                .kernel()
-                .join("configs")
-                .join(format!("{name}.config"))
-        })
-        .collect()
+    let of = |&name| with_own(project, name, base);
+    names.iter().flat_map(of).collect()
+}
+
+/// The fragment of that name for every base, and after it, as a later line wins, the one for this base if it has any.
+pub fn with_own(project: &Project, name: &str, base: Base) -> Vec<PathBuf> {
+    let configs = project.kernel().join("configs");
+    let name = format!("{name}.config");
+    let own = configs.join(base.name()).join(&name);
+    let mut fragments = vec![configs.join(name)];
+    fragments.extend(own.is_file().then_some(own));
+    fragments
+}
+
+/// The fragments' lines, one after the other.
+pub fn read(fragments: &[PathBuf]) -> Result<String> {
+    let read = |path: &PathBuf| {
+        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))
+    };
+    fragments.iter().map(read).collect()
 }
 
 /// Symbols and their values; a later line wins, and an unset symbol has the value `n`.
@@ -122,6 +130,31 @@ pub fn lost(fragments: &str, config: &str) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_bases_own_fragment_comes_after_the_common_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let project = Project {
+            root: dir.path().into(),
+            target: dir.path().into(),
+            cache: dir.path().into(),
+        };
+        let configs = project.kernel().join("configs");
+        cache::write(&configs.join("7.3/common.config"), "").unwrap();
+        let own = ["common.config", "7.3/common.config", "um.config"];
+        assert_eq!(
+            fragments(&project, Arch::Um, Base::Linux7_3),
+            own.map(|name| configs.join(name))
+        );
+        let all = ["common.config", "um.config"];
+        assert_eq!(
+            fragments(&project, Arch::Um, Base::Linux6_12),
+            all.map(|name| configs.join(name))
+        );
+        // What the other base has, and this one does not.
+        let text = "CONFIG_A=y\n# CONFIG_A is not set\nCONFIG_B=y\n";
+        assert!(lost(text, "CONFIG_B=y\n").is_empty());
+    }
 
     #[test]
     fn lost_lines_are_named() {

@@ -10,7 +10,11 @@ use std::{
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 
-use super::source::{Source, UNPATCHED};
+use super::{
+    base::Base,
+    origin::Origin,
+    source::{Source, UNPATCHED},
+};
 use crate::{
     ground::{
         cache,
@@ -21,43 +25,37 @@ use crate::{
     terminal::progress::Step,
 };
 
-/// The kernel that the patches are for.
-const SERIES: &str = "6.12";
-const TARBALL: &str = "/usr/src/linux-source-6.12.tar.xz";
-const PACKAGE: &str = "linux-source-6.12";
-
 /// How the name of Debian's in the cache begins.
 const DEBIAN: &str = "debian-";
 
 /// The tree in the cache, fetched if need be: one that takes the patches, or another one that never does. Needs the
 /// cache's lock.
-pub fn source(project: &Project, user_tree: Option<&Path>, patched: bool) -> Result<Source> {
-    match user_tree {
+pub fn source(project: &Project, origin: &Origin, patched: bool) -> Result<Source> {
+    match &origin.tree {
         Some(tree) => copy(project, tree, patched),
-        None => unpack(project, patched),
+        None => unpack(project, origin.base, patched),
     }
 }
 
 /// Debian's tree, whether or not it is in the cache yet.
-pub fn debian(project: &Project, patched: bool) -> Result<Source> {
-    let output = Command::new("dpkg-query")
-        .args(["-W", "-f", "${Version}", PACKAGE])
-        .output()
-        .context("cannot run dpkg-query; --linux-src DIR takes an unpacked tree instead")?;
-    if !output.status.success() || !Path::new(TARBALL).is_file() {
-        bail!("{PACKAGE} is not installed; run `cargo xtask setup`, or give --linux-src DIR");
-    }
+pub fn debian(project: &Project, base: Base, patched: bool) -> Result<Source> {
+    let version = base.source().version()?;
     Ok(Source::named(
         project,
-        &format!("{DEBIAN}{}", String::from_utf8_lossy(&output.stdout)),
+        &format!("{DEBIAN}{version}"),
         patched,
     ))
 }
 
-fn unpack(project: &Project, patched: bool) -> Result<Source> {
-    let source = debian(project, patched)?;
-    if !source.dir.join("unpacked").is_file() {
-        unpack_into(project, &source)?;
+/// Whether nothing of Debian's has to be fetched any more.
+pub fn is_unpacked(source: &Source) -> bool {
+    source.dir.join("unpacked").is_file()
+}
+
+fn unpack(project: &Project, base: Base, patched: bool) -> Result<Source> {
+    let source = debian(project, base, patched)?;
+    if !is_unpacked(&source) {
+        unpack_into(project, base, &source)?;
     }
     for old in superseded(&source.dir)? {
         let step = Step::begin(format!("removing {}", old.display()));
@@ -72,8 +70,8 @@ fn unpack(project: &Project, patched: bool) -> Result<Source> {
     Ok(source)
 }
 
-/// The trees of Debian's older versions beside this one, each with all that was made from it. One that somebody gives as
-/// --linux-src, which shows in the name of its copy, is not among them.
+/// The trees of Debian's older versions of the same base beside this one, each with all that was made from it. One that
+/// somebody gives as --linux-src, which shows in the name of its copy, is not among them.
 fn superseded(current: &Path) -> Result<Vec<PathBuf>> {
     let version = |name: &str| {
         let name = name.strip_suffix(UNPATCHED).unwrap_or(name);
@@ -94,6 +92,9 @@ fn superseded(current: &Path) -> Result<Vec<PathBuf>> {
         let Some(version) = version(name).filter(|_| !names.iter().any(copied)) else {
             continue;
         };
+        if Base::of_version(&version) != Base::of_version(&newest) {
+            continue;
+        }
         let mut compare = Command::new("dpkg");
         compare.args(["--compare-versions", &version, "lt", &newest]);
         if compare.status().context("cannot run dpkg")?.success() {
@@ -103,7 +104,10 @@ fn superseded(current: &Path) -> Result<Vec<PathBuf>> {
     Ok(old)
 }
 
-fn unpack_into(project: &Project, source: &Source) -> Result<()> {
+fn unpack_into(project: &Project, base: Base, source: &Source) -> Result<()> {
+    let package = base.source();
+    let tarball = package.content(project, &format!("usr/src/{}.tar.xz", package.name()))?;
+    let tarball = &tarball.path;
     // Whatever is there was interrupted.
     let step = Step::begin("unpacking the kernel's source");
     if source.dir.exists() {
@@ -122,7 +126,8 @@ fn unpack_into(project: &Project, source: &Source) -> Result<()> {
         Signal::TERM,
     )?;
     let mut input = tar.child.stdin.take().context("tar has no input")?;
-    let mut archive = File::open(TARBALL).with_context(|| format!("cannot open {TARBALL}"))?;
+    let mut archive =
+        File::open(tarball).with_context(|| format!("cannot open {}", tarball.display()))?;
     let size = archive.metadata()?.len();
     let mut chunk = vec![0; 1 << 18];
     let mut done = 0;
@@ -140,9 +145,13 @@ fn unpack_into(project: &Project, source: &Source) -> Result<()> {
     let status = tar.child.wait()?;
     interrupt::check()?;
     if !status.success() {
-        bail!("unpacking {TARBALL} failed\n{}", step::tail(&log)?);
+        bail!(
+            "unpacking {} failed\n{}",
+            tarball.display(),
+            step::tail(&log)?
+        );
     }
-    check_series(&source.tree)?;
+    Base::of_tree(&source.tree)?;
     cache::write(&source.dir.join("unpacked"), "")?;
     step.done();
     Ok(())
@@ -157,7 +166,7 @@ fn copy(project: &Project, from: &Path, patched: bool) -> Result<Source> {
     let from = from
         .canonicalize()
         .with_context(|| format!("--linux-src: no directory {}", from.display()))?;
-    let version = check_series(&from)?;
+    let (_, version) = Base::of_tree(&from)?;
     let path = from.to_string_lossy();
     let source = Source::named(project, &copy_key(&version, &path), patched);
     fs::create_dir_all(&source.dir)?;
@@ -224,47 +233,9 @@ fn copied(line: &str) -> bool {
         .any(|kind| line.starts_with(kind))
 }
 
-/// The tree's version, if it is of the series that the patches are for.
-pub fn check_series(tree: &Path) -> Result<String> {
-    let makefile = fs::read_to_string(tree.join("Makefile"))
-        .with_context(|| format!("{} holds no kernel source", tree.display()))?;
-    let Some(version) = version(&makefile) else {
-        bail!("{} holds no kernel source", tree.display());
-    };
-    if version != SERIES && !version.starts_with(&format!("{SERIES}.")) {
-        bail!(
-            "{} is Linux {version}; the patches are for {SERIES}.y, so give a tree of that series",
-            tree.display()
-        );
-    }
-    Ok(version)
-}
-
-/// The version in a kernel's Makefile, as in `6.12.3`.
-fn version(makefile: &str) -> Option<String> {
-    let field = |name: &str| {
-        makefile.lines().take(10).find_map(|line| {
-            let (key, value) = line.split_once('=')?;
-            (key.trim() == name).then(|| value.trim().to_owned())
-        })
-    };
-    Some(format!(
-        "{}.{}.{}",
-        field("VERSION")?,
-        field("PATCHLEVEL")?,
-        field("SUBLEVEL")?
-    ))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn makefile(minor: &str) -> String {
-        format!(
-            "# SPDX\nVERSION = 6\nPATCHLEVEL = {minor}\nSUBLEVEL = 74\nEXTRAVERSION =\nNAME = x\n"
-        )
-    }
 
     #[test]
     fn older_versions_of_debians_are_superseded() {
@@ -280,6 +251,8 @@ mod tests {
             "debian-6.12.117-1-unpatched",
             "debian-6.12.200-1",
             "debian-6.12.48-1",
+            "debian-7.3.1-1~bpo13+1",
+            "debian-7.3.4-1~bpo13+1",
             &copy,
             "6.12.1-0123456789abcdef",
         ] {
@@ -296,6 +269,11 @@ mod tests {
             old.sort();
             assert_eq!(old, expected);
         }
+        // The other way round it is no different.
+        assert_eq!(
+            superseded(&path("debian-7.3.4-1~bpo13+1")).unwrap(),
+            [path("debian-7.3.1-1~bpo13+1")]
+        );
         // Of the unpatched kernel alone.
         fs::rename(path(&copy), path(&format!("{copy}-unpatched"))).unwrap();
         assert_eq!(superseded(&path("debian-6.12.117-1")).unwrap().len(), 3);
@@ -308,18 +286,5 @@ mod tests {
         assert!(copied("cL+++++++++ scripts/dtc/include-prefixes/arm -> x"));
         assert!(!copied(".d..t...... mm/"));
         assert!(!copied("cannot delete non-empty directory: mm/sksm"));
-    }
-
-    #[test]
-    fn the_series_is_checked() {
-        let dir = tempfile::tempdir().unwrap();
-        assert!(check_series(dir.path()).is_err());
-        fs::write(dir.path().join("Makefile"), "all:\n").unwrap();
-        assert!(check_series(dir.path()).is_err());
-        fs::write(dir.path().join("Makefile"), makefile("12")).unwrap();
-        assert_eq!(check_series(dir.path()).unwrap(), "6.12.74");
-        fs::write(dir.path().join("Makefile"), makefile("1")).unwrap();
-        let error = check_series(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("Linux 6.1.74"), "{error}");
     }
 }

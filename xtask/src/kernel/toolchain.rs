@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
+use super::base::Base;
 use crate::{
     ground::{
         cache,
@@ -23,7 +24,7 @@ const LLVM: &str = "19";
 /// Built where the system has none that will do.
 const BINDGEN: &str = "0.71.1";
 const SYSTEM_BINDGEN: &str = "/usr/bin/bindgen";
-/// Linux 6.12 takes older ones, but they do not know LLVM 19.
+/// The kernels take older ones, but they do not know LLVM 19.
 const OLDEST_BINDGEN: [u32; 2] = [0, 71];
 const SYSTEM_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -35,8 +36,15 @@ pub struct Toolchain {
 
 impl Toolchain {
     /// Finds the compilers, and builds bindgen when the cache has none. Needs the cache's lock.
-    pub fn prepare(project: &Project) -> Result<Self> {
+    pub fn prepare(project: &Project, base: Base) -> Result<Self> {
         let version = Self::version()?;
+        let rustc = version.lines().next().unwrap_or_default();
+        if !since(rustc, "rustc", base.oldest_rust()) {
+            let [major, minor] = base.oldest_rust();
+            bail!(
+                "Linux {base} needs Rust {major}.{minor}, and {RUSTC} is {rustc}; upgrade Debian's package of it"
+            );
+        }
         let sysroot = step::output(Command::new(RUSTC).args(["--print", "sysroot"]))?;
         let library = Path::new(sysroot.trim()).join("lib/rustlib/src/rust/library");
         if !library.join("core/src/lib.rs").is_file() {
@@ -103,18 +111,23 @@ fn system_bindgen() -> Option<String> {
         let mut command = Command::new(SYSTEM_BINDGEN);
         step::output(command.args(args).env("LIBCLANG_PATH", libclang())).ok()
     };
-    let version = said(&["--version"]).filter(|version| new_enough(version))?;
+    let version =
+        said(&["--version"]).filter(|version| since(version, "bindgen", OLDEST_BINDGEN))?;
     // It finds libclang only once it reads a header.
     said(&["/dev/null", "--", "-x", "c"])?;
     Some(version.trim().to_owned())
 }
 
-fn new_enough(bindgen: &str) -> bool {
-    let version = bindgen.trim().strip_prefix("bindgen ").unwrap_or_default();
-    let numbers: Option<Vec<u32>> = (version.split('.').take(2))
+/// Whether what a program calls itself, as in `rustc 1.85.1 (4eb161250 2025-03-15)`, is that version or a later one.
+fn since(said: &str, program: &str, oldest: [u32; 2]) -> bool {
+    let mut words = said.split_whitespace();
+    if words.next() != Some(program) {
+        return false;
+    }
+    let numbers: Option<Vec<u32>> = (words.next().unwrap_or_default().split('.').take(2))
         .map(|number| number.parse().ok())
         .collect();
-    numbers.is_some_and(|numbers| numbers[..] >= OLDEST_BINDGEN[..])
+    numbers.is_some_and(|numbers| numbers[..] >= oldest[..])
 }
 
 /// The system's bindgen, or the one in the cache.
@@ -175,6 +188,7 @@ mod tests {
 
     #[test]
     fn a_bindgen_that_is_too_old_is_not_used() {
+        let new_enough = |said| since(said, "bindgen", OLDEST_BINDGEN);
         for good in ["bindgen 0.71.1\n", "bindgen 0.72.0", "bindgen 1.0.0"] {
             assert!(new_enough(good), "{good}");
         }
@@ -187,5 +201,17 @@ mod tests {
         ] {
             assert!(!new_enough(bad), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_later_base_may_want_a_later_rust() {
+        let enough = |said, base: Base| since(said, "rustc", base.oldest_rust());
+        let of_bookworm = "rustc 1.78.0 (9b00956e5 2024-04-29) (built from a source tarball)";
+        assert!(enough(of_bookworm, Base::Linux6_12));
+        assert!(!enough(of_bookworm, Base::Linux7_3));
+        assert!(enough(
+            "rustc 1.85.0 (4d91de4e4 2025-02-17)",
+            Base::Linux7_3
+        ));
     }
 }

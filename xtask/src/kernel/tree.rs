@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
-use super::source::Source;
+use super::{base::Base, source::Source};
 use crate::ground::{
     cache,
     files::{self, Files},
@@ -21,8 +21,8 @@ use crate::ground::{
     step,
 };
 
-/// Parts of `kernel/` that are not laid over the tree.
-const NOT_OVERLAID: [&str; 2] = ["configs", "patches"];
+/// Parts of `kernel/` that are not laid over the tree: of `base`, what is in its directory is.
+const NOT_OVERLAID: [&str; 3] = ["base", "configs", "patches"];
 
 /// Fingerprints of what differs from the pristine tree.
 #[derive(Debug, Default, PartialEq)]
@@ -33,8 +33,8 @@ pub struct Changes {
 }
 
 /// Brings the tree up to date.
-pub fn sync(project: &Project, source: &Source) -> Result<Changes> {
-    let wanted = wanted(project, source)?;
+pub fn sync(project: &Project, base: Base, source: &Source) -> Result<Changes> {
+    let wanted = wanted(project, base, source)?;
     for path in wanted.keys() {
         source.remember(path)?;
     }
@@ -64,23 +64,30 @@ pub fn sync(project: &Project, source: &Source) -> Result<Changes> {
 }
 
 /// Every file that the change adds or touches, as the kernel is built with it.
-pub fn wanted(project: &Project, source: &Source) -> Result<Files> {
-    let patches = files::below(&project.kernel().join("patches/6.12"))?
-        .into_iter()
-        .filter(|(name, _)| name.extension().is_some_and(|ext| ext == "patch"))
-        .collect();
-    let mut wanted = patch(source, &patches)?;
-    for (path, content) in overlay(&project.kernel())? {
+pub fn wanted(project: &Project, base: Base, source: &Source) -> Result<Files> {
+    let mut wanted = patch(source, base, &hooks(&project.kernel(), base)?)?;
+    for (path, content) in overlay(&project.kernel(), base)? {
         if wanted.contains_key(&path) {
-            bail!("kernel/{} is also made by a patch", path.display());
+            bail!(
+                "{} is laid over the tree from kernel/, and a patch of base {base} makes it too",
+                path.display()
+            );
         }
         wanted.insert(path, content);
     }
     Ok(wanted)
 }
 
-/// The files of `kernel/` that are laid over the tree.
-pub fn overlay(kernel: &Path) -> Result<Files> {
+/// The patches of a base, in order.
+pub fn hooks(kernel: &Path, base: Base) -> Result<Files> {
+    let mut patches = files::below(&kernel.join(base.patches()))
+        .with_context(|| format!("there are no patches for Linux {base}"))?;
+    patches.retain(|name, _| name.extension().is_some_and(|ext| ext == "patch"));
+    Ok(patches)
+}
+
+/// The files of `kernel/` that are laid over the tree: those for every base, and those for this one.
+pub fn overlay(kernel: &Path, base: Base) -> Result<Files> {
     let mut files = Files::new();
     for entry in fs::read_dir(kernel)? {
         let entry = entry?;
@@ -92,11 +99,21 @@ pub fn overlay(kernel: &Path) -> Result<Files> {
             files.insert(Path::new(&name).join(path), content);
         }
     }
+    let own = kernel.join(base.overlay());
+    if own.is_dir() {
+        for (path, content) in files::below(&own)? {
+            if files.contains_key(&path) {
+                let (path, own) = (path.display(), base.overlay());
+                bail!("kernel/{}/{path} is in kernel/{path} too", own.display());
+            }
+            files.insert(path, content);
+        }
+    }
     Ok(files)
 }
 
 /// The files that the patches change, as they leave them.
-fn patch(source: &Source, patches: &Files) -> Result<Files> {
+fn patch(source: &Source, base: Base, patches: &Files) -> Result<Files> {
     let applied = source.dir.join("applied");
     let patched = source.dir.join("patched");
     if applied.is_dir() && files::below(&applied)? == *patches {
@@ -130,8 +147,8 @@ fn patch(source: &Source, patches: &Files) -> Result<Files> {
         )
         .with_context(|| {
             format!(
-                "kernel/patches/6.12/{} does not apply to {}",
-                name.display(),
+                "kernel/{} does not apply to {}",
+                base.patches().join(name).display(),
                 source.tree.display()
             )
         })?;
@@ -166,6 +183,7 @@ mod tests {
         source: Source,
     }
 
+    const BASE: Base = Base::Linux6_12;
     const HOOK: &str = "\
 --- a/mm/old.c
 +++ b/mm/old.c
@@ -208,7 +226,11 @@ mod tests {
 
     impl Setting {
         fn sync(&self) -> Changes {
-            sync(&self.project, &self.source).unwrap()
+            sync(&self.project, BASE, &self.source).unwrap()
+        }
+
+        fn error(&self) -> String {
+            format!("{:#}", sync(&self.project, BASE, &self.source).unwrap_err())
         }
 
         fn tree(&self) -> Vec<(String, String)> {
@@ -264,6 +286,38 @@ mod tests {
     }
 
     #[test]
+    fn a_bases_own_files_are_laid_over_it_alone() {
+        let setting = setting();
+        setting.sync();
+        let tree = setting.tree();
+        let put = |path: &str| {
+            cache::write(&setting.project.kernel().join("base").join(path), "own\n").unwrap();
+        };
+        put("7.3/mm/sksm/base.h");
+        put("7.3/mm/sksm/sksm.rs");
+        setting.sync();
+        assert_eq!(setting.tree(), tree);
+        put("6.12/mm/sksm/base.h");
+        setting.sync();
+        let mut more = tree.clone();
+        more.insert(3, ("mm/sksm/base.h".into(), "own\n".into()));
+        assert_eq!(setting.tree(), more);
+        put("6.12/mm/sksm/sksm.rs");
+        assert_eq!(
+            setting.error(),
+            "kernel/base/6.12/mm/sksm/sksm.rs is in kernel/mm/sksm/sksm.rs too"
+        );
+    }
+
+    #[test]
+    fn a_base_without_patches_is_named() {
+        let setting = setting();
+        let error = sync(&setting.project, Base::Linux7_3, &setting.source).unwrap_err();
+        let error = format!("{error:#}");
+        assert!(error.contains("no patches for Linux 7.3"), "{error}");
+    }
+
+    #[test]
     fn unchanged_files_keep_their_time_when_a_patch_changes() {
         let setting = setting();
         setting.sync();
@@ -299,7 +353,7 @@ mod tests {
     fn a_patch_that_does_not_apply_is_named() {
         let setting = setting();
         fs::write(setting.source.tree.join("mm/old.c"), "different\n").unwrap();
-        let error = format!("{:#}", sync(&setting.project, &setting.source).unwrap_err());
+        let error = setting.error();
         assert!(error.contains("0001-hook.patch does not apply"), "{error}");
         assert!(error.contains("mm/old.c"), "{error}");
     }

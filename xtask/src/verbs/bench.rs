@@ -7,7 +7,7 @@ mod table;
 mod unused;
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -19,7 +19,7 @@ use sksm_records::bench::{Failure, Report, names::family};
 use crate::{
     ground::{interrupt, project::Project},
     guest::{Boot, programs},
-    kernel::{self, Arch},
+    kernel::{self, Arch, Origin},
     verbs::shared::measurement::{self, Measured, Out},
 };
 use published::Published;
@@ -48,7 +48,7 @@ pub struct Args {
     /// With x86_64, leave out what is measured in a kernel without the engine too, which is built for that
     #[arg(long)]
     patched_only: bool,
-    /// Where bench.json and bench.svg go; target/sksm/bench/ARCH if not given
+    /// Where bench.json and bench.svg go; target/sksm/bench/ARCH if not given, with another base target/sksm/bench/BASE/ARCH
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -57,27 +57,32 @@ fn families() -> PossibleValuesParser {
     PossibleValuesParser::new(family::ALL.iter().chain([&scan::NAME]))
 }
 
-pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<ExitCode> {
+/// What is measured on different bases is kept apart.
+fn results(project: &Project, origin: &Origin) -> PathBuf {
+    origin.base.within(project.target.join("sksm/bench"))
+}
+
+pub fn run(project: &Project, args: Args, origin: &Origin) -> Result<ExitCode> {
     if args.only.iter().any(|only| only == scan::NAME) {
         if args.only.len() > 1 {
             bail!("scan is measured by itself: leave the others out");
         }
-        return scan::run(project, &args, linux_src);
+        return scan::run(project, &args, origin);
     }
     if args.instructions && args.arch == Arch::Um {
         bail!("User-Mode Linux cannot count instructions: add --arch x86_64");
     }
     let out = Out::create(args.out.unwrap_or_else(|| {
         let arch = args.arch.to_string();
-        project.target.join("sksm/bench").join(arch)
+        results(project, origin).join(arch)
     }))?;
-    let kernel = kernel::build(project, args.arch, linux_src)?;
+    let kernel = kernel::build(project, args.arch, origin)?;
     let asked = |family: &&str| args.only.is_empty() || args.only.iter().any(|only| only == family);
     let compare = !args.patched_only && unused::FAMILIES.iter().any(asked);
     let mut unused_left_out = None;
     let mut without = None;
     if compare && args.arch == Arch::X86_64 {
-        without = Some(kernel::build(project, Arch::Without, linux_src)?);
+        without = Some(kernel::build(project, Arch::Without, origin)?);
     } else if compare {
         unused_left_out =
             Some("it takes counts of instructions in two kernels, so add --arch x86_64".to_owned());

@@ -11,7 +11,7 @@ use crate::{
 
 pub fn run(project: &Project) -> Result<ExitCode> {
     let lock = project.lock_cache()?;
-    let step = Step::begin("removing cached trees and objects");
+    let step = Step::begin("removing cached packages, trees and objects");
     for entry in fs::read_dir(&project.cache)? {
         let path = entry?.path();
         // The lock file stays: another invocation may be waiting for it.

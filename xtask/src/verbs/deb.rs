@@ -10,15 +10,15 @@ mod trial;
 pub mod units;
 mod version;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{fs, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result, bail};
 
-use crate::{ground::project::Project, kernel::Arch, verbs::patches};
+use crate::{
+    ground::project::Project,
+    kernel::{Arch, Origin},
+    verbs::patches,
+};
 
 pub use programs::build as programs;
 
@@ -44,26 +44,27 @@ pub struct Args {
     arch: Arch,
 }
 
-pub fn run(project: &Project, args: &Args, linux_src: Option<&Path>) -> Result<ExitCode> {
+pub fn run(project: &Project, args: &Args, origin: &Origin) -> Result<ExitCode> {
     if args.check {
-        print!("{}", kernel::check(project, linux_src)?);
+        print!("{}", kernel::check(project, origin)?);
         return Ok(ExitCode::SUCCESS);
     }
-    if linux_src.is_some() && !args.kernel && !args.trial {
-        bail!("--linux-src is of use with --kernel and --try only");
+    if *origin != Origin::default() && !args.kernel && !args.trial {
+        bail!("--base and --linux-src are of use with --kernel and --try only");
     }
     let maintainer = patches::sender(project, "--maintainer", args.maintainer.as_deref())?;
     let out = match &args.out {
         Some(dir) => dir.clone(),
+        None if args.kernel => origin.base.within(project.target.join("sksm/deb")),
         None => project.target.join("sksm/deb"),
     };
     fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
     let packages = match args.kernel {
-        true => kernel::build(project, linux_src, &maintainer, &out)?,
+        true => kernel::build(project, origin, &maintainer, &out)?,
         false => programs(project, &maintainer, &out)?,
     };
     if args.trial {
-        trial::run(project, args.arch, &packages, linux_src)?;
+        trial::run(project, args.arch, &packages, origin)?;
     }
     for package in packages {
         println!("{}", package.display());

@@ -7,11 +7,7 @@ mod chart;
 mod store;
 mod table;
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-    time::Duration,
-};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Result, bail};
 use serde::{Deserialize, Serialize};
@@ -20,7 +16,7 @@ use sksm_records::demo::{Kind, Report};
 use crate::{
     ground::{interrupt, project::Project},
     guest::{Boot, programs},
-    kernel::{self, Arch},
+    kernel::{self, Arch, Origin},
     terminal::format,
     verbs::shared::measurement::{self, Out},
 };
@@ -36,7 +32,7 @@ pub struct Args {
     /// The kernel to boot
     #[arg(long, default_value = "um")]
     arch: Arch,
-    /// Where demo.json and demo.svg go; target/sksm/demo if not given
+    /// Where demo.json and demo.svg go; target/sksm/demo if not given, with another base a directory in it
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// How long to wait for KSM, each time
@@ -138,14 +134,15 @@ impl Printed {
     }
 }
 
-pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<ExitCode> {
+pub fn run(project: &Project, args: Args, origin: &Origin) -> Result<ExitCode> {
     let dir = args.out.clone();
-    let out = Out::create(dir.unwrap_or_else(|| project.target.join("sksm/demo")))?;
+    let out =
+        Out::create(dir.unwrap_or_else(|| origin.base.within(project.target.join("sksm/demo"))))?;
     project.check_target()?;
     if args.engine == Engine::Store {
         return store::run(project, &args, &out);
     }
-    let kernel = kernel::build(project, args.arch, linux_src)?;
+    let kernel = kernel::build(project, args.arch, origin)?;
     let program = programs::demo(project)?;
     let preload = programs::preload_for_demo(project)?;
 

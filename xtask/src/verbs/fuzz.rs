@@ -18,7 +18,7 @@ use sksm_records::fuzz::{Line, Report, inputs};
 use crate::{
     ground::{cache, project::Project},
     guest::{Boot, Cmd, End, Output, programs},
-    kernel::{self, Arch, Kernel},
+    kernel::{self, Arch, Base, Kernel, Origin},
     terminal::progress::Step,
 };
 use failure::Failure;
@@ -51,16 +51,22 @@ const WINDING_UP: Duration = Duration::from_secs(900);
 const CORPUS: &str = "testing/fuzz/corpus/inputs";
 const CORPUS_BEGINS: &str = "# Inputs of sksm-fuzz, in hexadecimal digits: see README.md here.\n";
 
-pub fn run(project: &Project, args: &Args, linux_src: Option<&Path>) -> Result<ExitCode> {
+pub fn run(project: &Project, args: &Args, origin: &Origin) -> Result<ExitCode> {
     project.check_target()?;
+    if args.record && origin.base != Base::default() {
+        bail!(
+            "--record: the inputs in the repository are those that reach most on Linux {}; leave --base out",
+            Base::default()
+        );
+    }
     let good = match &args.replay {
         Some(file) => {
-            let kernel = kernel::build(project, args.arch, linux_src)?;
-            replay(project, &kernel, file, args.times)?
+            let kernel = kernel::build(project, args.arch, origin)?;
+            replay(project, origin, &kernel, file, args.times)?
         }
         None => {
-            let kernel = kernel::build(project, Arch::Fuzz, linux_src)?;
-            fuzz(project, &kernel, args)?
+            let kernel = kernel::build(project, Arch::Fuzz, origin)?;
+            fuzz(project, origin, &kernel, args)?
         }
     };
     Ok(match good {
@@ -70,7 +76,13 @@ pub fn run(project: &Project, args: &Args, linux_src: Option<&Path>) -> Result<E
 }
 
 /// Runs inputs again, and shows what each of their processes does.
-fn replay(project: &Project, kernel: &Kernel, file: &Path, times: u64) -> Result<bool> {
+fn replay(
+    project: &Project,
+    origin: &Origin,
+    kernel: &Kernel,
+    file: &Path,
+    times: u64,
+) -> Result<bool> {
     let text = fs::read_to_string(file);
     let text = text.with_context(|| format!("cannot read {}", file.display()))?;
     if let Err(error) = inputs(&text) {
@@ -78,7 +90,7 @@ fn replay(project: &Project, kernel: &Kernel, file: &Path, times: u64) -> Result
     }
     let program = programs::guest_programs(project)?.join("sksm-replay");
     // Where the guest can see it.
-    let visible = results(project)?.join("replay");
+    let visible = results(project, origin)?.join("replay");
     cache::write(&visible, &text)?;
     let command = [
         program.to_string_lossy().into_owned(),
@@ -119,7 +131,7 @@ impl Told {
     }
 }
 
-fn fuzz(project: &Project, kernel: &Kernel, args: &Args) -> Result<bool> {
+fn fuzz(project: &Project, origin: &Origin, kernel: &Kernel, args: &Args) -> Result<bool> {
     let time = Duration::from_secs(60 * args.minutes);
     let program = programs::fuzzer(project)?;
     let mut command = vec![program.to_string_lossy().into_owned()];
@@ -139,7 +151,7 @@ fn fuzz(project: &Project, kernel: &Kernel, args: &Args) -> Result<bool> {
                 }
             }))),
     )?;
-    let dir = results(project)?;
+    let dir = results(project, origin)?;
     let corpus = told
         .report
         .as_ref()
@@ -189,8 +201,8 @@ fn fuzz(project: &Project, kernel: &Kernel, args: &Args) -> Result<bool> {
 }
 
 /// Where a run leaves what it has found.
-fn results(project: &Project) -> Result<PathBuf> {
-    let dir = project.target.join("sksm/fuzz");
+fn results(project: &Project, origin: &Origin) -> Result<PathBuf> {
+    let dir = origin.base.within(project.target.join("sksm/fuzz"));
     fs::create_dir_all(&dir).with_context(|| format!("cannot create {}", dir.display()))?;
     Ok(dir)
 }

@@ -1,12 +1,12 @@
 //! The verb `kernel`: builds a kernel, and says where its image is.
 
-use std::{path::Path, process::ExitCode};
+use std::process::ExitCode;
 
 use anyhow::Result;
 
 use crate::{
     ground::project::Project,
-    kernel::{self, Arch},
+    kernel::{self, Arch, Origin},
 };
 
 #[derive(clap::Args)]
@@ -14,8 +14,8 @@ pub struct Args {
     arch: Arch,
 }
 
-pub fn run(project: &Project, args: &Args, linux_src: Option<&Path>) -> Result<ExitCode> {
-    let kernel = kernel::build(project, args.arch, linux_src)?;
+pub fn run(project: &Project, args: &Args, origin: &Origin) -> Result<ExitCode> {
+    let kernel = kernel::build(project, args.arch, origin)?;
     println!("{}", kernel.image.display());
     Ok(ExitCode::SUCCESS)
 }

@@ -18,7 +18,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     ground::{cache, files, interrupt, packages, project::Project, step},
-    kernel::checkpatch,
+    kernel::{Origin, checkpatch},
     terminal::progress::Step,
 };
 pub use sender::{PLACEHOLDER, sender};
@@ -34,7 +34,7 @@ pub struct Args {
     signoff: Option<String>,
 }
 
-pub fn run(project: &Project, args: &Args, linux_src: Option<&Path>) -> Result<ExitCode> {
+pub fn run(project: &Project, args: &Args, origin: &Origin) -> Result<ExitCode> {
     let sender = sender(project, "--signoff", args.signoff.as_deref())?;
     fs::create_dir_all(&args.out)
         .with_context(|| format!("cannot create {}", args.out.display()))?;
@@ -44,12 +44,12 @@ pub fn run(project: &Project, args: &Args, linux_src: Option<&Path>) -> Result<E
             args.out.display()
         );
     }
-    packages::ensure(project, linux_src.is_some())?;
+    packages::ensure(project, origin.needs_no_package())?;
     let out = args.out.canonicalize()?;
     // Elsewhere at first, so that `out` is empty still if anything fails.
     let scratch = tempfile::tempdir()?;
     let step = Step::begin("writing the series");
-    let made = make(project, linux_src, &sender, scratch.path())?;
+    let made = make(project, origin, &sender, scratch.path())?;
     step.done();
     let step = Step::begin("checking its style");
     let log = project.log("patches-checkpatch")?;
@@ -77,7 +77,7 @@ pub fn run(project: &Project, args: &Args, linux_src: Option<&Path>) -> Result<E
         "{} patches and a cover letter, signed off by {sender}\n\
          `git am` turns {} into what the kernels here are built of; checkpatch.pl --strict finds nothing\n{}",
         made.patches.len(),
-        made.base,
+        made.applies_to,
         out.display()
     );
     Ok(ExitCode::SUCCESS)

@@ -3,12 +3,7 @@
 mod calls;
 mod symbols;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::ExitCode,
-    time::Duration,
-};
+use std::{fs, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Result, bail};
 use sksm_records::profile::{CASES, DONE, READY};
@@ -16,7 +11,7 @@ use sksm_records::profile::{CASES, DONE, READY};
 use crate::{
     ground::{cache, project::Project},
     guest::{Boot, Cmd, End, Output, Trace, programs},
-    kernel::{self, Arch},
+    kernel::{self, Arch, Origin},
     terminal::{progress::Step, table::Table},
     verbs::shared::measurement::Out,
 };
@@ -28,7 +23,7 @@ pub struct Args {
     /// Show so many functions, the most costly
     #[arg(long, value_name = "N", default_value_t = 40)]
     top: usize,
-    /// Where profile.txt goes; target/sksm/profile if not given
+    /// Where profile.txt goes; target/sksm/profile if not given, with another base a directory in it
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
@@ -36,10 +31,10 @@ pub struct Args {
 /// Each instruction is written down, which takes a hundred times as long.
 const PATIENCE: Duration = Duration::from_secs(1800);
 
-pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<ExitCode> {
-    let dir = project.target.join("sksm/profile");
+pub fn run(project: &Project, args: Args, origin: &Origin) -> Result<ExitCode> {
+    let dir = origin.base.within(project.target.join("sksm/profile"));
     let out = Out::create(args.out.unwrap_or_else(|| dir.clone()))?;
-    let kernel = kernel::build(project, Arch::X86_64, linux_src)?;
+    let kernel = kernel::build(project, Arch::X86_64, origin)?;
     let program = programs::guest_programs(project)?.join("sksm-profile");
     let scratch = tempfile::tempdir()?;
     let trace = Trace::new(scratch.path());

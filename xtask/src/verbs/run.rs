@@ -1,6 +1,6 @@
 //! The verb `run`: one command in a freshly booted kernel.
 
-use std::{path::Path, process::ExitCode, time::Duration};
+use std::{process::ExitCode, time::Duration};
 
 use anyhow::Result;
 use procfs::{Current, Meminfo};
@@ -8,7 +8,7 @@ use procfs::{Current, Meminfo};
 use crate::{
     ground::project::Project,
     guest::{Boot, Cmd, End, Stdin, memory},
-    kernel::{self, Arch},
+    kernel::{self, Arch, Origin},
 };
 
 #[derive(clap::Args)]
@@ -47,8 +47,8 @@ fn size(text: &str) -> Result<String, String> {
     }
 }
 
-pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<ExitCode> {
-    let kernel = kernel::build(project, args.arch, linux_src)?;
+pub fn run(project: &Project, args: Args, origin: &Origin) -> Result<ExitCode> {
+    let kernel = kernel::build(project, args.arch, origin)?;
     let mut boot = Boot::new(project, &kernel);
     if let Some(mem) = &args.mem {
         boot = boot.mem(mem);
@@ -114,7 +114,9 @@ mod tests {
 
     #[test]
     fn the_kernels_have_as_many_cpus_as_one_can_ask_for() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+            .parent()
+            .unwrap();
         let config = std::fs::read_to_string(root.join("kernel/configs/x86_64.config")).unwrap();
         assert!(config.contains(&format!("CONFIG_NR_CPUS={CPUS}\n")));
     }

@@ -7,26 +7,23 @@ mod outcome;
 pub mod programs;
 pub mod table;
 
-use std::{
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::{Result, bail};
 
 use crate::{
     ground::project::Project,
-    kernel::{self, Arch},
+    kernel::{self, Arch, Origin},
     terminal,
     verbs::shared::report::{Tally, Verdict},
 };
 use judge::{expected, judge, same_version};
-use programs::{LEFT_OUT, PROGRAMS, Program};
+use programs::{LEFT_OUT, Program};
 use table::{Column, Entry, Table};
 
 #[derive(clap::Args)]
 pub struct Args {
-    /// Run the unpatched kernel too, and write what it gives into docs/selftests.json and docs/selftests.md
+    /// Run the unpatched kernel too, and write what it gives into docs/selftests.json and docs/selftests.md, with another base selftests-BASE
     #[arg(long)]
     record: bool,
     /// How often to run the unpatched kernel, the worst of which counts
@@ -38,41 +35,41 @@ pub struct Args {
     /// Leave out what takes minutes, as `cargo xtask test` does
     #[arg(long)]
     short: bool,
-    /// Where selftests.json and selftests.md of this run go; target/sksm/selftests if not given
+    /// Where selftests.json and selftests.md of this run go; target/sksm/selftests if not given, with another base a directory in it
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
 
-pub fn run(project: &Project, args: Args, linux_src: Option<&Path>) -> Result<ExitCode> {
+pub fn run(project: &Project, args: Args, origin: &Origin) -> Result<ExitCode> {
     let pattern = args.only.unwrap_or_default();
     let docs = project.root.join("docs");
     let out = args
         .out
-        .unwrap_or_else(|| project.target.join("sksm/selftests"));
-    let chosen: Vec<&Program> = PROGRAMS
-        .iter()
+        .unwrap_or_else(|| origin.base.within(project.target.join("sksm/selftests")));
+    let chosen: Vec<&Program> = Program::all(origin.base)
         .filter(|program| program.name().contains(&pattern) && !(args.short && program.long))
         .collect();
     if chosen.is_empty() {
-        let names: Vec<_> = PROGRAMS.iter().map(Program::name).collect();
+        let names: Vec<_> = Program::all(origin.base).map(Program::name).collect();
         bail!(
             "no program's name contains `{pattern}`; there are\n  {}",
             names.join("\n  ")
         );
     }
     // Before minutes of work that would be for nothing.
-    let mut table = match Table::load(project) {
+    let mut table = match Table::load(project, origin.base) {
         Ok(table) => table,
-        Err(_) if args.record && !Table::path(project).exists() => Table::default(),
+        Err(_) if args.record && !Table::path(project, origin.base).exists() => Table::default(),
         Err(error) => return Err(error),
     };
-    let built = build::build(project, linux_src)?;
-    let patched = kernel::build(project, Arch::X86_64, linux_src)?;
+    let built = build::build(project, origin)?;
+    let patched = kernel::build(project, Arch::X86_64, origin)?;
     if args.record {
-        let kernel = kernel::build(project, Arch::Unpatched, linux_src)?;
+        let kernel = kernel::build(project, Arch::Unpatched, origin)?;
         table.kernel = built.version.clone();
         for column in [&mut table.unpatched, &mut table.patched] {
-            column.retain(|name, _| PROGRAMS.iter().any(|program| program.name() == *name));
+            column
+                .retain(|name, _| Program::all(origin.base).any(|program| program.name() == *name));
         }
         for program in &chosen {
             table.unpatched.remove(&program.name());

@@ -3,7 +3,6 @@
 mod programs;
 
 use std::{
-    path::Path,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -13,7 +12,7 @@ use anyhow::Result;
 use crate::{
     ground::project::Project,
     guest::{Boot, Cmd, End, Output, programs::guest_programs},
-    kernel::{self, Arch},
+    kernel::{self, Arch, Origin},
     terminal::progress::Step,
 };
 
@@ -39,16 +38,16 @@ pub struct Args {
 /// For what has not been done by then, the last comparison, the exit of all processes, and the report.
 const WINDING_UP: Duration = Duration::from_secs(900);
 
-pub fn run(project: &Project, args: &Args, linux_src: Option<&Path>) -> Result<ExitCode> {
+pub fn run(project: &Project, args: &Args, origin: &Origin) -> Result<ExitCode> {
     project.check_target()?;
     if args.programs {
-        let good = programs::run(project, args.arch, args.minutes, linux_src)?;
+        let good = programs::run(project, args.arch, args.minutes, origin)?;
         return Ok(match good {
             true => ExitCode::SUCCESS,
             false => ExitCode::FAILURE,
         });
     }
-    let kernel = kernel::build(project, args.arch, linux_src)?;
+    let kernel = kernel::build(project, args.arch, origin)?;
     let program = guest_programs(project)?.join("sksm-random");
     let time = Duration::from_secs(60 * args.minutes);
     let mut command = vec![program.to_string_lossy().into_owned(), "--stress".into()];

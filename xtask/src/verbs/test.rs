@@ -28,7 +28,7 @@ use anyhow::Result;
 use crate::{
     ground::project::Project,
     guest::programs,
-    kernel::{self, Arch, Kernel},
+    kernel::{self, Arch, Kernel, Origin},
 };
 pub use args::Args;
 use results::Run;
@@ -37,10 +37,10 @@ use room::Room;
 /// How much builds step back behind guests: kernels are made of what these leave of the processors while they wait.
 const NICE: i32 = 10;
 
-pub fn run(project: &Project, args: &Args, linux_src: Option<&Path>) -> Result<ExitCode> {
+pub fn run(project: &Project, args: &Args, origin: &Origin) -> Result<ExitCode> {
     let run = Run::new(project, args);
     if host_tests::any(args) {
-        host_tests::run(&run, linux_src)?;
+        host_tests::run(&run, origin)?;
     }
     let mut programs = None;
     if may_match_guest(args) {
@@ -49,7 +49,7 @@ pub fn run(project: &Project, args: &Args, linux_src: Option<&Path>) -> Result<E
             Err(error) => run.fail("host/guest-programs", error)?,
         }
     }
-    build_and_test(&run, programs.as_deref(), linux_src)?;
+    build_and_test(&run, programs.as_deref(), origin)?;
     let tally = run.tally();
     if tally.is_empty() {
         eprintln!("{}", nothing(project, args));
@@ -64,7 +64,7 @@ pub fn run(project: &Project, args: &Args, linux_src: Option<&Path>) -> Result<E
 }
 
 /// Builds one kernel after the other, while guests of those that are there run their tests.
-fn build_and_test(run: &Run, programs: Option<&Path>, linux_src: Option<&Path>) -> Result<()> {
+fn build_and_test(run: &Run, programs: Option<&Path>, origin: &Origin) -> Result<()> {
     let room = &Room::of_this_machine();
     thread::scope(|scope| {
         let (built, to_run) = mpsc::channel();
@@ -73,7 +73,7 @@ fn build_and_test(run: &Run, programs: Option<&Path>, linux_src: Option<&Path>) 
             let _ = rustix::process::nice(NICE);
             let arches = run.args.arches().iter();
             for (&arch, programs) in arches.filter_map(|arch| Some((arch, programs?))) {
-                match prepare(run, room, arch, programs, linux_src) {
+                match prepare(run, room, arch, programs, origin) {
                     Ok(work) => work
                         .into_iter()
                         .for_each(|work| drop(built.send((arch, work)))),
@@ -81,7 +81,7 @@ fn build_and_test(run: &Run, programs: Option<&Path>, linux_src: Option<&Path>) 
                 }
             }
             drop(built);
-            host_tests::run_late(run, linux_src)
+            host_tests::run_late(run, origin)
         });
         let guests: Vec<_> = to_run
             .into_iter()
@@ -122,14 +122,14 @@ fn prepare(
     room: &Room,
     arch: Arch,
     programs: &Path,
-    linux_src: Option<&Path>,
+    origin: &Origin,
 ) -> Result<Vec<Work>> {
     let plan = guest_tests::plan(run.args, arch, programs)?;
     let selftests = arch == Arch::X86_64 && wants_selftests(run.args);
     if plan.is_empty() && !selftests {
         return Ok(Vec::new());
     }
-    let kernel = match kernel::build(run.project, arch, linux_src) {
+    let kernel = match kernel::build(run.project, arch, origin) {
         Ok(kernel) => kernel,
         Err(error) => {
             run.fail(&format!("{arch}/build"), error)?;
@@ -140,7 +140,7 @@ fn prepare(
     let guests = (0..queue.guests).map(|_| Work::Programs(queue.clone()));
     let mut work: Vec<_> = guests.collect();
     if selftests {
-        match kernel_tests::prepare(run, &kernel, linux_src) {
+        match kernel_tests::prepare(run, &kernel, origin) {
             Ok(Some(chosen)) => work.push(Work::Selftests(kernel, chosen)),
             Ok(None) => {}
             Err(error) => run.fail(kernel_tests::ALL, error)?,

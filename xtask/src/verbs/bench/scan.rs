@@ -7,7 +7,6 @@ mod huge;
 use std::{
     ffi::OsString,
     fs,
-    path::Path,
     process::ExitCode,
     time::{Duration, Instant},
 };
@@ -18,11 +17,11 @@ use sksm_chart::{
 };
 use sksm_records::scan::{Moment, Scanner};
 
-use super::Args;
+use super::{Args, results};
 use crate::{
     ground::{project::Project, qemu},
     guest::{self, Boot, programs},
-    kernel::{self, Arch},
+    kernel::{self, Arch, Origin},
     terminal::{
         format::{seconds, thousands},
         table::Table,
@@ -39,8 +38,8 @@ pub const NAME: &str = "scan";
 
 const MEMORY: &str = "2G";
 
-pub fn run(project: &Project, args: &Args, linux_src: Option<&Path>) -> Result<ExitCode> {
-    type Of = fn(&Project, &Args, Option<&Path>, &Out) -> Result<()>;
+pub fn run(project: &Project, args: &Args, origin: &Origin) -> Result<ExitCode> {
+    type Of = fn(&Project, &Args, &Origin, &Out) -> Result<()>;
     let (directory, of): (&str, Of) = match args.arch {
         Arch::Um => (NAME, machines),
         Arch::X86_64 => ("scan-huge", huge::run),
@@ -50,9 +49,9 @@ pub fn run(project: &Project, args: &Args, linux_src: Option<&Path>) -> Result<E
     };
     let out = Out::create(match &args.out {
         Some(out) => out.clone(),
-        None => project.target.join("sksm/bench").join(directory),
+        None => results(project, origin).join(directory),
     })?;
-    of(project, args, linux_src, &out)?;
+    of(project, args, origin, &out)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -64,9 +63,9 @@ fn scanners(args: &Args) -> &'static [Scanner] {
     }
 }
 
-fn machines(project: &Project, args: &Args, linux_src: Option<&Path>, out: &Out) -> Result<()> {
-    let um = kernel::build(project, Arch::Um, linux_src)?;
-    let machine = kernel::build(project, Arch::X86_64, linux_src)?;
+fn machines(project: &Project, args: &Args, origin: &Origin, out: &Out) -> Result<()> {
+    let um = kernel::build(project, Arch::Um, origin)?;
+    let machine = kernel::build(project, Arch::X86_64, origin)?;
     let programs = programs::guest_programs(project)?;
     let initrd = project.target.join("sksm/machine.cpio");
     fs::write(&initrd, guest::machine()?)

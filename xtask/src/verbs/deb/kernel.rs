@@ -12,14 +12,16 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     ground::{cache, interrupt, packages, project::Project, step},
-    kernel::{compiled, config, fetch, objects, source::Source, toolchain::Toolchain, tree},
+    kernel::{
+        Base, Origin, Package, compiled, config, fetch, objects, source::Source,
+        toolchain::Toolchain, tree,
+    },
     terminal::progress::Step,
 };
 
-/// The configurations that Debian's kernels are built with, and what signs modules and reads debug information.
-const PACKAGES: [&str; 3] = ["linux-config-6.12", "openssl", "pahole"];
-const CONFIG: &str = "/usr/src/linux-config-6.12/config.amd64_none_amd64.xz";
-const FRAGMENT: &str = "configs/debian.config";
+/// What signs modules and reads debug information.
+const PACKAGES: [&str; 2] = ["openssl", "pahole"];
+const FLAVOUR: &str = "config.amd64_none_amd64.xz";
 const ARCH: &str = "x86_64";
 
 /// What Debian sets and a kernel built with clang, which RUST asks for, cannot have.
@@ -37,11 +39,11 @@ const NOT_WITH_CLANG: [(&str, &str); 2] = [
 /// Builds the packages of the kernel and of its headers, and leaves them in `out`.
 pub fn build(
     project: &Project,
-    linux_src: Option<&Path>,
+    origin: &Origin,
     maintainer: &str,
     out: &Path,
 ) -> Result<Vec<PathBuf>> {
-    prepare(project, linux_src, |place| {
+    prepare(project, origin, |place| {
         let parent = place.objects.parent().context("no directory")?;
         let made = || -> Result<Vec<PathBuf>> {
             let files = fs::read_dir(parent)?.collect::<Result<Vec<_>, _>>()?;
@@ -81,8 +83,8 @@ pub fn build(
 }
 
 /// Sees that the configuration holds and that the engine compiles under it; says how it differs from Debian's.
-pub fn check(project: &Project, linux_src: Option<&Path>) -> Result<String> {
-    prepare(project, linux_src, |place| {
+pub fn check(project: &Project, origin: &Origin) -> Result<String> {
+    prepare(project, origin, |place| {
         let step = Step::begin("compiling the engine under Debian's configuration");
         let engine = place.objects.join("mm/sksm/sksm.o");
         compile(project, &step, place.make().args(["prepare", "mm/sksm/"]))?;
@@ -121,18 +123,22 @@ fn compile(project: &Project, step: &Step, make: &mut Command) -> Result<()> {
 /// Configures the kernel, then does `work`; nobody else changes the tree meanwhile.
 fn prepare<T>(
     project: &Project,
-    linux_src: Option<&Path>,
+    origin: &Origin,
     work: impl FnOnce(&Place) -> Result<T>,
 ) -> Result<T> {
     if std::env::consts::ARCH != ARCH {
         bail!("Debian's configuration is taken for amd64 only, and this machine is another one");
     }
-    packages::ensure(project, linux_src.is_some())?;
+    packages::ensure(project, origin.needs_no_package())?;
     packages::ensure_packages(project, &PACKAGES)?;
+    let config = origin.base.debian_config();
+    if let Package::Installed(name) = config {
+        packages::ensure_packages(project, &[name])?;
+    }
     let _lock = project.lock_cache()?;
-    let toolchain = Toolchain::prepare(project)?;
-    let source = fetch::source(project, linux_src, true)?;
-    let changes = tree::sync(project, &source)?;
+    let toolchain = Toolchain::prepare(project, origin.base)?;
+    let source = fetch::source(project, origin, true)?;
+    let changes = tree::sync(project, origin.base, &source)?;
     // The packages are left beside the objects, so both are in a directory of their own.
     let dir = source.dir.join(format!(
         "debian-{}",
@@ -146,7 +152,7 @@ fn prepare<T>(
             objects: objects.clone(),
             report: String::new(),
         };
-        place.report = configure(project, &place, &changes.kconfig)?;
+        place.report = configure(project, origin.base, &place, &changes.kconfig)?;
         interrupt::check()?;
         work(&place)
     })?;
@@ -155,12 +161,14 @@ fn prepare<T>(
 }
 
 /// Makes `.config` if need be, and says how it differs from Debian's; it is an error if that was not meant.
-fn configure(project: &Project, place: &Place, kconfig: &str) -> Result<String> {
+fn configure(project: &Project, base: Base, place: &Place, kconfig: &str) -> Result<String> {
+    let package = base.debian_config();
+    let packed = package.content(project, &format!("usr/src/{}/{FLAVOUR}", package.name()))?;
+    let mut unpack = Command::new("xz");
+    unpack.args(["--decompress", "--stdout"]).arg(&packed.path);
+    let debian = step::output(&mut unpack)?;
+    let fragment = config::read(&config::with_own(project, "debian", base))?;
     let step = Step::begin("configuring Debian's kernel with SKSM");
-    let debian = step::output(Command::new("xz").args(["--decompress", "--stdout", CONFIG]))?;
-    let fragment = project.kernel().join(FRAGMENT);
-    let fragment = fs::read_to_string(&fragment)
-        .with_context(|| format!("cannot read {}", fragment.display()))?;
     let file = place.objects.join(".config");
     let inputs = format!("{debian}\n{fragment}");
     let unpacked = fs::read_to_string(place.source.dir.join("unpacked"))?;
@@ -179,7 +187,7 @@ fn configure(project: &Project, place: &Place, kconfig: &str) -> Result<String> 
     let lost = config::lost(&fragment, &made);
     if !lost.is_empty() {
         bail!(
-            "with Debian's configuration the kernel cannot have these lines of kernel/{FRAGMENT}:\n  {}",
+            "with Debian's configuration the kernel cannot have these lines of debian.config in kernel/configs:\n  {}",
             lost.join("\n  ")
         );
     }
@@ -192,7 +200,10 @@ fn configure(project: &Project, place: &Place, kconfig: &str) -> Result<String> 
 fn compare(debian: &str, fragment: &str, made: &str, asked: &BTreeSet<String>) -> Result<String> {
     let (before, after) = (config::settings(debian), config::settings(made));
     let meant = config::settings(fragment);
-    let mut report = format!("{CONFIG}: {} settings\nchanged on purpose:\n", before.len());
+    let mut report = format!(
+        "{FLAVOUR}: {} settings\nchanged on purpose:\n",
+        before.len()
+    );
     for (symbol, value) in &meant {
         let was = before.get(symbol).unwrap_or(&"n");
         writeln!(report, "  CONFIG_{symbol}: {was} -> {value}")?;

@@ -10,7 +10,7 @@ use super::root;
 use crate::{
     ground::{project::Project, step::output},
     guest::{Boot, Cmd, End, Guest, Limit, Output},
-    kernel::{self, Arch},
+    kernel::{self, Arch, Origin},
     terminal::progress::Step,
 };
 
@@ -88,14 +88,9 @@ ExecStart=/usr/bin/sksm run --ksm --quiet -- /usr/bin/perl -e '$$table = pack "N
 "#;
 
 /// Boots, and goes through all of it.
-pub fn run(
-    project: &Project,
-    arch: Arch,
-    packages: &[PathBuf],
-    linux_src: Option<&std::path::Path>,
-) -> Result<()> {
+pub fn run(project: &Project, arch: Arch, packages: &[PathBuf], origin: &Origin) -> Result<()> {
     let root = root::archive(project)?;
-    let kernel = kernel::build(project, arch, linux_src)?;
+    let kernel = kernel::build(project, arch, origin)?;
     let boot = Boot::new(project, &kernel)
         .mem("3G")
         .system(&root, Versions::of(project, packages)?.files());

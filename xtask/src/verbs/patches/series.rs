@@ -22,11 +22,11 @@ use crate::{
         project::Project,
         step,
     },
-    kernel::{fetch, tree},
+    kernel::{Base, Origin, fetch, tree},
 };
 
-const HOOKS: &str = "patches/6.12";
-const COVER: &str = "patches/6.12/cover-letter.txt";
+/// Beside the hooks.
+const COVER: &str = "cover-letter.txt";
 
 /// A series that was written and tried.
 pub struct Series {
@@ -35,19 +35,14 @@ pub struct Series {
     /// The tree whose checkpatch is asked.
     pub tree: PathBuf,
     /// What the series applies to.
-    pub base: String,
+    pub applies_to: String,
 }
 
 /// Writes the series, applies it to a tree as it came, and compares the result with what is built.
-pub fn make(
-    project: &Project,
-    linux_src: Option<&Path>,
-    sender: &str,
-    out: &Path,
-) -> Result<Series> {
+pub fn make(project: &Project, origin: &Origin, sender: &str, out: &Path) -> Result<Series> {
     let _lock = project.lock_cache()?;
-    let source = fetch::source(project, linux_src, true)?;
-    let wanted = tree::wanted(project, &source)?;
+    let source = fetch::source(project, origin, true)?;
+    let wanted = tree::wanted(project, origin.base, &source)?;
     let mut pristine = Files::new();
     for path in wanted.keys() {
         if let Ok(content) = fs::read(source.pristine(path)) {
@@ -56,30 +51,30 @@ pub fn make(
     }
     let name = Path::new(MAINTAINERS);
     pristine.insert(name.into(), fs::read(source.tree.join(name))?);
-    let base = format!("Linux {}", fetch::check_series(&source.tree)?);
-    let patches = write(&project.kernel(), PARTS, &pristine, &base, sender, out)?;
+    let (base, version) = Base::of_tree(&source.tree)?;
+    let applies_to = format!("Linux {version}");
+    let kernel = project.kernel();
+    let patches = write(&kernel, base, PARTS, &pristine, &applies_to, sender, out)?;
     prove(&patches, &pristine, wanted)?;
     Ok(Series {
         patches,
         tree: source.tree,
-        base,
+        applies_to,
     })
 }
 
 /// Writes the series into `out` and returns its patches in order.
 fn write(
     kernel: &Path,
+    base: Base,
     parts: &[Part],
     pristine: &Files,
-    base: &str,
+    applies_to: &str,
     sender: &str,
     out: &Path,
 ) -> Result<Vec<PathBuf>> {
-    let mut overlay = tree::overlay(kernel)?;
-    let hooks: Vec<_> = files::below(&kernel.join(HOOKS))?
-        .into_iter()
-        .filter(|(name, _)| name.extension().is_some_and(|ext| ext == "patch"))
-        .collect();
+    let mut overlay = tree::overlay(kernel, base)?;
+    let hooks = tree::hooks(kernel, base)?;
     let repo = Repo::of(pristine, sender)?;
     let mut maintained = BTreeSet::new();
     let mut placed = 0;
@@ -94,7 +89,10 @@ fn write(
         let file = repo.scratch.path().join(name);
         fs::write(&file, patch)?;
         repo.git(["am", "--quiet", "--keep-non-patch"], [&file])
-            .with_context(|| format!("kernel/{HOOKS}/{} does not apply", name.display()))?;
+            .with_context(|| {
+                let hook = base.patches().join(name);
+                format!("kernel/{} does not apply", hook.display())
+            })?;
     }
     if placed != parts.len() {
         bail!(
@@ -107,9 +105,10 @@ fn write(
             path.display()
         );
     }
-    let cover = fs::read_to_string(kernel.join(COVER))
-        .with_context(|| format!("cannot read kernel/{COVER}"))?;
-    let cover = format!("{}\n\nIt applies to {base}.\n", cover.trim_end());
+    let cover = base.patches().join(COVER);
+    let cover = fs::read_to_string(kernel.join(&cover))
+        .with_context(|| format!("cannot read kernel/{}", cover.display()))?;
+    let cover = format!("{}\n\nIt applies to {applies_to}.\n", cover.trim_end());
     repo.git(["config", "branch.series.description"], [&cover])?;
     repo.git(
         [
@@ -263,6 +262,7 @@ mod tests {
     use super::*;
     use crate::verbs::patches::maintainers::tests::LIST;
 
+    const BASE: Base = Base::Linux6_12;
     const SENDER: &str = "Jane Doe <jane@example.org>";
     const PARTS: &[Part] = &[
         Part {
@@ -333,6 +333,7 @@ mod tests {
             fs::create_dir(&out)?;
             write(
                 &self.kernel,
+                BASE,
                 parts,
                 &self.pristine,
                 "Linux 6.12.3",
@@ -394,6 +395,21 @@ mod tests {
         assert!(error.ends_with("\n  mm/sksm/node.rs"), "{error}");
         let error = prove(&patches[1..], &setting.pristine, setting.wanted.clone());
         assert!(format!("{:#}", error.unwrap_err()).contains("does not take the series"));
+    }
+
+    #[test]
+    fn a_bases_own_files_are_in_its_series() {
+        let mut setting = setting();
+        let own = |base: Base| setting.kernel.join(base.overlay()).join("mm/sksm/base.h");
+        cache::write(&own(BASE), "own\n").unwrap();
+        cache::write(&own(Base::Linux7_3), "another's\n").unwrap();
+        let patches = setting.write(PARTS).unwrap();
+        setting
+            .wanted
+            .insert("mm/sksm/base.h".into(), "own\n".into());
+        prove(&patches, &setting.pristine, setting.wanted.clone()).unwrap();
+        let with_the_rest = fs::read_to_string(&patches[2]).unwrap();
+        assert!(with_the_rest.contains("+++ b/mm/sksm/base.h\n"));
     }
 
     #[test]

@@ -1,18 +1,13 @@
 //! Builds the kernel tree's `tools/testing/selftests/mm` with the host's compiler.
 
-use std::{
-    collections::BTreeSet,
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{collections::BTreeSet, fs, path::PathBuf, process::Command};
 
 use anyhow::{Result, bail};
 
-use super::programs::{PROGRAMS, Program};
+use super::programs::Program;
 use crate::{
     ground::{cache, files, packages, project::Project, step},
-    kernel::{fetch, source::Source, toolchain::Toolchain, tree},
+    kernel::{Base, Origin, fetch, source::Source, toolchain::Toolchain, tree},
     terminal::progress::Step,
 };
 
@@ -21,10 +16,12 @@ const NEEDED: &[&str] = &[
     "include/vdso/time64.h",
     "mm/gup_test.h",
     "tools/include/uapi",
+    "tools/testing/selftests/clone3/clone3_selftests.h",
     "tools/testing/selftests/kselftest.h",
     "tools/testing/selftests/kselftest_harness.h",
     "tools/testing/selftests/lib.mk",
     "tools/testing/selftests/mm",
+    "tools/testing/selftests/pidfd/pidfd.h",
     "tools/testing/selftests/x86/check_cc.sh",
     "tools/testing/selftests/x86/trivial_32bit_program.c",
     "tools/testing/selftests/x86/trivial_64bit_program.c",
@@ -39,10 +36,10 @@ pub struct Built {
 }
 
 /// Builds them from a copy, because their makefile writes beside their source.
-pub fn build(project: &Project, linux_src: Option<&Path>) -> Result<Built> {
+pub fn build(project: &Project, origin: &Origin) -> Result<Built> {
     project.check_target()?;
-    packages::ensure(project, linux_src.is_some())?;
-    let dir = project.target.join("sksm/selftests");
+    packages::ensure(project, origin.needs_no_package())?;
+    let dir = origin.base.within(project.target.join("sksm/selftests"));
     let stamp = dir.join("made-of");
     let programs = dir.join("programs");
     let version = dir.join("version");
@@ -50,17 +47,19 @@ pub fn build(project: &Project, linux_src: Option<&Path>) -> Result<Built> {
         dir: programs.clone(),
         version: version.trim().to_owned(),
     };
-    if linux_src.is_none() {
-        let source = fetch::debian(project, true)?;
-        if fs::read_to_string(&stamp).is_ok_and(|made| made == ingredients(project, &source)) {
+    if origin.tree.is_none() {
+        let source = fetch::debian(project, origin.base, true)?;
+        if fs::read_to_string(&stamp)
+            .is_ok_and(|made| made == ingredients(project, origin.base, &source))
+        {
             return Ok(built(&fs::read_to_string(&version)?));
         }
     }
     let _lock = project.lock_cache()?;
-    let toolchain = Toolchain::prepare(project)?;
-    let source = fetch::source(project, linux_src, true)?;
-    tree::sync(project, &source)?;
-    let made_of = ingredients(project, &source);
+    let toolchain = Toolchain::prepare(project, origin.base)?;
+    let source = fetch::source(project, origin, true)?;
+    tree::sync(project, origin.base, &source)?;
+    let made_of = ingredients(project, origin.base, &source);
     if fs::read_to_string(&stamp).is_ok_and(|made| made == made_of) {
         return Ok(built(&fs::read_to_string(&version)?));
     }
@@ -89,7 +88,7 @@ pub fn build(project: &Project, linux_src: Option<&Path>) -> Result<Built> {
         &step,
         |_| {},
     )?;
-    let wanted = files();
+    let wanted = files(origin.base);
     let mut make = toolchain.command("make");
     make.arg("-C")
         .arg(copy.join("tools/testing/selftests/mm"))
@@ -120,26 +119,31 @@ pub fn build(project: &Project, linux_src: Option<&Path>) -> Result<Built> {
     if let Some(name) = wanted.iter().find(|name| !programs.join(name).is_file()) {
         bail!("the selftests' makefile made no {name}");
     }
-    cache::write(&version, fetch::check_series(&source.tree)?)?;
+    cache::write(&version, Base::of_tree(&source.tree)?.1)?;
     cache::write(&stamp, made_of)?;
     step.done();
     Ok(built(&fs::read_to_string(&version)?))
 }
 
 /// What to build.
-fn files() -> BTreeSet<&'static str> {
-    PROGRAMS.iter().map(Program::file).collect()
+fn files(base: Base) -> BTreeSet<&'static str> {
+    Program::all(base).map(Program::file).collect()
 }
 
 /// Names what they are made of. Most of `kernel/` does not reach them.
-fn ingredients(project: &Project, source: &Source) -> String {
-    let patches =
-        ["patches", "include", "tools"].map(|part| files::below(&project.kernel().join(part)).ok());
+fn ingredients(project: &Project, base: Base, source: &Source) -> String {
+    let parts = [
+        "include".into(),
+        "tools".into(),
+        base.patches(),
+        base.overlay(),
+    ];
+    let parts = parts.map(|part| files::below(&project.kernel().join(part)).ok());
     let unpacked = fs::read_to_string(source.dir.join("unpacked")).ok();
     let compiler = Command::new("gcc")
         .arg("--version")
         .output()
         .map(|output| output.stdout)
         .ok();
-    cache::fingerprint((patches, unpacked, compiler, files(), &source.dir))
+    cache::fingerprint((parts, unpacked, compiler, files(base), &source.dir))
 }

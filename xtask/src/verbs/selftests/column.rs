@@ -133,8 +133,9 @@ fn run_one(
     let path = project.log(&format!("selftest-{}-{name}", kernel.arch))?;
     let log = File::create(&path).with_context(|| format!("cannot create {}", path.display()))?;
     let log = RefCell::new(log);
-    let parser = RefCell::new(Parser::new(program.dialect));
-    let script = match program.dialect {
+    let dialect = program.dialect(kernel.base);
+    let parser = RefCell::new(Parser::new(dialect));
+    let script = match dialect {
         Dialect::Says(_) => format!("{BEFORE}\n{} 2>&1 | cat", program.command),
         _ => format!("{BEFORE}\nexec {} 2>&1", program.command),
     };

@@ -3,12 +3,15 @@
 
 use std::time::Duration;
 
+use crate::kernel::Base;
+
 use super::outcome::Dialect::{self, *};
 
 pub struct Program {
     /// The program and its arguments; `AS_NOBODY` before it makes it an ordinary user's.
     pub command: &'static str,
-    pub dialect: Dialect,
+    /// In 6.12.
+    dialect: Dialect,
     /// Huge pages that it finds.
     pub huge_pages: u32,
     /// Whether it is too slow for every `cargo xtask test`.
@@ -17,6 +20,8 @@ pub struct Program {
     pub race: Option<&'static str>,
     /// Whether it is of this series.
     pub own: bool,
+    /// The only base that has it, if not all have.
+    only: Option<Base>,
 }
 
 /// How often a program with a race may run. On a busy machine one fails up to once in nine.
@@ -26,6 +31,20 @@ pub const TRIES: u32 = 6;
 const AS_NOBODY: &str = "setpriv --reuid=65534 --regid=65534 --clear-groups ";
 
 impl Program {
+    /// Those that a base has, in the order they run in.
+    pub fn all(base: Base) -> impl Iterator<Item = &'static Program> + Clone {
+        let there = move |program: &&Program| program.only.is_none_or(|only| only == base);
+        PROGRAMS.iter().filter(there)
+    }
+
+    /// By 7.3 all of them had come to speak the same.
+    pub fn dialect(&self, base: Base) -> Dialect {
+        match base {
+            Base::Linux6_12 => self.dialect,
+            Base::Linux7_3 => Tap,
+        }
+    }
+
     /// The file to build.
     pub fn file(&self) -> &'static str {
         let command = self.command.strip_prefix(AS_NOBODY).unwrap_or(self.command);
@@ -61,6 +80,7 @@ const fn program(command: &'static str, dialect: Dialect) -> Program {
         long: false,
         race: None,
         own: false,
+        only: None,
     }
 }
 
@@ -80,6 +100,11 @@ impl Program {
         self
     }
 
+    const fn only(mut self, base: Base) -> Self {
+        self.only = Some(base);
+        self
+    }
+
     const fn race(mut self, race: &'static str) -> Self {
         self.race = Some(race);
         self
@@ -89,7 +114,7 @@ impl Program {
 const IN_USE: &str = "MADV_COLLAPSE may find a page in use twice, and is asked no third time";
 
 /// In the order they run in: what takes seconds first. All that `./uffd-unit-tests` has is in it, in pieces.
-pub const PROGRAMS: &[Program] = &[
+const PROGRAMS: &[Program] = &[
     program("./merge_tests", Tap).own(),
     program("./ksm_tests -M -p 10", Tap),
     program("./ksm_tests -U", Tap)
@@ -130,15 +155,38 @@ pub const PROGRAMS: &[Program] = &[
     program("./map_fixed_noreplace", Tap),
     program("./mdwe_test", Tap),
     program("./mseal_test", Tap),
-    program("./seal_elf", Tap),
+    program("./seal_elf", Tap).only(Base::Linux6_12),
     program("./droppable", Tap),
     program("./pkey_sighandler_tests_64", Tap),
     program("./thuge-gen", Tap).huge(32),
-    program("./hugepage-mmap", Tap).huge(128),
-    program("./hugepage-shm", Status).huge(128),
-    program("./map_hugetlb", Tap).huge(128),
-    program("./hugepage-mremap", Tap).huge(128),
-    program("./hugepage-vmemmap", Status).huge(128),
+    program("./hugepage-mmap", Tap)
+        .huge(128)
+        .only(Base::Linux6_12),
+    program("./hugepage-shm", Status)
+        .huge(128)
+        .only(Base::Linux6_12),
+    program("./map_hugetlb", Tap)
+        .huge(128)
+        .only(Base::Linux6_12),
+    program("./hugepage-mremap", Tap)
+        .huge(128)
+        .only(Base::Linux6_12),
+    program("./hugepage-vmemmap", Status)
+        .huge(128)
+        .only(Base::Linux6_12),
+    program("./hugetlb-mmap", Tap)
+        .huge(128)
+        .only(Base::Linux7_3),
+    program("./hugetlb-shm", Tap).huge(128).only(Base::Linux7_3),
+    program("./hugetlb-mremap", Tap)
+        .huge(128)
+        .only(Base::Linux7_3),
+    program("./guard-regions", Tap).only(Base::Linux7_3),
+    program("./merge", Tap).only(Base::Linux7_3),
+    program("./pfnmap", Tap).only(Base::Linux7_3),
+    program("./prctl_thp_disable", Tap).only(Base::Linux7_3),
+    program("./process_madv", Tap).only(Base::Linux7_3),
+    program("./rmap", Tap).only(Base::Linux7_3),
     program("./hugetlb-madvise", Status).huge(128),
     program("./hugetlb_dio", Tap).huge(128),
     program("./hugetlb_madv_vs_map", Tap).huge(1),
@@ -205,6 +253,18 @@ pub const LEFT_OUT: &[(&str, &str)] = &[
 mod tests {
     use super::*;
     use std::collections::HashSet;
+
+    #[test]
+    fn bases_have_what_their_trees_have() {
+        let has = |base, name: &str| Program::all(base).any(|program| program.name() == name);
+        for (name, bases) in [
+            ("cow", [true, true]),
+            ("seal_elf", [true, false]),
+            ("hugetlb-mmap", [false, true]),
+        ] {
+            assert_eq!(Base::ALL.map(|base| has(base, name)), bases, "{name}");
+        }
+    }
 
     #[test]
     fn names_are_plain_and_unique() {

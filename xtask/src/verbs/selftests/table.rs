@@ -12,9 +12,12 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     outcome::Status,
-    programs::{LEFT_OUT, PROGRAMS},
+    programs::{LEFT_OUT, Program},
 };
-use crate::ground::{cache, project::Project};
+use crate::{
+    ground::{cache, project::Project},
+    kernel::Base,
+};
 
 /// What one program said in one kernel.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -153,17 +156,29 @@ impl Entry {
     }
 }
 
+/// Each base has its own.
+fn file(base: Base, extension: &str) -> String {
+    format!("{}.{extension}", base.named("selftests"))
+}
+
 impl Table {
-    pub fn path(project: &Project) -> PathBuf {
-        project.root.join("docs/selftests.json")
+    /// The recorded one of a base.
+    pub fn path(project: &Project, base: Base) -> PathBuf {
+        project.root.join("docs").join(file(base, "json"))
     }
 
-    pub fn load(project: &Project) -> Result<Self> {
-        let path = Self::path(project);
+    /// That of the tree that it is of.
+    pub fn base(&self) -> Base {
+        Base::of_version(&self.kernel).unwrap_or_default()
+    }
+
+    pub fn load(project: &Project, base: Base) -> Result<Self> {
+        let path = Self::path(project, base);
         let text = fs::read_to_string(&path).with_context(|| {
             format!(
-                "no recorded table in {}; `cargo xtask selftests --record` makes it",
-                path.display()
+                "no recorded table in {}; `cargo xtask selftests{} --record` makes it",
+                path.display(),
+                base.option()
             )
         })?;
         serde_json::from_str(&text).with_context(|| format!("{} is no table", path.display()))
@@ -172,23 +187,26 @@ impl Table {
     /// Writes both files.
     pub fn save(&self, dir: &Path) -> Result<()> {
         let json = serde_json::to_string_pretty(self)? + "\n";
-        cache::write(&dir.join("selftests.json"), json)?;
-        cache::write(&dir.join("selftests.md"), self.markdown())
+        let base = self.base();
+        cache::write(&dir.join(file(base, "json")), json)?;
+        cache::write(&dir.join(file(base, "md")), self.markdown())
     }
 
     /// For people.
     pub fn markdown(&self) -> String {
+        let option = self.base().option();
+        let json = file(self.base(), "json");
         let mut text = format!(
             "# The kernel's own tests of memory management\n\n\
-             `cargo xtask selftests --record` made this page and `selftests.json` beside it, which `cargo xtask test` and\n\
-             `cargo xtask selftests` compare with. The programs are `tools/testing/selftests/mm` of Linux {}, the kernel\n\
+             `cargo xtask selftests{option} --record` made this page and `{json}` beside it, which `cargo xtask test{option}` and\n\
+             `cargo xtask selftests{option}` compare with. The programs are `tools/testing/selftests/mm` of Linux {}, the kernel\n\
              is `x86_64` under QEMU with 3 CPUs and two memory nodes: with the engine, and as its authors left it with\n\
              the same configuration. Unpatched, the worst of its runs counts.\n\n\
              | program | unpatched | patched |\n| --- | --- | --- |\n",
             self.kernel
         );
         // An unpatched kernel has nothing to compare the series' own with.
-        let compared = PROGRAMS.iter().filter(|program| !program.own);
+        let compared = Program::all(self.base()).filter(|program| !program.own);
         for name in compared.map(|program| program.name()) {
             let cell = |column: &Column| column.get(&name).map_or("not run".into(), Entry::summary);
             let _ = writeln!(
@@ -425,10 +443,8 @@ mod tests {
             target: root.into(),
             cache: root.into(),
         };
-        let table = Table::load(&project).unwrap();
-        for program in PROGRAMS
-            .iter()
-            .filter(|program| !program.long && !program.own)
+        let table = Table::load(&project, Base::default()).unwrap();
+        for program in Program::all(Base::default()).filter(|program| !program.long && !program.own)
         {
             assert!(
                 table.unpatched.contains_key(&program.name()),

@@ -1,13 +1,13 @@
 //! Programs that others wrote to try memory management, while all that they map is merged again and again.
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 use anyhow::Result;
 
 use crate::{
     ground::{packages, project::Project},
     guest::{Boot, Cmd, End, Limit, Output, programs},
-    kernel::{self, Arch},
+    kernel::{self, Arch, Origin},
     terminal::progress::Step,
     verbs::shared::report::{Tally, parse},
 };
@@ -22,9 +22,9 @@ const CALLS: u64 = 100;
 const SILENCE: Duration = Duration::from_secs(900);
 
 /// Tells whether all of them were content, and the kernel too.
-pub fn run(project: &Project, arch: Arch, minutes: u64, linux_src: Option<&Path>) -> Result<bool> {
+pub fn run(project: &Project, arch: Arch, minutes: u64, origin: &Origin) -> Result<bool> {
     packages::ensure_packages(project, &PACKAGES)?;
-    let kernel = kernel::build(project, arch, linux_src)?;
+    let kernel = kernel::build(project, arch, origin)?;
     let program = programs::guest_programs(project)?.join("sksm-programs");
     let seconds = 60 * minutes / SHARES;
     let command = [

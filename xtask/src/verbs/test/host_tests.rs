@@ -11,7 +11,7 @@ use super::{args::Args, crates, litmus, man_pages, published, results::Run, unit
 use crate::{
     ground::{files, interrupt, packages, project, step},
     guest::programs,
-    kernel::{self, checkpatch},
+    kernel::{self, Origin, checkpatch},
     terminal::progress::Step,
     verbs::{deb, patches, shared::report::Verdict},
 };
@@ -70,23 +70,23 @@ fn names(args: &Args) -> impl Iterator<Item = &'static str> {
 }
 
 /// All but what can wait until the kernels are built.
-pub fn run(run: &Run, linux_src: Option<&Path>) -> Result<()> {
+pub fn run(run: &Run, origin: &Origin) -> Result<()> {
     let names: Vec<_> = names(run.args).filter(|&name| name != DEB_KERNEL).collect();
-    run_these(run, &names, linux_src)
+    run_these(run, &names, origin)
 }
 
 /// What nobody waits for.
-pub fn run_late(run: &Run, linux_src: Option<&Path>) -> Result<()> {
+pub fn run_late(run: &Run, origin: &Origin) -> Result<()> {
     let names: Vec<_> = names(run.args).filter(|&name| name == DEB_KERNEL).collect();
-    run_these(run, &names, linux_src)
+    run_these(run, &names, origin)
 }
 
-fn run_these(run: &Run, names: &[&str], linux_src: Option<&Path>) -> Result<()> {
+fn run_these(run: &Run, names: &[&str], origin: &Origin) -> Result<()> {
     if names.is_empty() {
         return Ok(());
     }
     // The tools that most of them are.
-    packages::ensure(run.project, linux_src.is_some() || run.args.host)?;
+    packages::ensure(run.project, origin.needs_no_package() || run.args.host)?;
     for &name in names {
         if name == "host/test" {
             unit_tests::run(run, name)?;
@@ -98,7 +98,7 @@ fn run_these(run: &Run, names: &[&str], linux_src: Option<&Path>) -> Result<()> 
                 run.record(&step, name, Verdict::Skipped(reason), None);
             }
             None => {
-                let result = check(run, name, &step, linux_src);
+                let result = check(run, name, &step, origin);
                 record(run, &step, name, result)?;
             }
         }
@@ -136,9 +136,17 @@ fn cannot_run(run: &Run, name: &str) -> Result<Option<String>> {
     })
 }
 
-fn check(run: &Run, name: &str, step: &Step, linux_src: Option<&Path>) -> Result<()> {
+fn check(run: &Run, name: &str, step: &Step, origin: &Origin) -> Result<()> {
     let kernel = run.project.kernel();
-    let tree = || -> Result<PathBuf> { Ok(kernel::patched_source(run.project, linux_src)?.tree) };
+    let tree = || -> Result<PathBuf> { Ok(kernel::patched_source(run.project, origin)?.tree) };
+    // What the engine has for this base alone.
+    let own = |extensions: &[&str]| {
+        let dir = kernel.join(origin.base.overlay());
+        match dir.is_dir() {
+            true => files(&dir, extensions),
+            false => Ok(Vec::new()),
+        }
+    };
     let mut command = match name {
         "host/fmt" => cargo(run, &["fmt", "--all", "--check"]),
         "host/clippy" => cargo(
@@ -202,7 +210,8 @@ fn check(run: &Run, name: &str, step: &Step, linux_src: Option<&Path>) -> Result
             command
                 .args(["--check", "--color", "never", "--config-path"])
                 .arg(tree()?.join(".rustfmt.toml"))
-                .args(files(&kernel.join("mm/sksm"), &["rs"])?);
+                .args(files(&kernel.join("mm/sksm"), &["rs"])?)
+                .args(own(&["rs"])?);
             command
         }
         "host/kernel-checkpatch" => {
@@ -210,10 +219,11 @@ fn check(run: &Run, name: &str, step: &Step, linux_src: Option<&Path>) -> Result
             command
                 .arg("--file")
                 .args(files(&kernel.join("mm/sksm"), &["c", "h"])?)
+                .args(own(&["c", "h"])?)
                 .args(files(&kernel.join("tools"), &["c"])?);
             command
         }
-        "host/patches" => return patches(run, name, step, linux_src),
+        "host/patches" => return patches(run, name, step, origin),
         "host/litmus" => return litmus::ask(run.project, &tree()?, step),
         "host/units" => return deb::units::check(run.project),
         "host/prometheus" => return prometheus(run, name, step),
@@ -238,7 +248,7 @@ fn check(run: &Run, name: &str, step: &Step, linux_src: Option<&Path>) -> Result
             });
         }
         "host/man-pages" => return man_pages::apply(run.project),
-        DEB_KERNEL => return deb::kernel::check(run.project, linux_src).map(|_report| ()),
+        DEB_KERNEL => return deb::kernel::check(run.project, origin).map(|_report| ()),
         _ => bail!("nobody knows how to run it"),
     };
     let log = log(run, name)?;
@@ -258,9 +268,9 @@ fn record(run: &Run, step: &Step, name: &str, result: Result<()>) -> Result<()> 
 }
 
 /// The series that `cargo xtask patches` writes: it makes what is built, and checkpatch finds nothing in it.
-fn patches(run: &Run, name: &str, step: &Step, linux_src: Option<&Path>) -> Result<()> {
+fn patches(run: &Run, name: &str, step: &Step, origin: &Origin) -> Result<()> {
     let out = tempfile::tempdir()?;
-    let series = patches::make(run.project, linux_src, patches::PLACEHOLDER, out.path())?;
+    let series = patches::make(run.project, origin, patches::PLACEHOLDER, out.path())?;
     let mut command = checkpatch::command(&series.tree);
     command.args(&series.patches);
     let log = log(run, name)?;

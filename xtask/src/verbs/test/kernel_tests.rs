@@ -1,7 +1,5 @@
 //! The kernel's own tests of memory management, as far as they do not take too long: what the verb `selftests` runs.
 
-use std::path::Path;
-
 use anyhow::Result;
 
 use super::{
@@ -10,14 +8,14 @@ use super::{
     room::{Room, Share},
 };
 use crate::{
-    kernel::Kernel,
+    kernel::{Base, Kernel, Origin},
     terminal::progress::Step,
     verbs::{
         selftests::{
             build::{self, Built},
             column,
             judge::{expected, judge, same_version},
-            programs::{LEFT_OUT, PROGRAMS, Program},
+            programs::{LEFT_OUT, Program},
             table::Table,
         },
         shared::report::Verdict,
@@ -37,10 +35,10 @@ pub struct Chosen {
 }
 
 /// Builds those that are asked for, if there are any that may have changed.
-pub fn prepare(run: &Run, kernel: &Kernel, linux_src: Option<&Path>) -> Result<Option<Chosen>> {
+pub fn prepare(run: &Run, kernel: &Kernel, origin: &Origin) -> Result<Option<Chosen>> {
     let wanted = |name: &str| run.args.wants(&format!("{PREFIX}{name}"));
     let mut programs = Vec::new();
-    for program in PROGRAMS {
+    for program in Program::all(origin.base) {
         if !wanted(&program.name()) {
             continue;
         }
@@ -59,10 +57,10 @@ pub fn prepare(run: &Run, kernel: &Kernel, linux_src: Option<&Path>) -> Result<O
     if programs.is_empty() {
         return Ok(None);
     }
-    let table = Table::load(run.project)?;
-    let built = build::build(run.project, linux_src)?;
+    let table = Table::load(run.project, origin.base)?;
+    let built = build::build(run.project, origin)?;
     let mut made_of = Ingredients::of_kernel(&kernel.image)?;
-    made_of.file("table", &Table::path(run.project))?;
+    made_of.file("table", &Table::path(run.project, origin.base))?;
     made_of.text("tree", &built.version);
     for program in &programs {
         made_of.file(&program.name(), &built.dir.join(program.file()))?;
@@ -124,7 +122,9 @@ pub fn run(run: &Run, room: &Room, kernel: &Kernel, chosen: &Chosen) -> Result<(
 
 /// Whether any of them has a name with `pattern` in it.
 pub fn may_match(pattern: &str) -> bool {
-    let names = PROGRAMS.iter().map(Program::name);
+    let names = (Base::ALL.into_iter())
+        .flat_map(Program::all)
+        .map(Program::name);
     let left_out = LEFT_OUT.iter().map(|&(name, _)| name.to_owned());
     names
         .chain(left_out)

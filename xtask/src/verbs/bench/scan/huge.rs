@@ -1,6 +1,6 @@
 //! Memory in huge pages: what scanners save of it, and how many they leave whole.
 
-use std::{ffi::OsString, path::Path, time::Duration};
+use std::{ffi::OsString, time::Duration};
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -11,7 +11,7 @@ use super::{COLOURS, cpu, mib, scanners};
 use crate::{
     ground::project::Project,
     guest::{Boot, programs},
-    kernel::{self, Arch},
+    kernel::{self, Arch, Origin},
     terminal::{format::seconds, table::Table},
     verbs::{
         bench::Args,
@@ -30,8 +30,8 @@ struct Course {
     moments: Vec<Moment>,
 }
 
-pub fn run(project: &Project, args: &Args, linux_src: Option<&Path>, out: &Out) -> Result<()> {
-    let kernel = kernel::build(project, Arch::X86_64, linux_src)?;
+pub fn run(project: &Project, args: &Args, origin: &Origin, out: &Out) -> Result<()> {
+    let kernel = kernel::build(project, Arch::X86_64, origin)?;
     let programs = programs::guest_programs(project)?;
     let mut courses = Vec::new();
     for scanner in scanners(args) {
