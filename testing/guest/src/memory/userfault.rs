@@ -14,14 +14,18 @@ const API: u64 = 0xaa;
 pub const FEATURES_WP: u64 = 1;
 pub const FEATURES_WP_ASYNC: u64 = 1 << 15 | 1 << 13;
 pub const FEATURES_MOVE: u64 = 1 << 16;
+/// Since Linux 7.3.
+pub const FEATURES_RWP_ASYNC: u64 = 1 << 17 | 1 << 18;
 const IOCTL_API: u64 = 0xc018_aa3f;
 const IOCTL_REGISTER: u64 = 0xc020_aa00;
 pub const IOCTL_WRITE_PROTECT: u64 = 0xc018_aa06;
 const IOCTL_COPY: u64 = 0xc028_aa03;
 const IOCTL_ZERO: u64 = 0xc020_aa04;
 const IOCTL_MOVE: u64 = 0xc028_aa05;
+const IOCTL_RW_PROTECT: u64 = 0xc018_aa09;
 pub const REGISTER_MISSING: u64 = 1;
 pub const REGISTER_WP: u64 = 2;
+pub const REGISTER_RWP: u64 = 8;
 pub const PROTECT: u64 = 1;
 
 pub fn ioctl<const WORDS: usize>(
@@ -67,6 +71,15 @@ pub fn protect(uffd: &File, (addr, len): (usize, usize)) -> io::Result<()> {
     ioctl(
         uffd,
         IOCTL_WRITE_PROTECT,
+        &mut [addr as u64, len as u64, PROTECT],
+    )
+}
+
+/// Traps each access to so many bytes from `addr` on.
+pub fn trap(uffd: &File, (addr, len): (usize, usize)) -> io::Result<()> {
+    ioctl(
+        uffd,
+        IOCTL_RW_PROTECT,
         &mut [addr as u64, len as u64, PROTECT],
     )
 }

@@ -82,6 +82,7 @@ const UM: Reasons = &[
     ("sksm-abi/seen/numa_maps", "has one node"),
     ("sksm-abi/soft-dirty/", "has no such bits"),
     ("sksm-abi/trace/", "is built without tracing"),
+    ("sksm-abi/uffd/accesses", TRAPS),
     ("sksm-abi/uffd/handler", "has no bits for write protection"),
     ("sksm-abi/uffd/write", "has no bits for write protection"),
     ("sksm-abi/unmerge/huge-pages", "has no huge pages"),
@@ -109,6 +110,7 @@ const UM: Reasons = &[
 const LANGUAGE: &str = "not everybody has Node.js or Go";
 const STRESSING: &str = "`cargo xtask stress --programs` installs it";
 const SERVER: &str = "not everybody has this server";
+const TRAPS: &str = "Linux traps reads since 7.3, and not in User-Mode Linux";
 const MEMORY_FAILURE: &str = "has no handling of memory failure";
 
 const X86_64: Reasons = &[
@@ -136,6 +138,7 @@ const X86_64: Reasons = &[
     ("sksm-library/static-keys", "needs Rust 1.87"),
     ("sksm-python/celery", SERVER),
     ("sksm-python/uwsgi", SERVER),
+    ("sksm-abi/uffd/accesses", TRAPS),
     (
         "selftests/",
         "compared with what the unpatched kernel skips",

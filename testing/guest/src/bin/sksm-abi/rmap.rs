@@ -11,6 +11,7 @@ use sksm_guest::machine::cgroup::Cgroup;
 use sksm_guest::machine::slow::quarter_where_slow;
 use sksm_guest::machine::swap::Swap;
 use sksm_guest::machine::sysfs::Counters;
+use sksm_guest::memory::file::memfd;
 use sksm_guest::memory::map::{Map, READ, WRITE};
 use sksm_guest::memory::pagemap::{Pagemap, map_count};
 use sksm_guest::memory::process::{Child, Ended, Gate, Link, adopt_orphans, wait};
@@ -107,6 +108,12 @@ impl Sharers {
         this.keep(ManuallyDrop::into_inner(cut.part(4..6)));
         std::mem::forget(cut);
         this.own.iter().try_for_each(Map::merge)?;
+        // Private pages of a file, not from its beginning on.
+        let file = memfd(5)?;
+        let of_file = Map::at(0, 2, WRITE, libc::MAP_PRIVATE, Some(&file), 3)?;
+        of_file.fill_all(|_| ID);
+        of_file.merge()?;
+        this.keep(of_file);
         // VMAs that are split, before and after the merge, and one that is whole again.
         let split = Map::filled(&[ID; 6])?;
         split.protect_pages(2..4, READ)?;

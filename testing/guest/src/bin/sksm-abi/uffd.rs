@@ -13,8 +13,8 @@ use sksm_guest::machine::sysfs::{Counters, zero_pages_here};
 use sksm_guest::memory::map::Map;
 use sksm_guest::memory::pagemap::Pagemap;
 use sksm_guest::memory::userfault::{
-    self, FEATURES_MOVE, FEATURES_WP, FEATURES_WP_ASYNC, IOCTL_WRITE_PROTECT, REGISTER_MISSING,
-    REGISTER_WP, ioctl, open,
+    self, FEATURES_MOVE, FEATURES_RWP_ASYNC, FEATURES_WP, FEATURES_WP_ASYNC, IOCTL_WRITE_PROTECT,
+    REGISTER_MISSING, REGISTER_RWP, REGISTER_WP, ioctl, open,
 };
 use sksm_guest::page::PAGE;
 use sksm_guest::syscall::check;
@@ -27,6 +27,7 @@ pub const TESTS: &[Test] = &[
     test("uffd/handler-hears-of-writes-only", handler_hears_of_writes),
     test("uffd/moved-zero-pages", moved_zero_pages),
     test("uffd/merged-pages-do-not-move", merged_do_not_move),
+    test("uffd/accesses-stay-trapped", accesses_stay_trapped),
 ];
 
 fn register(uffd: &File, map: &Map, mode: u64) -> Result<()> {
@@ -70,6 +71,33 @@ fn write_protection_is_kept() -> Result<()> {
     drop(uffd);
     map.merge()?;
     ensure!(map.get(1, 0) == 9 && map.get(0, 0) != 9, "contents");
+    Ok(())
+}
+
+/// Merging is no access either. The first access takes the bit away, and would not if the page had been opened before.
+fn accesses_stay_trapped() -> Result<()> {
+    let contents = [5, 5, 5, 6, 0, 0];
+    let map = Map::filled(&contents)?;
+    let uffd = open(FEATURES_RWP_ASYNC, "traps for reads")?;
+    register(&uffd, &map, REGISTER_RWP)?;
+    userfault::trap(&uffd, (map.addr(), map.len())).context("trap")?;
+    ensure!(untouched(&map)? == [true; 6], "before merging");
+    map.merge()?;
+    let marks = untouched(&map)?;
+    ensure!(marks == [true; 6], "merging counts as access: {marks:?}");
+    one_page(&map.pfns()?[..3])?;
+    zero_pages(&map.part(4..6))?;
+    map.expect(1, 5)?;
+    map.expect(3, 6)?;
+    map.expect(4, 0)?;
+    let marks = untouched(&map)?;
+    ensure!(
+        marks == [true, false, true, false, false, true],
+        "after reading pages 1, 3 and 4: {marks:?}"
+    );
+    for (page, id) in contents.into_iter().enumerate() {
+        map.expect(page, id)?;
+    }
     Ok(())
 }
 
