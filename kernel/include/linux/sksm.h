@@ -33,11 +33,12 @@ enum sksm_mark {
 struct sksm_call *sksm_call_begin(struct mm_struct *mm);
 
 /*
- * Merges pages of one VMA, with mmap_lock held for read. When others wait for
- * the lock, it ends early; *start says where. 0, -EINTR, or -EAGAIN.
+ * Merges pages of one VMA, with mmap_lock held for read or, as vma_lock says, the
+ * lock of this VMA. When others wait for the lock, or may do so, it ends early;
+ * *start says where. 0, -EINTR, or -EAGAIN.
  */
 int sksm_merge_vma(struct sksm_call *call, struct vm_area_struct *vma,
-		   unsigned long *start, unsigned long end);
+		   unsigned long *start, unsigned long end, bool vma_lock);
 
 /* -EAGAIN if memory for some page was missing, which was left then; or 0. */
 int sksm_call_end(struct sksm_call *call);
@@ -137,7 +138,7 @@ static inline struct sksm_call *sksm_call_begin(struct mm_struct *mm)
 }
 
 static inline int sksm_merge_vma(struct sksm_call *call, struct vm_area_struct *vma,
-				 unsigned long *start, unsigned long end)
+				 unsigned long *start, unsigned long end, bool vma_lock)
 {
 	*start = end;
 	return 0;

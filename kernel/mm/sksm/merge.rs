@@ -17,7 +17,7 @@ use super::domain::{self, Domain};
 use super::folio::{FolioGuard, LockedFolio, Locking, ProtectedFolio};
 use super::gfp;
 use super::index::{self, Found, Search};
-use super::mm::{self, Mm, Vma};
+use super::mm::{self, Lock, Mm, Vma};
 use super::node::Node;
 use super::pte::{PteRange, MAX_SLOTS};
 use super::rmap::Entry;
@@ -52,7 +52,9 @@ pub(crate) struct Call<'a> {
     /// Another process asks.
     remote: bool,
     mm: &'a Mm,
-    /// Where the walk ended early, as others wait for mmap_lock.
+    /// What the caller holds.
+    lock: Lock,
+    /// Where the walk ended early, as others wait for the lock, or may do so.
     stopped: Option<usize>,
     tally: Tally,
 }
@@ -63,13 +65,22 @@ impl Drop for Call<'_> {
     }
 }
 
-static WALK: WalkOps = WalkOps(bindings::mm_walk_ops {
-    pmd_entry: Some(merge_pmd),
-    // SAFETY: All-zero says that the other callbacks are absent and mmap_lock is held for read.
-    ..unsafe { core::mem::zeroed() }
-});
+static WALK: WalkOps = WalkOps::new(bindings::page_walk_lock_PGWALK_RDLOCK);
+static WALK_OF_VMA: WalkOps = WalkOps::new(base::PGWALK_VMA_LOCK);
 
 struct WalkOps(bindings::mm_walk_ops);
+
+impl WalkOps {
+    /// The walk may check that this lock is held.
+    const fn new(walk_lock: bindings::page_walk_lock) -> Self {
+        Self(bindings::mm_walk_ops {
+            pmd_entry: Some(merge_pmd),
+            walk_lock,
+            // SAFETY: All-zero says that the other callbacks are absent.
+            ..unsafe { core::mem::zeroed() }
+        })
+    }
+}
 
 // SAFETY: Function pointers and constants.
 unsafe impl Sync for WalkOps {}
@@ -86,7 +97,7 @@ unsafe extern "C" fn merge_pmd(
     walk: *mut bindings::mm_walk,
 ) -> c_int {
     // SAFETY: `private` is the call, borrowed mutably by merge_vma() and by nobody else. The walk
-    // is over a VMA that mmap_lock keeps.
+    // is over a VMA that the lock keeps.
     let (call, vma) = unsafe {
         (
             &mut *(*walk).private.cast::<Call<'_>>(),
@@ -98,14 +109,15 @@ unsafe extern "C" fn merge_pmd(
         if mm::fatal_signal_pending() {
             return EINTR.to_errno();
         }
-        // SAFETY: The walk holds mmap_lock, and `pmd` is the entry of this range.
+        // SAFETY: The caller holds the lock, and `pmd` is the entry of this range.
         let range = unsafe { PteRange::new(vma, pmd, at, end) };
         if let Err(error) = call.merge_range(&range) {
             return error.to_errno();
         }
         at += MAX_SLOTS << PAGE_SHIFT;
         mm::cond_resched();
-        if call.mm.is_lock_contended() {
+        // Who waits for a VMA's lock cannot be seen, so it is let go each time.
+        if call.lock == Lock::Vma || call.mm.is_lock_contended() {
             call.stopped = Some(at.min(end));
             return STOP;
         }
@@ -128,6 +140,7 @@ impl<'a> Call<'a> {
             lacking: 0,
             remote,
             mm,
+            lock: Lock::Mmap,
             stopped: None,
             tally: Tally::default(),
         })
@@ -153,17 +166,18 @@ impl<'a> Call<'a> {
         }
     }
 
-    /// Merges `start..end` of `vma`; returns `end`, or where it stopped as others wait for
-    /// mmap_lock.
+    /// Merges `start..end` of `vma`; returns `end`, or where it stopped as others wait for the
+    /// lock, or may do so.
     ///
     /// # Safety
     ///
-    /// `vma` covers the range and mmap_lock is held for read.
+    /// `vma` covers the range, and `lock` is held for read.
     pub(crate) unsafe fn merge_vma(
         &mut self,
         vma: &Vma,
         start: usize,
         end: usize,
+        lock: Lock,
     ) -> Result<usize> {
         if !vma.is_compatible() || vma.anon_vma().is_none() {
             return Ok(end);
@@ -178,13 +192,18 @@ impl<'a> Call<'a> {
         if self.candidates.capacity() < slots {
             self.candidates.reserve(slots, gfp())?;
         }
-        // SAFETY: The caller holds mmap_lock; merge_pmd() gets the call back as `private`.
+        self.lock = lock;
+        let walk = match lock {
+            Lock::Mmap => &WALK,
+            Lock::Vma => &WALK_OF_VMA,
+        };
+        // SAFETY: The caller holds the lock; merge_pmd() gets the call back as `private`.
         kernel::error::to_result(unsafe {
             bindings::walk_page_range_vma(
                 vma.as_ptr(),
                 start,
                 end,
-                &WALK.0,
+                &walk.0,
                 core::ptr::from_mut(self).cast(),
             )
         })?;
@@ -336,7 +355,7 @@ impl<'a> Call<'a> {
             return Ok(State::Done);
         };
         let pgoff = range.vma().pgoff(range.addr(slot));
-        // SAFETY: mmap_lock is held, and the VMA linked to the anon_vma.
+        // SAFETY: The VMA is kept by the lock, and linked to the anon_vma.
         let place = || unsafe { Entry::new(anon_vma, pgoff) };
         for _ in 0..TURNS {
             let vacancy = match search.find(locking, place)? {
@@ -377,6 +396,6 @@ impl<'a> Call<'a> {
 fn own_place(folio: &LockedFolio) -> Entry {
     let anon_vma = (folio.mapping() & !base::MAPPING_FLAGS) as *mut _;
     // SAFETY: The folio was mapped when it was locked, by a VMA that is linked to this anon_vma;
-    // the lock keeps the pointer, and mmap_lock the VMA.
+    // the lock keeps the pointer, and the call's lock the VMA.
     unsafe { Entry::new(NonNull::new_unchecked(anon_vma), folio.index()) }
 }

@@ -142,7 +142,16 @@ impl Mm {
     }
 }
 
-/// A mapping. A reference to it means that mmap_lock or an anon_vma's lock keeps it.
+/// What keeps the mappings that a call is over as they are.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Lock {
+    /// mmap_lock, for read: all mappings.
+    Mmap,
+    /// The mapping's own, for read.
+    Vma,
+}
+
+/// A mapping. A reference to it means that mmap_lock, its own lock or an anon_vma's keeps it.
 #[repr(transparent)]
 pub(crate) struct Vma(Opaque<bindings::vm_area_struct>);
 

@@ -18,7 +18,8 @@ pub(crate) const MAX_SLOTS: usize = 512;
 ///
 /// # Invariants
 ///
-/// `mmap_lock` is held for read, `vma` covers the run, and `pmd` is its PMD entry.
+/// `mmap_lock` or the lock of `vma` is held for read, `vma` covers the run, and `pmd` is its PMD
+/// entry.
 pub(crate) struct PteRange<'a> {
     vma: &'a Vma,
     pmd: *mut bindings::pmd_t,
@@ -71,7 +72,7 @@ impl<'a> PteRange<'a> {
     /// Locks the page table; `None` when there is none any more.
     pub(crate) fn lock(&self) -> Option<LockedPtes<'_>> {
         let mut ptl = core::ptr::null_mut();
-        // SAFETY: mmap_lock keeps the PMD's page in place.
+        // SAFETY: The lock keeps the PMD's page in place.
         let first =
             unsafe { bindings::sksm_pte_lock(self.mm().as_ptr(), self.pmd, self.start, &mut ptl) };
         // INVARIANT: The table is mapped and locked if the pointer is not NULL.
@@ -92,7 +93,7 @@ impl<'a> PteRange<'a> {
 
     /// The anonymous folio that a huge PMD maps here, with a reference.
     pub(crate) fn huge_folio(&self) -> Option<ARef<Folio>> {
-        // SAFETY: mmap_lock is held and `pmd` belongs to `vma`. The call takes a reference.
+        // SAFETY: The VMA is kept, and `pmd` belongs to it. The call takes a reference.
         unsafe {
             let folio = bindings::sksm_pmd_get_folio(self.vma.as_ptr(), self.pmd, self.start);
             NonNull::new(folio).map(|folio| ARef::from_raw(folio.cast()))

@@ -43,7 +43,7 @@ pub(crate) struct Entry {
 impl Entry {
     /// # Safety
     ///
-    /// `anon_vma` is in use: `mmap_lock` is held on an mm with a VMA that is linked to it.
+    /// `anon_vma` is in use: a lock keeps a VMA that is linked to it.
     pub(crate) unsafe fn new(anon_vma: NonNull<bindings::anon_vma>, pgoff: usize) -> Self {
         // SAFETY: The anon_vma is in use, as the caller promises.
         unsafe { bindings::sksm_anon_vma_get(anon_vma.as_ptr()) };

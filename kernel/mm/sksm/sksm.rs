@@ -17,7 +17,7 @@
 //!
 //! # Lock order
 //!
-//! 1. `mmap_lock`, for read.
+//! 1. `mmap_lock`, or the lock of one VMA, for read.
 //! 2. Candidate folio locks: taken with trylock, or one alone while none else is held.
 //! 3. The lock of one merged folio. Guards the node's reverse map and `folio->mapping`. Nobody
 //!    waits for 2 while holding it. A folio that was published is unlocked at once, so a merged
@@ -69,7 +69,7 @@ mod unmerge;
 
 use asleep::Slot;
 use folio::{Folio, LockedFolio};
-use mm::{Mm, Vma};
+use mm::{Lock, Mm, Vma};
 use node::Node;
 use stats::{Process, Stat};
 
@@ -110,23 +110,25 @@ unsafe extern "C" fn sksm_call_begin(mm: &Mm) -> *mut merge::Call<'_> {
     call.map_or(core::ptr::null_mut(), KBox::into_raw)
 }
 
-/// Merges `start..end` of `vma`, or the beginning of it if others wait for `mmap_lock`. Returns 0,
-/// with the end of what was merged in `start`, or `-EINTR` or `-EAGAIN`. Sleeps; a fatal signal
-/// ends it.
+/// Merges `start..end` of `vma`, or the beginning of it if others wait for the lock, or may do so.
+/// Returns 0, with the end of what was merged in `start`, or `-EINTR` or `-EAGAIN`. Sleeps; a fatal
+/// signal ends it.
 ///
 /// # Safety
 ///
-/// `call` comes from [`sksm_call_begin`]; `vma` belongs to its mm, covers the range, and
-/// `mmap_lock` is held for read.
+/// `call` comes from [`sksm_call_begin`]; `vma` belongs to its mm and covers the range. `mmap_lock`
+/// is held for read or, if `vma_lock` says so, the lock of `vma`.
 #[no_mangle]
 unsafe extern "C" fn sksm_merge_vma(
     call: &mut merge::Call<'_>,
     vma: &Vma,
     start: &mut usize,
     end: usize,
+    vma_lock: bool,
 ) -> i32 {
-    // SAFETY: The caller holds mmap_lock over a range that `vma` covers.
-    match unsafe { call.merge_vma(vma, *start, end) } {
+    let lock = if vma_lock { Lock::Vma } else { Lock::Mmap };
+    // SAFETY: The caller holds that lock, and `vma` covers the range.
+    match unsafe { call.merge_vma(vma, *start, end, lock) } {
         Ok(at) => {
             *start = at;
             0

@@ -46,7 +46,8 @@ macro_rules! table {
                     let mut at = start;
                     while at < end {
                         let vma = &raw mut (*mm).vma;
-                        let error = $engine::sksm_merge_vma(&mut *call, &*vma.cast(), &mut at, end);
+                        let error =
+                            $engine::sksm_merge_vma(&mut *call, &*vma.cast(), &mut at, end, false);
                         assert_eq!(error, 0, "a merge fails");
                     }
                 }

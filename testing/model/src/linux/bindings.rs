@@ -711,8 +711,12 @@ pub(crate) unsafe fn sksm_notifier_end(_range: *mut mmu_notifier_range) {}
 
 pub(crate) unsafe fn sksm_account_zero_page(_mm: *mut mm_struct) {}
 
+pub(crate) type page_walk_lock = u32;
+pub(crate) const page_walk_lock_PGWALK_RDLOCK: page_walk_lock = 0;
+
 #[repr(C)]
 pub(crate) struct mm_walk_ops {
+    pub(crate) walk_lock: page_walk_lock,
     pub(crate) pmd_entry:
         Option<unsafe extern "C-unwind" fn(*mut pmd_t, usize, usize, *mut mm_walk) -> c_int>,
     /// One of the others.
