@@ -73,6 +73,10 @@ const UM: Reasons = &[
         "does not see accesses to pages that are present",
     ),
     ("sksm-abi/bystanders/", "has one CPU"),
+    (
+        "sksm-abi/ksm/pages-of-two-are-read-at-large",
+        "has no huge pages",
+    ),
     ("sksm-abi/kvm/", "has no virtual machines"),
     ("sksm-abi/numa/", "has one node"),
     ("sksm-abi/offline/", "cannot take memory away"),

@@ -1,17 +1,25 @@
 //! KSM beside SKSM, on the same process and range.
 
+use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use libc::{MADV_MERGEABLE, MADV_UNMERGEABLE};
 use sksm_guest::harness::patience::deadline;
 use sksm_guest::harness::report::{Test, test};
+use sksm_guest::machine::cgroup::Cgroup;
+use sksm_guest::machine::swap::Swap;
 use sksm_guest::machine::sysfs::{Counters, KSM, zero_pages_here};
 use sksm_guest::memory::map::Map;
+use sksm_guest::memory::pagemap::Pagemap;
 use sksm_guest::memory::process::Child;
+use sksm_guest::page::PAGE;
+use sksm_guest::skip::skip;
 use sksm_guest::syscall::check;
 
 use crate::expect::{apart, copies, merged, merging, one_page};
+use crate::reclaim::all_out;
 use crate::swapping::freed_and_shared_again;
 use crate::writers::{beside, count, for_a_while, for_a_while_until};
 
@@ -33,6 +41,7 @@ pub const TESTS: &[Test] = &[
     test("ksm/exit-with-both", exit_with_both),
     test("ksm/mremap-leaves-merged-pages", mremap_leaves_merged),
     test("ksm/freed-page-is-shared-again", freed_page_is_shared_again),
+    test("ksm/pages-of-two-are-read-at-large", read_at_large),
 ];
 
 /// Lets ksmd scan without a pause.
@@ -454,4 +463,49 @@ fn freed_page_is_shared_again() -> Result<()> {
         scans(4)?;
         KSM.write("run", 0)
     })
+}
+
+/// A process reads its merged pages from swap as one large folio, and another one those of the same slots, elsewhere. Whoever maps a
+/// page is found, so that it can be reclaimed again.
+fn read_at_large() -> Result<()> {
+    const LARGE: &str = "/sys/kernel/mm/transparent_hugepage/hugepages-64kB/enabled";
+    const RUN: usize = 16;
+    if !Path::new(LARGE).exists() {
+        return skip("no large folios in this kernel (CONFIG_TRANSPARENT_HUGEPAGE)");
+    }
+    let _swap = Swap::on()?;
+    let group = Cgroup::new("large")?;
+    group.enter()?;
+    unthrottled()?;
+    let id = |page: usize| page as u64 + 1;
+    let other = Map::aligned(RUN, RUN * PAGE, PAGE)?;
+    let child = Child::spawn(|parent| {
+        other.fill_all(id);
+        other.advise(MADV_MERGEABLE)?;
+        parent.meet()?;
+        other.expect_all(id)?;
+        parent.meet()?;
+        other.expect_all(id)
+    })?;
+    child.pause()?;
+    let room = Map::aligned(RUN, RUN * PAGE, 0)?;
+    room.fill_all(id);
+    room.advise(MADV_MERGEABLE)?;
+    scans(4)?;
+    KSM.write("run", 0)?;
+    let childs = child.pagemap()?;
+    ensure!(
+        room.pfns()? == childs.pfns(other.addr(), RUN)?,
+        "not merged"
+    );
+    all_out(&group, &[(&Pagemap::own()?, &room), (&childs, &other)])?;
+    fs::write(LARGE, "always").context("cannot enable large folios")?;
+    room.advise(libc::MADV_HUGEPAGE)?;
+    room.expect_all(id)?;
+    child.go()?;
+    child.pause()?;
+    all_out(&group, &[(&Pagemap::own()?, &room), (&childs, &other)])?;
+    room.expect_all(id)?;
+    child.go()?;
+    child.join()
 }
