@@ -67,6 +67,7 @@ static const struct rhashtable_params sksm_index_params = {
 	/* 32 KiB: room for a few libraries before the table has to grow. */
 	.min_size = 4096,
 	.automatic_shrinking = true,
+	SKSM_GROWN_BY_WORKER
 };
 
 /* Nodes by swap slot. */
@@ -88,6 +89,7 @@ static const struct rhashtable_params sksm_asleep_params = {
 	.key_len = sizeof_field(struct sksm_sleeper, slot),
 	.obj_cmpfn = sksm_slot_cmp,
 	.automatic_shrinking = true,
+	SKSM_GROWN_BY_WORKER
 };
 
 /* Guard what is published under the hashes of some samples each. */
@@ -145,7 +147,13 @@ struct sksm_sleeper *sksm_asleep_lookup(unsigned long slot)
 /* Exact up to one; the slot is in use. */
 int sksm_slot_users(unsigned long entry)
 {
-	return __swap_count((swp_entry_t){ entry });
+	int users;
+
+	/* For those who do not hold the slot's lock. */
+	rcu_read_lock();
+	users = __swap_count((swp_entry_t){ entry });
+	rcu_read_unlock();
+	return users;
 }
 
 void sksm_asleep_remove(struct sksm_sleeper *sleeper)
@@ -887,7 +895,7 @@ static DECLARE_WORK(sksm_release_work, sksm_release);
 
 void sksm_schedule_release(void)
 {
-	queue_work(system_unbound_wq, &sksm_release_work);
+	queue_work(system_dfl_wq, &sksm_release_work);
 }
 
 subsys_initcall(sksm_init);

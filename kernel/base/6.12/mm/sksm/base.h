@@ -39,6 +39,11 @@ static inline bool sksm_task_dumpable(struct task_struct *owner, struct mm_struc
 #define anon_rmap_tree_iter_next(chain, first, last) \
 	anon_vma_interval_tree_iter_next(chain, first, last)
 
+#define system_dfl_wq				system_unbound_wq
+
+/* An insertion that finds no room makes some at once, of single pages. */
+#define SKSM_GROWN_BY_WORKER
+
 #define pte_uffd(pte)				pte_uffd_wp(pte)
 #define pte_mkuffd(pte)				pte_mkuffd_wp(pte)
 #define sksm_pte_arm(vma, pte)			(pte)

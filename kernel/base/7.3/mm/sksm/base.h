@@ -17,6 +17,12 @@ static inline u64 sksm_ns_id(const struct ns_common *ns)
 	return ns->ns_id;
 }
 
+/*
+ * Of a hash table: who inserts may hold spinlocks with interrupts off, where a
+ * table must not be had from vmalloc().
+ */
+#define SKSM_GROWN_BY_WORKER	.insecure_elasticity = true,
+
 /* That in which the memory was made by exec. RCU read lock held. */
 static inline struct user_namespace *sksm_mm_user_ns(struct mm_struct *mm,
 						     struct task_struct *owner)

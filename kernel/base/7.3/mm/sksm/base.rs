@@ -24,12 +24,11 @@ pub(crate) const fn as_ptr(text: &CStr) -> *const c_char {
 
 /// A file of sysfs that has no name yet.
 pub(crate) const fn attribute(show: Option<Show>, store: Option<Store>) -> bindings::kobj_attribute {
-    bindings::kobj_attribute {
-        __bindgen_anon_1: bindings::kobj_attribute__bindgen_ty_1 { show },
-        __bindgen_anon_2: bindings::kobj_attribute__bindgen_ty_2 { store },
-        // SAFETY: All-zero is a valid kobj_attribute.
-        ..unsafe { core::mem::zeroed() }
-    }
+    // SAFETY: All-zero is a valid kobj_attribute.
+    let mut attribute: bindings::kobj_attribute = unsafe { core::mem::zeroed() };
+    attribute.__bindgen_anon_1.show = show;
+    attribute.__bindgen_anon_2.store = store;
+    attribute
 }
 
 pub(crate) type Show = unsafe extern "C" fn(
