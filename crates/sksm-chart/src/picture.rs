@@ -79,7 +79,7 @@ impl Picture {
     /// What colours stand for, under the title.
     pub fn legend(&mut self, names: &[(&'static str, &str)]) {
         self.y -= 26.0;
-        self.spots(MARGIN, names.iter().copied());
+        self.spots(MARGIN, WIDTH - 2.0 * MARGIN, names.iter().copied());
         self.y += 48.0;
     }
 
@@ -165,16 +165,23 @@ impl Picture {
         self.add(ink::text(x, y, style, text));
     }
 
-    /// Spots of colour, each before its name, beside each other.
+    /// Spots of colour, each before its name, beside each other, and below where they would be wider than this.
     pub(crate) fn spots<'a>(
         &mut self,
-        mut x: f64,
+        left: f64,
+        width: f64,
         names: impl Iterator<Item = (&'static str, &'a str)>,
     ) {
+        let mut x = left;
         for (colour, name) in names {
+            let long = 7.0 * name.chars().count() as f64;
+            if x > left && x + 15.0 + long > left + width {
+                x = left;
+                self.y += 20.0;
+            }
             self.add(ink::spot(x + 5.0, self.y - 4.5, colour));
             self.text(x + 15.0, self.y, LEGEND, name);
-            x += 36.0 + 7.0 * name.chars().count() as f64;
+            x += 36.0 + long;
         }
     }
 }

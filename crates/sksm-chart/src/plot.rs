@@ -101,8 +101,8 @@ pub fn draw(picture: &mut Picture, plot: &Plot, left: f64, width: f64) {
         .curves
         .iter()
         .map(|curve| (curve.colour, &*curve.label));
-    picture.spots(x, names);
-    picture.y = floor + 84.0;
+    picture.spots(x, width, names);
+    picture.y += 22.0;
 }
 
 /// The marks of the axis across: round numbers, so many that they do not touch.
@@ -250,6 +250,60 @@ mod tests {
         }
         // But those of the legend.
         assert!(shapes(&text, "circle").len() <= 2);
+    }
+
+    #[test]
+    fn names_stay_below_their_plot() {
+        let names = [
+            "a long name",
+            "another one",
+            "one more of them",
+            "and the last one",
+        ];
+        let plot = |count: usize| Plot {
+            title: "title".into(),
+            across: "s".into(),
+            axis: Axis::Even,
+            mark: |at| format!("{at} s"),
+            scale: |value| format!("{value}"),
+            curves: (0..count)
+                .map(|at| Curve {
+                    label: names[at % names.len()].into(),
+                    colour: GREEN,
+                    points: vec![Point {
+                        at: 1.0,
+                        median: 1.0,
+                        half: None,
+                    }],
+                })
+                .collect(),
+        };
+        let mut picture = Picture::new();
+        picture.plots([&plot(7), &plot(1)]);
+        let text = picture.finish();
+        let number = |shape: &std::collections::HashMap<String, String>, name: &str| {
+            shape[name].parse::<f64>().unwrap()
+        };
+        let rules = shapes(&text, "line");
+        let floor = rules
+            .iter()
+            .map(|rule| number(rule, "y1"))
+            .fold(0.0, f64::max);
+        let second = rules
+            .iter()
+            .map(|rule| number(rule, "x1"))
+            .fold(0.0, f64::max);
+        let mut spots = shapes(&text, "circle");
+        spots.retain(|spot| number(spot, "cy") > floor);
+        assert_eq!(spots.len(), 8);
+        let beside = spots.iter().filter(|spot| number(spot, "cx") >= second);
+        assert_eq!(beside.count(), 1);
+        let mut lines: Vec<i64> = (spots.iter())
+            .map(|spot| number(spot, "cy").round() as i64)
+            .collect();
+        lines.sort_unstable();
+        lines.dedup();
+        assert!(lines.len() >= 3, "{lines:?}");
     }
 
     #[test]
