@@ -457,12 +457,11 @@ impl World for Remote {
         let page = sksm::page_size();
         let size = page as u64;
         let mut places: Vec<Place> = Vec::with_capacity(pages.len());
-        for run in pages.chunk_by(|a, b| a + 1 == *b) {
-            let range = run[0]..run[0] + run.len() as u64;
-            let entries = pagemap::entries(&files.pagemap, range).map_err(|_| Gone)?;
-            let there = run
-                .iter()
-                .zip(entries)
+        let near = |a: &u64, b: &u64| b.checked_sub(*a).is_some_and(|gap| gap <= NEAR);
+        for run in pages.chunk_by(near) {
+            let (first, last) = (run[0], run[run.len() - 1]);
+            let entries = pagemap::entries(&files.pagemap, first..last + 1).map_err(|_| Gone)?;
+            let there = (run.iter().map(|number| (number, entries[(number - first) as usize])))
                 .filter(|(_, entry)| entry.anonymous());
             places.extend(there.map(|(number, entry)| (number * size, entry)));
         }
