@@ -461,8 +461,10 @@ impl World for Remote {
         for run in pages.chunk_by(near) {
             let (first, last) = (run[0], run[run.len() - 1]);
             let entries = pagemap::entries(&files.pagemap, first..last + 1).map_err(|_| Gone)?;
-            let there = (run.iter().map(|number| (number, entries[(number - first) as usize])))
-                .filter(|(_, entry)| entry.anonymous());
+            let there = (run
+                .iter()
+                .map(|number| (number, entries[(number - first) as usize])))
+            .filter(|(_, entry)| entry.anonymous());
             places.extend(there.map(|(number, entry)| (number * size, entry)));
         }
         let merged = |place: &Place| covers(&watched.with_merged, place.0 / size);
