@@ -205,8 +205,7 @@ impl Domain {
 /// Whether other processes' advice passes over a VMA: memory that its owner has locked, keeps out
 /// of core dumps, or keeps from children.
 pub(crate) fn is_private(vma: &Vma) -> bool {
-    let private = bindings::SKSM_VM_LOCKED
-        | bindings::SKSM_VM_DONTDUMP
-        | bindings::SKSM_VM_WIPEONFORK;
+    let private =
+        bindings::SKSM_VM_LOCKED | bindings::SKSM_VM_DONTDUMP | bindings::SKSM_VM_WIPEONFORK;
     vma.flags() & private as usize != 0
 }

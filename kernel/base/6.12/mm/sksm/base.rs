@@ -23,7 +23,10 @@ pub(crate) const fn as_ptr(text: &CStr) -> *const c_char {
 }
 
 /// A file of sysfs that has no name yet.
-pub(crate) const fn attribute(show: Option<Show>, store: Option<Store>) -> bindings::kobj_attribute {
+pub(crate) const fn attribute(
+    show: Option<Show>,
+    store: Option<Store>,
+) -> bindings::kobj_attribute {
     bindings::kobj_attribute {
         show,
         store,
