@@ -85,7 +85,9 @@ impl Running {
     pub fn rounds(&self, seconds: f64) -> Result<f64> {
         Ok(match self.scanner {
             Scanner::Sksm => seconds / 60.0,
-            Scanner::Nobody | Scanner::SksmSoon => seconds / 10.0,
+            // Its budget may keep it waiting for longer than it looks.
+            Scanner::SksmSoon => seconds / 30.0,
+            Scanner::Nobody => seconds / 10.0,
             Scanner::KsmdDefault
             | Scanner::KsmdAdvisor
             | Scanner::KsmdFast
