@@ -46,7 +46,12 @@ static inline bool sksm_task_dumpable(struct task_struct *owner, struct mm_struc
 
 #define pte_uffd(pte)				pte_uffd_wp(pte)
 #define pte_mkuffd(pte)				pte_mkuffd_wp(pte)
-#define sksm_pte_arm(vma, pte)			(pte)
 #define zero_pfn(addr)				my_zero_pfn(addr)
+
+/* Accesses cannot be trapped. */
+static inline pte_t sksm_pte_arm(struct vm_area_struct *vma, pte_t pte)
+{
+	return pte;
+}
 
 #endif /* _MM_SKSM_BASE_H */
