@@ -109,7 +109,7 @@ static inline void sksm_slot_freed(swp_entry_t slot)
 /* KSM's entry points, for folios that are SKSM's; the folio is locked. */
 void sksm_rmap_walk(struct folio *folio, struct rmap_walk_control *rwc);
 void sksm_migrate(struct folio *newfolio, struct folio *folio);
-void sksm_collect_mappers(struct folio *folio, struct list_head *to_kill,
+void sksm_collect_mappers(const struct folio *folio, struct list_head *to_kill,
 			  int force_early);
 
 /*
@@ -196,7 +196,7 @@ static inline void sksm_migrate(struct folio *newfolio, struct folio *folio)
 {
 }
 
-static inline void sksm_collect_mappers(struct folio *folio, struct list_head *to_kill,
+static inline void sksm_collect_mappers(const struct folio *folio, struct list_head *to_kill,
 					int force_early)
 {
 }

@@ -438,7 +438,10 @@ impl Worker<'_> {
 
     fn clone_vm(&mut self) -> Result<bool> {
         let ended = sharing_memory(share_memory, self.choices.below(4))?;
-        ensure!(ended == Ended::Exit(0), "who shared the memory: {ended}");
+        ensure!(
+            ended == Ended::Exit(0) || ended == LACKED_MEMORY,
+            "who shared the memory: {ended}"
+        );
         Ok(true)
     }
 
@@ -811,7 +814,7 @@ impl Worker<'_> {
         self.shared.child_ended();
         let failed_memory = ended == Ended::Signal(libc::SIGBUS) && self.shared.poisoned();
         ensure!(
-            ended == Ended::Exit(0) || failed_memory,
+            ended == Ended::Exit(0) || failed_memory || ended == LACKED_MEMORY,
             "child {pid}: {ended}"
         );
         Ok(())
@@ -865,5 +868,11 @@ fn become_another() -> ! {
     let arguments = [program.as_ptr(), std::ptr::null()];
     // SAFETY: a valid path, and arguments that end with NULL.
     unsafe { libc::execv(program.as_ptr(), arguments.as_ptr()) };
-    exit_now(1)
+    let error = std::io::Error::last_os_error().raw_os_error();
+    exit_now(NOT_ANOTHER + error.unwrap_or(0))
 }
+
+/// A process that could not become another one ends with this and the number of the error.
+const NOT_ANOTHER: i32 = 100;
+/// The arguments of a program need memory, too, of which there may be none.
+const LACKED_MEMORY: Ended = Ended::Exit(NOT_ANOTHER + libc::ENOMEM);
