@@ -125,6 +125,8 @@ fn exit_there() -> Result<()> {
         Child::spawn(|_| {
             let device = Device::open()?;
             std::mem::forget(on_device(&device)?);
+            // Who closes it gets all back first.
+            std::mem::forget(device);
             Ok(())
         })?
         .join()?;
