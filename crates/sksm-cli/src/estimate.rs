@@ -35,6 +35,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 
 use crate::census::Census;
+use crate::cpu_clock::CpuClock;
 use crate::descriptors;
 use crate::domain::{Mode, Users};
 use crate::reason::{self, Crowd};
@@ -297,13 +298,7 @@ impl Plot {
 
 /// Of this process, in seconds.
 pub fn cpu_time() -> f64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: writes one timespec, into ours.
-    unsafe { libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time) };
-    time.tv_sec as f64 + time.tv_nsec as f64 / 1e9
+    CpuClock::PROCESS.read().as_secs_f64()
 }
 
 /// So that they grow without being copied, and leave no holes. Else glibc keeps ever larger ones with the small.

@@ -1,6 +1,7 @@
 //! `sksm`: what merging would save, did save, and can do on this machine.
 
 mod census;
+mod cpu_clock;
 mod descriptors;
 mod doctor;
 mod domain;

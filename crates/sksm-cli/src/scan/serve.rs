@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use sksm_scan::SharedFilter;
 
+use crate::cpu_clock::CpuClock;
 use crate::domain::{Domain, Mode, Owner};
 use crate::output;
 use room::Room;
@@ -89,7 +90,7 @@ impl Server {
 fn serve(listener: UnixListener) -> Result<()> {
     let mut filters = Filters::default();
     let answer = move || {
-        let mut begun = (Instant::now(), own_cpu_time());
+        let mut begun = (Instant::now(), CpuClock::READER.read());
         for peer in listener.incoming() {
             match peer {
                 // Whoever is refused sees its connection end; a note for each would be at its mercy.
@@ -99,7 +100,7 @@ fn serve(listener: UnixListener) -> Result<()> {
                     std::thread::sleep(REST);
                 }
             }
-            let used = own_cpu_time();
+            let used = CpuClock::READER.read();
             USED.store(used.as_nanos() as u64, Ordering::Relaxed);
             // Time that nobody wanted is not kept for a flood.
             if begun.0.elapsed() >= REST {
@@ -116,17 +117,6 @@ fn serve(listener: UnixListener) -> Result<()> {
 /// How long it has to rest, so that it has taken no more than its share.
 fn ahead(used: Duration, elapsed: Duration) -> Duration {
     (used * SHARE).saturating_sub(elapsed)
-}
-
-/// Of this thread.
-fn own_cpu_time() -> Duration {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
-    // SAFETY: writes one structure, into ours.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
-    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 fn listening(socket: OwnedFd) -> io::Result<UnixListener> {

@@ -4,11 +4,11 @@
 //! of a file system in user space, or its faults are handled by its own process, that need never end, and no signal is looked at meanwhile.
 //! Who waits so takes no CPU time. A piece of work that does may take as long as it likes: on a slow machine it does.
 
-use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use crate::cpu_clock::CpuClock;
 use crate::output;
 
 /// Nothing that ends makes the scanner wait so long.
@@ -24,7 +24,7 @@ impl Watchdog {
     /// Watches over what this thread does.
     pub fn start() -> Self {
         let work: Arc<AtomicU64> = Arc::default();
-        let (watched, clock) = (work.clone(), Clock::of_this_thread());
+        let (watched, clock) = (work.clone(), CpuClock::of_this_thread());
         std::thread::spawn(move || {
             let mut waits = Waits::default();
             loop {
@@ -51,31 +51,6 @@ impl Watchdog {
         let done = work();
         self.work.fetch_add(1, Ordering::Relaxed);
         done
-    }
-}
-
-/// The clock of the CPU time of a thread.
-struct Clock(libc::clockid_t);
-
-impl Clock {
-    fn of_this_thread() -> Self {
-        let mut clock = 0;
-        // SAFETY: this thread, and a place for the clock.
-        match unsafe { libc::pthread_getcpuclockid(libc::pthread_self(), &mut clock) } {
-            0 => Clock(clock),
-            // That of all threads, the best that there is then.
-            _ => Clock(libc::CLOCK_PROCESS_CPUTIME_ID),
-        }
-    }
-
-    fn read(&self) -> Duration {
-        let mut time = MaybeUninit::<libc::timespec>::zeroed();
-        // SAFETY: room for the time, which is valid when it is all zeros.
-        let time = unsafe {
-            libc::clock_gettime(self.0, time.as_mut_ptr());
-            time.assume_init()
-        };
-        Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
     }
 }
 
@@ -134,7 +109,7 @@ mod tests {
 
     #[test]
     fn the_clock_is_that_of_the_thread_that_works() {
-        let clock = Clock::of_this_thread();
+        let clock = CpuClock::of_this_thread();
         let read = std::thread::spawn(move || {
             let before = clock.read();
             let begun = Instant::now();
