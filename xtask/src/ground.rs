@@ -9,3 +9,4 @@ pub mod packages;
 pub mod project;
 pub mod qemu;
 pub mod step;
+pub mod unpacked;

@@ -74,6 +74,7 @@ pub fn run(verb: Verb, base: Option<Base>, linux_src: Option<PathBuf>) -> Result
     if let Verb::Clean = verb {
         return clean::run(project);
     }
+    let asked = base.is_some() || linux_src.is_some();
     let origin = &Origin::of(base, linux_src)?;
     match verb {
         Verb::Setup(args) => setup::run(project, &args, origin),
@@ -82,7 +83,7 @@ pub fn run(verb: Verb, base: Option<Base>, linux_src: Option<PathBuf>) -> Result
         Verb::Bench(args) => bench::run(project, args, origin),
         Verb::Profile(args) => profile::run(project, args, origin),
         Verb::Run(args) => run::run(project, args, origin),
-        Verb::Test(args) => test::run(project, &args, origin),
+        Verb::Test(args) => test::run(project, &args, asked.then_some(origin)),
         Verb::Selftests(args) => selftests::run(project, args, origin),
         Verb::Stress(args) => stress::run(project, &args, origin),
         Verb::Fuzz(args) => fuzz::run(project, &args, origin),

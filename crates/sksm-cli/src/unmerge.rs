@@ -92,9 +92,11 @@ struct Report {
 }
 
 pub fn run(whom: Whom, json: bool) -> Result<ExitCode> {
-    if !whom.dry_run
-        && let Err(error) = sksm::require()
-    {
+    let required = match whom.dry_run {
+        true => Ok(()),
+        false => sksm::require(),
+    };
+    if let Err(error) = required {
         let undecided = matches!(error, Error::Undecided { .. });
         let error = anyhow::Error::from(error);
         return Err(match sksm::support() {

@@ -2,17 +2,13 @@
 //! (qemu-utils from another release, say). QEMU finds its files by where its program lies.
 
 use std::{
-    fs,
     path::{Path, PathBuf},
     process::Command,
 };
 
 use anyhow::{Context, Result};
 
-use crate::{
-    ground::{project::Project, step},
-    terminal::progress::Step,
-};
+use crate::ground::{project::Project, step, unpacked};
 
 /// The package that brings the emulator.
 pub const PACKAGE: &str = "qemu-system-x86";
@@ -33,17 +29,17 @@ fn root(cache: &Path) -> PathBuf {
 
 /// Whether one was unpacked.
 pub fn is_unpacked(project: &Project) -> bool {
-    unpacked(project).is_some()
+    program(project).is_some()
 }
 
-fn unpacked(project: &Project) -> Option<PathBuf> {
+fn program(project: &Project) -> Option<PathBuf> {
     let program = root(&project.cache).join("usr/bin").join(PROGRAM);
     program.is_file().then_some(program)
 }
 
 /// The emulator.
 pub fn command(project: &Project) -> Command {
-    let Some(program) = unpacked(project) else {
+    let Some(program) = program(project) else {
         return Command::new(PROGRAM);
     };
     let share = root(&project.cache).join("usr/share");
@@ -77,33 +73,8 @@ fn libraries_of(simulation: &str) -> Vec<String> {
 
 /// Downloads the packages and unpacks them. Needs apt's lists.
 pub fn unpack(project: &Project) -> Result<()> {
-    let step = Step::begin("unpacking QEMU");
-    let scratch = project.scratch()?;
-    let log = project.log("qemu")?;
-    let mut download = Command::new("apt-get");
-    download.arg("download").args(TOGETHER);
-    step::run(download.current_dir(scratch.path()), &log, &step, |line| {
-        step.detail(line)
-    })?;
-    let files = scratch.path().join("files");
-    // All of them first, as what is unpacked lies beside them.
-    let packages = fs::read_dir(scratch.path())?
-        .map(|entry| Ok(entry?.path()))
-        .collect::<Result<Vec<_>>>()?;
-    for package in packages {
-        let mut extract = Command::new("dpkg-deb");
-        extract.arg("--extract").arg(&package).arg(&files);
-        step::run(&mut extract, &log, &step, |_| {})?;
-    }
-    // Whole or absent; another invocation may have been faster.
-    match fs::rename(&files, root(&project.cache)) {
-        Err(error) if !is_unpacked(project) => {
-            return Err(error).context("cannot put QEMU in place");
-        }
-        _ => {}
-    }
-    step.done();
-    Ok(())
+    let packages = TOGETHER.map(str::to_owned);
+    unpacked::unpack(project, "QEMU", &packages, &root(&project.cache))
 }
 
 #[cfg(test)]

@@ -139,6 +139,18 @@ impl Base {
         }
     }
 
+    /// What `named` was given, and of which base.
+    pub fn of_name(name: &str) -> (&str, Self) {
+        let of = |base: Self| Some((name.strip_suffix(&base.named(""))?, base));
+        let newer = Self::ALL
+            .into_iter()
+            .filter(|&base| base != Self::default());
+        newer
+            .filter_map(of)
+            .next()
+            .unwrap_or((name, Self::default()))
+    }
+
     /// How a command line chooses it.
     pub fn option(self) -> &'static str {
         match self {
@@ -247,5 +259,7 @@ pub mod tests {
         assert_eq!(Base::Linux7_3.within(dir()), dir().join("7.3"));
         assert_eq!(Base::Linux6_12.named("selftests"), "selftests");
         assert_eq!(Base::Linux7_3.named("selftests"), "selftests-7.3");
+        assert_eq!(Base::of_name("um"), ("um", Base::Linux6_12));
+        assert_eq!(Base::of_name("um-7.3"), ("um", Base::Linux7_3));
     }
 }

@@ -26,10 +26,38 @@ pub struct Kernel {
 }
 
 impl Kernel {
+    fn of(project: &Project, arch: Arch, base: Base) -> Self {
+        let dir = base.within(project.target.join("sksm/kernels"));
+        let image = dir.join(arch.to_string()).join(arch.target().0);
+        Self { arch, base, image }
+    }
+
+    /// Names what it was made of.
+    fn stamp(&self) -> PathBuf {
+        self.image.with_file_name("made-of")
+    }
+
+    /// As in `um`, or `um-7.3` where it is not of the first base.
+    pub fn name(&self) -> String {
+        self.base.named(&self.arch.to_string())
+    }
+
     /// The same with its symbols; only of a kernel that says which of its code ran.
     pub fn symbols(&self) -> PathBuf {
         self.image.with_file_name(SYMBOLS)
     }
+}
+
+/// The kernel, if it is up to date and one can tell without work: of a user's tree one cannot.
+pub fn built(project: &Project, arch: Arch, origin: &Origin) -> Result<Option<Kernel>> {
+    if origin.tree.is_some() {
+        return Ok(None);
+    }
+    let kernel = Kernel::of(project, arch, origin.base);
+    let source = fetch::debian(project, origin.base, arch.patched())?;
+    let made = fs::read_to_string(kernel.stamp()).unwrap_or_default();
+    let current = made == ingredients(project, arch, origin.base, &source.dir)?;
+    Ok((current && kernel.image.is_file()).then_some(kernel))
 }
 
 /// What make leaves beside the image.
@@ -46,22 +74,13 @@ const SAME_EACH_TIME: [(&str, &str); 4] = [
 /// Builds whatever is not up to date, from the packages on.
 pub fn build(project: &Project, arch: Arch, origin: &Origin) -> Result<Kernel> {
     packages::ensure(project, origin.needs_no_package())?;
-    let dir = (origin.base.within(project.target.join("sksm/kernels"))).join(arch.to_string());
-    let stamp = dir.join("made-of");
-    let (target, image) = arch.target();
-    let kernel = Kernel {
-        arch,
-        base: origin.base,
-        image: dir.join(target),
-    };
-    if origin.tree.is_none() {
-        // Nobody has to be waited for when there is nothing to do.
-        let source = fetch::debian(project, origin.base, arch.patched())?;
-        let made = fs::read_to_string(&stamp).unwrap_or_default();
-        if made == ingredients(project, arch, origin.base, &source.dir)? && kernel.image.is_file() {
-            return Ok(kernel);
-        }
+    // Nobody has to be waited for when there is nothing to do.
+    if let Some(kernel) = built(project, arch, origin)? {
+        return Ok(kernel);
     }
+    let kernel = Kernel::of(project, arch, origin.base);
+    let stamp = kernel.stamp();
+    let (target, image) = arch.target();
     let _lock = project.lock_cache()?;
     // Beside each other: unpacking leaves all CPUs but one to bindgen's build.
     let (toolchain, source) = std::thread::scope(|scope| {
@@ -79,12 +98,12 @@ pub fn build(project: &Project, arch: Arch, origin: &Origin) -> Result<Kernel> {
         "{arch}-{}",
         &cache::fingerprint(&toolchain.version)[..8]
     ));
-    let log = project.log(&format!("build-{arch}"))?;
+    let log = project.log(&format!("build-{}", kernel.name()))?;
     // The source as it came.
     let unpacked = fs::read_to_string(source.dir.join("unpacked"))?;
     let kconfig = format!("{}\n{unpacked}\n{}", toolchain.version, changes.kconfig);
     let complete = objects.join(".sksm-built");
-    let built = objects.join(image);
+    let made = objects.join(image);
     objects::with(&objects, || {
         let fragments = config::fragments(project, arch, origin.base);
         let settings = config::configure(
@@ -92,7 +111,7 @@ pub fn build(project: &Project, arch: Arch, origin: &Origin) -> Result<Kernel> {
         )?;
         let variables = coverage::variables(arch);
         let wanted = format!("{settings}\n{}{}", changes.all, variables.concat());
-        if built.is_file() && fs::read_to_string(&complete).is_ok_and(|made| made == wanted) {
+        if made.is_file() && fs::read_to_string(&complete).is_ok_and(|made| made == wanted) {
             return Ok(());
         }
         cache::remove(&complete)?;
@@ -104,7 +123,7 @@ pub fn build(project: &Project, arch: Arch, origin: &Origin) -> Result<Kernel> {
     })?;
     cache::remove(&stamp)?;
     // Other builds in the same cache leave it alone there.
-    cache::copy(&built, &kernel.image)?;
+    cache::copy(&made, &kernel.image)?;
     if arch == Arch::Fuzz {
         cache::copy(&objects.join(SYMBOLS), &kernel.symbols())?;
     }

@@ -13,6 +13,7 @@ mod published;
 mod results;
 mod room;
 mod skips;
+mod tested;
 mod unit_tests;
 
 use std::{
@@ -31,30 +32,33 @@ use crate::{
     kernel::{self, Arch, Kernel, Origin},
 };
 pub use args::Args;
+use host_tests::Check;
 use results::Run;
 use room::Room;
+use tested::Tested;
 
 /// How much builds step back behind guests: kernels are made of what these leave of the processors while they wait.
 const NICE: i32 = 10;
 
-pub fn run(project: &Project, args: &Args, origin: &Origin) -> Result<ExitCode> {
+/// `asked` is what the command line says of bases; without it, all have their turn.
+pub fn run(project: &Project, args: &Args, asked: Option<&Origin>) -> Result<ExitCode> {
     let run = Run::new(project, args);
-    if host_tests::any(args) {
-        host_tests::run(&run, origin)?;
-    }
+    let kernels = Tested::kernels(args, asked);
+    let checks = host_tests::checks(args, &kernels);
+    host_tests::run(&run, &checks)?;
     let mut programs = None;
-    if may_match_guest(args) {
+    if may_match_guest(args, &kernels) {
         match programs::guest_programs(project) {
             Ok(dir) => programs = Some(dir),
             Err(error) => run.fail("host/guest-programs", error)?,
         }
     }
-    build_and_test(&run, programs.as_deref(), origin)?;
+    build_and_test(&run, programs.as_deref(), &kernels, &checks)?;
     let tally = run.tally();
     if tally.is_empty() {
-        eprintln!("{}", nothing(project, args));
+        eprintln!("{}", nothing(project, args, asked));
     }
-    print!("{}", tally.longest());
+    print!("{}{}", tally.by_program(), tally.longest());
     println!("{}", tally.closing());
     Ok(if tally.success() {
         ExitCode::SUCCESS
@@ -63,34 +67,47 @@ pub fn run(project: &Project, args: &Args, origin: &Origin) -> Result<ExitCode> 
     })
 }
 
-/// Builds one kernel after the other, while guests of those that are there run their tests.
-fn build_and_test(run: &Run, programs: Option<&Path>, origin: &Origin) -> Result<()> {
+/// Builds one kernel after the other, while guests of those that are there run their tests. What need not be built comes
+/// first, and of that the last kernel, whose tests take longest: the others fit in beside it.
+fn build_and_test(
+    run: &Run,
+    programs: Option<&Path>,
+    kernels: &[Tested],
+    checks: &[Check],
+) -> Result<()> {
     let room = &Room::of_this_machine();
     thread::scope(|scope| {
         let (built, to_run) = mpsc::channel();
         let builder = scope.spawn(move || -> Result<()> {
             // Of this thread, and of what it starts: guests are started by the other.
             let _ = rustix::process::nice(NICE);
-            let arches = run.args.arches().iter();
-            for (&arch, programs) in arches.filter_map(|arch| Some((arch, programs?))) {
-                match prepare(run, room, arch, programs, origin) {
+            let is_built = |tested: &&Tested| {
+                let built = kernel::built(run.project, tested.arch, &tested.origin);
+                built.is_ok_and(|kernel| kernel.is_some())
+            };
+            let (there, to_build): (Vec<_>, Vec<_>) = kernels.iter().partition(is_built);
+            let all = there.into_iter().rev().chain(to_build);
+            for (tested, programs) in all.filter_map(|of| Some((of, programs?))) {
+                match prepare(run, room, tested, programs) {
                     Ok(work) => work
                         .into_iter()
-                        .for_each(|work| drop(built.send((arch, work)))),
-                    Err(error) => run.fail(&format!("{arch}/run"), error)?,
+                        .for_each(|work| drop(built.send((tested, work)))),
+                    Err(error) => run.fail(&format!("{}/run", tested.name()), error)?,
                 }
             }
             drop(built);
-            host_tests::run_late(run, origin)
+            host_tests::run_late(run, checks)
         });
         let guests: Vec<_> = to_run
             .into_iter()
-            .map(|(arch, work): (Arch, Work)| (arch, scope.spawn(move || work.run(run, room))))
+            .map(|(tested, work): (&Tested, Work)| {
+                (tested, scope.spawn(move || work.run(run, room)))
+            })
             .collect();
         join(builder)?;
-        for (arch, guest) in guests {
+        for (tested, guest) in guests {
             if let Err(error) = join(guest) {
-                run.fail(&format!("{arch}/run"), error)?;
+                run.fail(&format!("{}/run", tested.name()), error)?;
             }
         }
         Ok(())
@@ -117,22 +134,16 @@ impl Work {
 }
 
 /// Builds a kernel, and says what its guests have to do.
-fn prepare(
-    run: &Run,
-    room: &Room,
-    arch: Arch,
-    programs: &Path,
-    origin: &Origin,
-) -> Result<Vec<Work>> {
-    let plan = guest_tests::plan(run.args, arch, programs)?;
-    let selftests = arch == Arch::X86_64 && wants_selftests(run.args);
+fn prepare(run: &Run, room: &Room, tested: &Tested, programs: &Path) -> Result<Vec<Work>> {
+    let plan = guest_tests::plan(run.args, tested, programs)?;
+    let selftests = wants_selftests(run.args, tested);
     if plan.is_empty() && !selftests {
         return Ok(Vec::new());
     }
-    let kernel = match kernel::build(run.project, arch, origin) {
+    let kernel = match kernel::build(run.project, tested.arch, &tested.origin) {
         Ok(kernel) => kernel,
         Err(error) => {
-            run.fail(&format!("{arch}/build"), error)?;
+            run.fail(&format!("{}/build", tested.name()), error)?;
             return Ok(Vec::new());
         }
     };
@@ -140,27 +151,27 @@ fn prepare(
     let guests = (0..queue.guests).map(|_| Work::Programs(queue.clone()));
     let mut work: Vec<_> = guests.collect();
     if selftests {
-        match kernel_tests::prepare(run, &kernel, origin) {
+        match kernel_tests::prepare(run, &kernel, tested) {
             Ok(Some(chosen)) => work.push(Work::Selftests(kernel, chosen)),
             Ok(None) => {}
-            Err(error) => run.fail(kernel_tests::ALL, error)?,
+            Err(error) => run.fail(&kernel_tests::all(tested), error)?,
         }
     }
     Ok(work)
 }
 
 /// Whether a kernel is needed, as far as one can tell before names are known.
-fn may_match_guest(args: &Args) -> bool {
-    let mut arches = args.arches().iter();
-    arches.any(|&arch| guest_tests::may_match(args.pattern(), arch))
+fn may_match_guest(args: &Args, kernels: &[Tested]) -> bool {
+    let mut kernels = kernels.iter();
+    kernels.any(|tested| tested.may_match(args.pattern()))
 }
 
-fn wants_selftests(args: &Args) -> bool {
-    !args.quick && !args.host && kernel_tests::may_match(args.pattern())
+fn wants_selftests(args: &Args, tested: &Tested) -> bool {
+    tested.arch == Arch::X86_64 && !args.quick && kernel_tests::may_match(args.pattern(), tested)
 }
 
 /// Why no test has run.
-fn nothing(project: &Project, args: &Args) -> String {
+fn nothing(project: &Project, args: &Args, asked: Option<&Origin>) -> String {
     let pattern = args.pattern();
     let all = Args {
         quick: false,
@@ -171,7 +182,7 @@ fn nothing(project: &Project, args: &Args) -> String {
         |option| format!("{option} leaves out every test whose name contains `{pattern}`");
     match (args.host, args.quick) {
         (false, false) => format!("no test's name contains `{pattern}`"),
-        _ if !exists(project, &all).unwrap_or(false) => {
+        _ if !exists(project, &all, asked).unwrap_or(false) => {
             format!("no test's name contains `{pattern}`")
         }
         (true, _) => left_out("--host"),
@@ -179,16 +190,18 @@ fn nothing(project: &Project, args: &Args) -> String {
     }
 }
 
-fn exists(project: &Project, args: &Args) -> Result<bool> {
-    if host_tests::any(args) || wants_selftests(args) {
+fn exists(project: &Project, args: &Args, asked: Option<&Origin>) -> Result<bool> {
+    let kernels = Tested::kernels(args, asked);
+    let checks = host_tests::checks(args, &kernels);
+    if !checks.is_empty() || kernels.iter().any(|tested| wants_selftests(args, tested)) {
         return Ok(true);
     }
-    if !may_match_guest(args) {
+    if !may_match_guest(args, &kernels) {
         return Ok(false);
     }
     let programs = programs::guest_programs(project)?;
-    for &arch in args.arches() {
-        if !guest_tests::plan(args, arch, &programs)?.is_empty() {
+    for tested in &kernels {
+        if !guest_tests::plan(args, tested, &programs)?.is_empty() {
             return Ok(true);
         }
     }
@@ -216,22 +229,26 @@ mod tests {
             cache: dir.path().into(),
         };
         for only in ["host/deb-kernel", "selftests/cow"] {
-            let said = nothing(&project, &args(true, only));
+            let said = nothing(&project, &args(true, only), None);
             assert!(said.starts_with("--quick leaves out"), "{said}");
         }
         let host = |only| Args {
             host: true,
             ..args(false, only)
         };
-        let said = nothing(&project, &host("host/patches"));
+        let said = nothing(&project, &host("host/patches"), None);
         assert!(said.starts_with("--host leaves out"), "{said}");
-        let said = nothing(&project, &args(true, "host/nonsense"));
+        let said = nothing(&project, &args(true, "host/nonsense"), None);
         assert!(said.starts_with("no test's name"), "{said}");
-        assert!(host_tests::any(&args(false, "host/deb-kernel")));
-        assert!(!host_tests::any(&args(true, "host/deb-kernel")));
-        assert!(host_tests::any(&args(true, "host/deb")));
-        assert!(host_tests::any(&host("host/deb")));
-        assert!(!host_tests::any(&host("host/kernel")));
-        assert!(!may_match_guest(&host("fork")));
+        let any = |args: &Args| {
+            let kernels = Tested::kernels(args, None);
+            !host_tests::checks(args, &kernels).is_empty()
+        };
+        assert!(any(&args(false, "host/deb-kernel")));
+        assert!(!any(&args(true, "host/deb-kernel")));
+        assert!(any(&args(true, "host/deb")));
+        assert!(any(&host("host/deb")));
+        assert!(!any(&host("host/kernel")));
+        assert!(Tested::kernels(&host("fork"), None).is_empty());
     }
 }

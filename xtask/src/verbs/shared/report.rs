@@ -1,6 +1,11 @@
 //! What tests report, and the tally over all of them.
 
-use std::path::{Path, PathBuf};
+use std::{
+    ops::{Add, AddAssign},
+    path::{Path, PathBuf},
+};
+
+use crate::terminal::table::Table;
 
 /// How one test ended.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,12 +50,45 @@ struct Failure {
 /// How many of the longest tests are named at the end.
 const LONGEST: usize = 10;
 
-#[derive(Default)]
-pub struct Tally {
+/// How tests ended.
+#[derive(Clone, Copy, Default)]
+struct Counts {
     passed: usize,
+    failed: usize,
     skipped: usize,
     /// What has passed before and cannot have changed.
     not_again: usize,
+}
+
+impl AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.skipped += other.skipped;
+        self.not_again += other.not_again;
+    }
+}
+
+impl Add for Counts {
+    type Output = Self;
+
+    fn add(mut self, other: Self) -> Self {
+        self += other;
+        self
+    }
+}
+
+const PASSED: Counts = Counts {
+    passed: 1,
+    failed: 0,
+    skipped: 0,
+    not_again: 0,
+};
+
+#[derive(Default)]
+pub struct Tally {
+    /// By what the names begin with, in the order they came in.
+    groups: Vec<(String, Counts)>,
     failures: Vec<Failure>,
     /// In seconds, of those whose time is known.
     times: Vec<(f64, String)>,
@@ -61,17 +99,18 @@ impl Tally {
     pub fn add(&mut self, name: &str, verdict: Verdict, log: Option<&Path>) -> String {
         match verdict {
             Verdict::Passed(note) => {
-                self.passed += 1;
+                *self.counts(name) += PASSED;
                 if let Some(seconds) = seconds(&note) {
                     self.add_time(name, seconds);
                 }
                 format!("ok   {name} {note}").trim_end().to_owned()
             }
             Verdict::Skipped(reason) => {
-                self.skipped += 1;
+                self.counts(name).skipped += 1;
                 format!("SKIP {name}: {reason}")
             }
             Verdict::Failed(reason) => {
+                self.counts(name).failed += 1;
                 let first = reason.lines().next().unwrap_or_default();
                 let line = format!("FAIL {name}: {first}");
                 self.failures.push(Failure {
@@ -84,14 +123,34 @@ impl Tally {
         }
     }
 
-    /// Counts tests that some other runner has run.
-    pub fn add_passed(&mut self, count: usize) {
-        self.passed += count;
+    /// Counts one that some other runner has run.
+    pub fn add_passed(&mut self, name: &str) {
+        *self.counts(name) += PASSED;
     }
 
-    /// Counts tests that need not run.
-    pub fn add_not_again(&mut self, count: usize) {
-        self.not_again += count;
+    /// Counts tests of this program that need not run.
+    pub fn add_not_again(&mut self, program: &str, count: usize) {
+        self.counts(program).not_again += count;
+    }
+
+    /// Of a kernel's program, as in `um/sksm-abi`, or of all checks of the host.
+    fn counts(&mut self, name: &str) -> &mut Counts {
+        let parts = if name.starts_with("host/") { 1 } else { 2 };
+        let group: Vec<_> = name.split('/').take(parts).collect();
+        let group = group.join("/");
+        let at = match self.groups.iter().position(|(of, _)| *of == group) {
+            Some(at) => at,
+            None => {
+                self.groups.push((group, Counts::default()));
+                self.groups.len() - 1
+            }
+        };
+        &mut self.groups[at].1
+    }
+
+    fn all(&self) -> Counts {
+        let counts = self.groups.iter().map(|&(_, counts)| counts);
+        counts.fold(Counts::default(), Counts::add)
     }
 
     pub fn add_time(&mut self, name: &str, seconds: f64) {
@@ -99,12 +158,32 @@ impl Tally {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.passed + self.skipped + self.not_again + self.failures.len() == 0
+        self.groups.is_empty()
     }
 
     /// Nothing failed, and something ran or need not.
     pub fn success(&self) -> bool {
-        self.failures.is_empty() && self.passed + self.not_again > 0
+        let all = self.all();
+        self.failures.is_empty() && all.passed + all.not_again > 0
+    }
+
+    /// What ran where, and how it ended; nothing if that was in one place only.
+    pub fn by_program(&self) -> String {
+        if self.groups.len() < 2 {
+            return String::new();
+        }
+        let mut table = Table::new(["", "passed", "failed", "skipped", "not run again"]);
+        for (group, counts) in &self.groups {
+            let numbers = [
+                counts.passed,
+                counts.failed,
+                counts.skipped,
+                counts.not_again,
+            ];
+            let [passed, failed, skipped, not_again] = numbers.map(|number| number.to_string());
+            table.row([group.clone(), passed, failed, skipped, not_again]);
+        }
+        format!("\n{}\n", table.render())
     }
 
     /// The tests that took longest, with their times; nothing if none took a second.
@@ -137,15 +216,16 @@ impl Tally {
             text.push('\n');
         }
         // On a line of its own: the last one has a form that machines read.
-        if self.not_again > 0 {
+        let all = self.all();
+        if all.not_again > 0 {
             text += &format!(
                 "{} not run again, as nothing in them has changed since they passed (--again runs them)\n",
-                self.not_again
+                all.not_again
             );
         }
-        text += &format!("{} passed, {} failed", self.passed, self.failures.len());
-        if self.skipped > 0 {
-            text += &format!(", {} skipped", self.skipped);
+        text += &format!("{} passed, {} failed", all.passed, all.failed);
+        if all.skipped > 0 {
+            text += &format!(", {} skipped", all.skipped);
         }
         text
     }
@@ -195,7 +275,8 @@ mod tests {
         assert!(!tally.success());
         tally.add("host/fmt", Verdict::Passed(String::new()), None);
         assert!(tally.success());
-        tally.add_passed(2);
+        tally.add_passed("host/test/a");
+        tally.add_passed("host/test/b");
         assert_eq!(tally.closing(), "3 passed, 0 failed");
         tally.add("um/p/s", Verdict::Skipped("why".into()), None);
         assert_eq!(tally.closing(), "3 passed, 0 failed, 1 skipped");
@@ -235,9 +316,37 @@ mod tests {
     }
 
     #[test]
+    fn each_program_in_each_kernel_has_its_row() {
+        let mut tally = Tally::default();
+        tally.add_passed("host/test/a");
+        tally.add("host/fmt", Verdict::Passed(String::new()), None);
+        assert_eq!(tally.by_program(), "");
+        tally.add("um-7.3/p/a/b", Verdict::Skipped("why".into()), None);
+        tally.add("um-7.3/p/c", Verdict::Failed("why".into()), None);
+        tally.add_not_again("um/p", 3);
+        let rows: Vec<Vec<String>> = tally
+            .by_program()
+            .lines()
+            .map(|row| row.split_whitespace().map(str::to_owned).collect())
+            .collect();
+        assert!(
+            rows.contains(&["host", "2", "0", "0", "0"].map(String::from).into()),
+            "{rows:?}"
+        );
+        assert!(
+            rows.contains(&["um-7.3/p", "0", "1", "1", "0"].map(String::from).into()),
+            "{rows:?}"
+        );
+        assert!(
+            rows.contains(&["um/p", "0", "0", "0", "3"].map(String::from).into()),
+            "{rows:?}"
+        );
+    }
+
+    #[test]
     fn what_need_not_run_is_counted_for_itself() {
         let mut tally = Tally::default();
-        tally.add_not_again(342);
+        tally.add_not_again("um/sksm-abi", 342);
         assert!(tally.success() && !tally.is_empty());
         let closing = tally.closing();
         let lines: Vec<_> = closing.lines().collect();

@@ -16,6 +16,9 @@ pub struct Args {
     /// Only what needs no kernel and none of its source: for changes in crates/
     #[arg(long)]
     pub host: bool,
+    /// Every kernel of every base, or of --base, and what takes longest there too: hours
+    #[arg(long, conflicts_with_all = ["quick", "host"])]
+    pub all: bool,
     /// Also what has passed in this cache and cannot have changed since
     #[arg(long)]
     pub again: bool,
@@ -68,6 +71,8 @@ impl Args {
             &[]
         } else if self.quick {
             &[Arch::Um, Arch::X86_64]
+        } else if self.all {
+            &Arch::ALL
         } else {
             &[Arch::Um, Arch::X86_64, Arch::Debug]
         }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use crate::ground::{
     git::git,
     project::{self, Project},
-    step,
+    step, unpacked,
 };
 
 /// Says how a command of cargo's is installed, if it is not.
@@ -46,26 +46,59 @@ pub fn oldest_rust(project: &Project) -> Result<Result<Command, String>> {
     let ours = step::output(Command::new(rustc).arg("--version"))?;
     let mut command = if is(&oldest, ours.split_whitespace().nth(1).unwrap_or_default()) {
         project::cargo()
-    } else {
-        let list = Command::new("rustup").args(["toolchain", "list"]).output();
-        let list = list.map_or(Vec::new(), |output| output.stdout);
-        let list = String::from_utf8_lossy(&list);
-        let mut toolchains = list
-            .lines()
-            .filter_map(|line| line.split_whitespace().next());
-        let Some(toolchain) = toolchains.find(|toolchain| is(&oldest, toolchain)) else {
-            return Ok(Err(format!(
-                "Rust {oldest} is not installed; `rustup toolchain install {oldest} --profile minimal` does it"
-            )));
-        };
+    } else if let Some(toolchain) = of_rustup(&oldest) {
         let mut command = Command::new("rustup");
-        command.args(["run", toolchain, "cargo"]);
+        command.args(["run", &toolchain, "cargo"]);
         // Cargo has set them, to its own toolchain's.
         command.env_remove("RUSTC").env_remove("RUSTDOC");
         command
+    } else if let Some(command) = of_debian(project, &oldest)? {
+        command
+    } else {
+        return Ok(Err(format!(
+            "Rust {oldest} is not installed; `rustup toolchain install {oldest} --profile minimal` does it"
+        )));
     };
     command.current_dir(&project.root);
     Ok(Ok(command))
+}
+
+/// The name of rustup's toolchain, if it has one of that version.
+fn of_rustup(oldest: &str) -> Option<String> {
+    let list = Command::new("rustup").args(["toolchain", "list"]).output();
+    let list = String::from_utf8(list.ok()?.stdout).ok()?;
+    let mut toolchains = list
+        .lines()
+        .filter_map(|line| line.split_whitespace().next());
+    let toolchain = toolchains.find(|toolchain| is(oldest, toolchain))?;
+    Some(toolchain.to_owned())
+}
+
+/// This cargo with the compiler that Debian has beside its newest, if it has that version.
+fn of_debian(project: &Project, oldest: &str) -> Result<Option<Command>> {
+    const COMPILER: &str = "rustc-web";
+    let place = project.cache.join(format!("rust-{oldest}"));
+    if !place.is_dir() {
+        let madison = Command::new("apt-cache")
+            .args(["madison", COMPILER])
+            .output();
+        let madison = madison.map_or(Vec::new(), |output| output.stdout);
+        let madison = String::from_utf8_lossy(&madison);
+        let versions = madison.lines().filter_map(|line| line.split('|').nth(1));
+        let Some(version) = versions.map(str::trim).find(|version| is(oldest, version)) else {
+            return Ok(None);
+        };
+        let library = format!("libstd-rust-web-{oldest}");
+        let packages = [COMPILER, "libstd-rust-web-dev", &library];
+        let packages = packages.map(|package| format!("{package}={version}"));
+        unpacked::unpack(project, &format!("Rust {oldest}"), &packages, &place)?;
+    }
+    let libraries = format!("usr/lib/{}-linux-gnu", env::consts::ARCH);
+    let mut command = project::cargo();
+    command
+        .env("RUSTC", place.join("usr/bin/rustc"))
+        .env("LD_LIBRARY_PATH", place.join(libraries));
+    Ok(Some(command))
 }
 
 /// The workspace's `rust-version`.

@@ -18,6 +18,7 @@ use super::{
     passes::{Ingredients, Pass},
     results::Run,
     room::{Room, Share},
+    tested::Tested,
 };
 use crate::{
     guest::{Boot, Cmd, End, Guest, Limit, Output, programs},
@@ -69,19 +70,11 @@ pub struct Item {
     parameter: Option<&'static str>,
 }
 
-/// Whether any test of this kernel may have a name with `pattern` in it, before names are known.
-pub fn may_match(pattern: &str, arch: Arch) -> bool {
-    !pattern.starts_with("host/")
-        && Arch::ALL
-            .iter()
-            .filter(|&&other| other != arch)
-            .all(|other| !pattern.starts_with(&format!("{other}/")))
-}
-
 /// What has to run in this kernel for the tests that are asked for.
-pub fn plan(args: &Args, arch: Arch, programs: &Path) -> Result<Vec<Item>> {
+pub fn plan(args: &Args, tested: &Tested, programs: &Path) -> Result<Vec<Item>> {
+    let arch = tested.arch;
     let mut items = Vec::new();
-    if !may_match(args.pattern(), arch) {
+    if !tested.may_match(args.pattern()) {
         return Ok(items);
     }
     for &(name, program, beside) in PROGRAMS {
@@ -96,7 +89,7 @@ pub fn plan(args: &Args, arch: Arch, programs: &Path) -> Result<Vec<Item>> {
             continue;
         }
         // The fuzzer's kernel has the same checkers, and there they have run: here they would take ten minutes more.
-        if name == "sksm-replay" && arch == Arch::Debug {
+        if name == "sksm-replay" && arch == Arch::Debug && !args.all {
             continue;
         }
         // That the programs that measure run at all shows in any kernel, and here soonest.
@@ -105,7 +98,8 @@ pub fn plan(args: &Args, arch: Arch, programs: &Path) -> Result<Vec<Item>> {
         }
         let program = programs.join(program);
         let tests = list(&program)?;
-        let Some(only) = select(args.pattern(), &format!("{arch}/{name}"), &tests) else {
+        let select = |place| select(args.pattern(), &format!("{place}/{name}"), &tests);
+        let Some(only) = tested.names().into_iter().find_map(select) else {
             continue;
         };
         let mut words = Vec::new();
@@ -113,9 +107,10 @@ pub fn plan(args: &Args, arch: Arch, programs: &Path) -> Result<Vec<Item>> {
         if let Some(only) = only {
             words.extend(["--only".to_owned(), only.to_owned()]);
         }
+        // Also of those that share the processors with other guests, and with what else the machine does.
         let mut seconds = match arch {
-            Arch::Um | Arch::X86_64 | Arch::Without | Arch::Unpatched => 900,
-            Arch::Debug | Arch::Kcsan | Arch::Fuzz => 1500,
+            Arch::Um | Arch::X86_64 | Arch::Without | Arch::Unpatched => 1200,
+            Arch::Debug | Arch::Kcsan | Arch::Fuzz => 2000,
         };
         let random = match name {
             "sksm-random" => Some(args.random_seconds(arch)),
@@ -134,7 +129,7 @@ pub fn plan(args: &Args, arch: Arch, programs: &Path) -> Result<Vec<Item>> {
                 words.extend(["--seed".to_owned(), seed.to_string()]);
             }
             // It goes on until every process has checked its memory.
-            seconds = 900 + 2 * random;
+            seconds = 1200 + 4 * random;
         }
         items.push(Item {
             name,
@@ -203,7 +198,7 @@ impl Queue {
         let mut due = VecDeque::new();
         for item in plan {
             let made_of = item.made_of(&all)?;
-            if !run.passed_before(&item.full_name(kernel.arch), &made_of) {
+            if !run.passed_before(&item.full_name(&kernel.name()), &made_of) {
                 due.push_back(Due { item, made_of });
             }
         }
@@ -230,8 +225,9 @@ impl Queue {
 }
 
 impl Item {
-    fn full_name(&self, arch: Arch) -> String {
-        format!("{arch}/{}", self.name)
+    /// In the kernel of that name.
+    fn full_name(&self, kernel: &str) -> String {
+        format!("{kernel}/{}", self.name)
     }
 
     /// What it depends on, beyond what all in that kernel do.
@@ -254,6 +250,7 @@ impl Item {
 /// Does what is due, in a guest of its own. A kernel that dies takes its program with it; the next program gets a new one.
 pub fn work(run: &Run, room: &Room, queue: &Queue) -> Result<()> {
     let kernel = &queue.kernel;
+    let name = kernel.name();
     let _place = room.enter(Share::of(&Boot::new(run.project, kernel)))?;
     let mut session: Option<Session> = None;
     while let Some(due) = queue.next(session.as_ref().map(|session| session.parameter)) {
@@ -262,7 +259,7 @@ pub fn work(run: &Run, room: &Room, queue: &Queue) -> Result<()> {
             Some(session) if session.parameter == parameter => session,
             other => {
                 if let Some(session) = other {
-                    session.end(run, kernel.arch)?;
+                    session.end(run, &name)?;
                 }
                 let boot = Boot::new(run.project, kernel);
                 match boot.parameter(parameter.unwrap_or_default()).start() {
@@ -274,22 +271,20 @@ pub fn work(run: &Run, room: &Room, queue: &Queue) -> Result<()> {
                     Err(error) => {
                         // The others would not fare better.
                         queue.due().clear();
-                        return run.fail(&format!("{}/boot", kernel.arch), error);
+                        return run.fail(&format!("{name}/boot"), error);
                     }
                 }
             }
         };
-        // Who shares the processors with others takes longer.
-        let patience = if queue.guests > 1 { 2 } else { 1 };
-        running.run(run, kernel.arch, due, patience)?;
+        running.run(run, &name, due)?;
         if running.guest.alive() {
             session = Some(running);
         } else {
-            running.end(run, kernel.arch)?;
+            running.end(run, &name)?;
         }
     }
     match session {
-        Some(session) => session.end(run, kernel.arch),
+        Some(session) => session.end(run, &name),
         None => Ok(()),
     }
 }
@@ -303,10 +298,10 @@ struct Session {
 }
 
 impl Session {
-    fn run(&mut self, run: &Run, arch: Arch, due: Due, patience: u32) -> Result<()> {
-        let name = due.item.full_name(arch);
+    fn run(&mut self, run: &Run, kernel: &str, due: Due) -> Result<()> {
+        let name = due.item.full_name(kernel);
         run.passes.begin(&name, &due.made_of)?;
-        let ends = run_program(run, arch, &due.item, &mut self.guest, patience)?;
+        let ends = run_program(run, kernel, &due.item, &mut self.guest)?;
         if ends.failed > 0 {
             run.passes.forget(&name)?;
         } else if !due.item.narrowed {
@@ -317,15 +312,16 @@ impl Session {
     }
 
     /// Powers off and judges the console; only then has anything passed.
-    fn end(self, run: &Run, arch: Arch) -> Result<()> {
-        let step = Step::begin(format!("{arch}/console"));
+    fn end(self, run: &Run, kernel: &str) -> Result<()> {
+        let name = format!("{kernel}/console");
+        let step = Step::begin(&name);
         let (splats, console) = self.guest.finish()?;
         let verdict = if splats.is_empty() {
             Verdict::Passed(String::new())
         } else {
             Verdict::Failed(splats.join("\n"))
         };
-        run.record(&step, &format!("{arch}/console"), verdict, Some(&console));
+        run.record(&step, &name, verdict, Some(&console));
         for (name, pass) in self.done {
             match splats.is_empty() {
                 true => run.passes.keep(&name, &pass)?,
@@ -354,17 +350,11 @@ impl Ends {
     }
 }
 
-fn run_program(
-    run: &Run,
-    arch: Arch,
-    item: &Item,
-    guest: &mut Guest,
-    patience: u32,
-) -> Result<Ends> {
-    let name = item.full_name(arch);
-    let silence = item.silence * patience;
+fn run_program(run: &Run, kernel: &str, item: &Item, guest: &mut Guest) -> Result<Ends> {
+    let name = item.full_name(kernel);
+    let silence = item.silence;
     let step = Step::begin(&name);
-    let log_path = run.project.log(&format!("test-{arch}-{}", item.name))?;
+    let log_path = run.project.log(&format!("test-{kernel}-{}", item.name))?;
     let log = RefCell::new(
         File::create(&log_path).with_context(|| format!("cannot create {}", log_path.display()))?,
     );
@@ -450,14 +440,5 @@ mod tests {
         assert_eq!(select("debug/sksm-abi/h", program, &tests), None);
         assert_eq!(select("sksm-random", program, &tests), None);
         assert_eq!(select("hole", "um/sksm-other", &[]), None);
-    }
-
-    #[test]
-    fn a_kernel_is_left_out_when_another_is_named() {
-        assert!(may_match("", Arch::Um));
-        assert!(may_match("hole", Arch::Um));
-        assert!(may_match("um/sksm", Arch::Um));
-        assert!(!may_match("debug/sksm", Arch::Um));
-        assert!(!may_match("host/fmt", Arch::Um));
     }
 }

@@ -7,7 +7,9 @@ use std::{
 
 use anyhow::{Result, bail};
 
-use super::{args::Args, crates, litmus, man_pages, published, results::Run, unit_tests};
+use super::{
+    args::Args, crates, litmus, man_pages, published, results::Run, tested::Tested, unit_tests,
+};
 use crate::{
     ground::{files, interrupt, packages, project, step},
     guest::programs,
@@ -48,7 +50,7 @@ const NAMES: &[&str] = &[
 /// It compiles the kernel's Rust once more.
 const DEB_KERNEL: &str = "host/deb-kernel";
 
-/// These need the kernel's source.
+/// These need the kernel's source, each base's.
 const KERNELS: &[&str] = &[
     "host/kernel-rustfmt",
     "host/kernel-checkpatch",
@@ -57,49 +59,75 @@ const KERNELS: &[&str] = &[
     DEB_KERNEL,
 ];
 
-/// Whether there is anything to do.
-pub fn any(args: &Args) -> bool {
-    names(args).next().is_some()
+/// A check to run.
+pub struct Check {
+    /// One of `NAMES`.
+    of: &'static str,
+    /// Whose source it needs, if it needs any.
+    origin: Option<Origin>,
 }
 
-fn names(args: &Args) -> impl Iterator<Item = &'static str> {
-    let left_out =
-        |name| (args.quick && name == DEB_KERNEL) || (args.host && KERNELS.contains(&name));
-    let names = NAMES.iter().copied();
-    names.filter(move |&name| args.wants(name) && !left_out(name))
+impl Check {
+    /// As in `host/fmt`, or `host/patches-7.3` for another base than the first.
+    fn name(&self) -> String {
+        let base = self.origin.as_ref().map(|origin| origin.base);
+        base.unwrap_or_default().named(self.of)
+    }
+}
+
+/// Those that are asked for; what is about a base's source runs for each base that is tested.
+pub fn checks(args: &Args, kernels: &[Tested]) -> Vec<Check> {
+    let mut origins = Vec::new();
+    for tested in kernels {
+        if !origins.contains(&tested.origin) {
+            origins.push(tested.origin.clone());
+        }
+    }
+    let mut checks = Vec::new();
+    for &of in NAMES {
+        let of_kernels = KERNELS.contains(&of);
+        // It takes minutes, and bases differ little in what it would find.
+        let once = of == DEB_KERNEL && !args.all;
+        let origins = match of_kernels {
+            _ if args.quick && of == DEB_KERNEL => continue,
+            true => origins.iter().cloned().map(Some).collect(),
+            false => vec![None],
+        };
+        let made = origins.into_iter().map(|origin| Check { of, origin });
+        checks.extend(made.take(if once { 1 } else { usize::MAX }));
+    }
+    checks.retain(|check| args.wants(&check.name()));
+    checks
 }
 
 /// All but what can wait until the kernels are built.
-pub fn run(run: &Run, origin: &Origin) -> Result<()> {
-    let names: Vec<_> = names(run.args).filter(|&name| name != DEB_KERNEL).collect();
-    run_these(run, &names, origin)
+pub fn run(run: &Run, checks: &[Check]) -> Result<()> {
+    run_these(run, checks.iter().filter(|check| check.of != DEB_KERNEL))
 }
 
 /// What nobody waits for.
-pub fn run_late(run: &Run, origin: &Origin) -> Result<()> {
-    let names: Vec<_> = names(run.args).filter(|&name| name == DEB_KERNEL).collect();
-    run_these(run, &names, origin)
+pub fn run_late(run: &Run, checks: &[Check]) -> Result<()> {
+    run_these(run, checks.iter().filter(|check| check.of == DEB_KERNEL))
 }
 
-fn run_these(run: &Run, names: &[&str], origin: &Origin) -> Result<()> {
-    if names.is_empty() {
-        return Ok(());
-    }
-    // The tools that most of them are.
-    packages::ensure(run.project, origin.needs_no_package() || run.args.host)?;
-    for &name in names {
-        if name == "host/test" {
-            unit_tests::run(run, name)?;
+fn run_these<'a>(run: &Run, checks: impl Iterator<Item = &'a Check>) -> Result<()> {
+    for check in checks {
+        // The tools that most of them are.
+        let installed = check.origin.as_ref().map(Origin::needs_no_package);
+        packages::ensure(run.project, installed.unwrap_or(true))?;
+        if check.of == "host/test" {
+            unit_tests::run(run, check.of)?;
             continue;
         }
-        let step = Step::begin(name);
-        match cannot_run(run, name)? {
+        let name = check.name();
+        let step = Step::begin(&name);
+        match cannot_run(run, check.of)? {
             Some(reason) => {
-                run.record(&step, name, Verdict::Skipped(reason), None);
+                run.record(&step, &name, Verdict::Skipped(reason), None);
             }
             None => {
-                let result = check(run, name, &step, origin);
-                record(run, &step, name, result)?;
+                let result = run_check(run, check, &name, &step);
+                record(run, &step, &name, result)?;
             }
         }
     }
@@ -136,7 +164,8 @@ fn cannot_run(run: &Run, name: &str) -> Result<Option<String>> {
     })
 }
 
-fn check(run: &Run, name: &str, step: &Step, origin: &Origin) -> Result<()> {
+fn run_check(run: &Run, check: &Check, name: &str, step: &Step) -> Result<()> {
+    let origin = &check.origin.clone().unwrap_or_default();
     let kernel = run.project.kernel();
     let tree = || -> Result<PathBuf> { Ok(kernel::patched_source(run.project, origin)?.tree) };
     // What the engine has for this base alone.
@@ -147,7 +176,7 @@ fn check(run: &Run, name: &str, step: &Step, origin: &Origin) -> Result<()> {
             false => Ok(Vec::new()),
         }
     };
-    let mut command = match name {
+    let mut command = match check.of {
         "host/fmt" => cargo(run, &["fmt", "--all", "--check"]),
         "host/clippy" => cargo(
             run,

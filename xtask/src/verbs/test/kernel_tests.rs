@@ -6,9 +6,10 @@ use super::{
     passes::{Ingredients, Pass},
     results::Run,
     room::{Room, Share},
+    tested::Tested,
 };
 use crate::{
-    kernel::{Base, Kernel, Origin},
+    kernel::Kernel,
     terminal::progress::Step,
     verbs::{
         selftests::{
@@ -22,9 +23,12 @@ use crate::{
     },
 };
 
-/// All of them, and what their names begin with.
-pub const ALL: &str = "x86_64/selftests";
-const PREFIX: &str = "x86_64/selftests/";
+/// What all of them are called together; the name of one goes on with its program's.
+const SELFTESTS: &str = "selftests";
+
+pub fn all(tested: &Tested) -> String {
+    format!("{}/{SELFTESTS}", tested.name())
+}
 
 /// What is to run, built.
 pub struct Chosen {
@@ -32,26 +36,33 @@ pub struct Chosen {
     built: Built,
     table: Table,
     made_of: String,
+    name: String,
 }
 
 /// Builds those that are asked for, if there are any that may have changed.
-pub fn prepare(run: &Run, kernel: &Kernel, origin: &Origin) -> Result<Option<Chosen>> {
-    let wanted = |name: &str| run.args.wants(&format!("{PREFIX}{name}"));
+pub fn prepare(run: &Run, kernel: &Kernel, tested: &Tested) -> Result<Option<Chosen>> {
+    let all = all(tested);
+    let origin = &tested.origin;
+    let wanted = |name: &str| matches(run.args.pattern(), tested, name);
+    let skip = |name: &str, why: &str| {
+        let verdict = Verdict::Skipped(why.into());
+        run.record(&Step::begin(name), &format!("{all}/{name}"), verdict, None);
+    };
     let mut programs = Vec::new();
     for program in Program::all(origin.base) {
         if !wanted(&program.name()) {
             continue;
         }
-        if program.long {
+        if program.long && !run.args.all {
             let why = "takes too long for every test run; `cargo xtask selftests` has it";
-            skip(run, &program.name(), why);
+            skip(&program.name(), why);
         } else {
             programs.push(program);
         }
     }
     for &(name, why) in LEFT_OUT {
         if wanted(name) {
-            skip(run, name, why);
+            skip(name, why);
         }
     }
     if programs.is_empty() {
@@ -66,7 +77,7 @@ pub fn prepare(run: &Run, kernel: &Kernel, origin: &Origin) -> Result<Option<Cho
         made_of.file(&program.name(), &built.dir.join(program.file()))?;
     }
     let made_of = made_of.as_str().to_owned();
-    if run.passed_before(ALL, &made_of) {
+    if run.passed_before(&all, &made_of) {
         return Ok(None);
     }
     Ok(Some(Chosen {
@@ -74,6 +85,7 @@ pub fn prepare(run: &Run, kernel: &Kernel, origin: &Origin) -> Result<Option<Cho
         built,
         table,
         made_of,
+        name: all,
     }))
 }
 
@@ -84,10 +96,11 @@ pub fn run(run: &Run, room: &Room, kernel: &Kernel, chosen: &Chosen) -> Result<(
         built,
         table,
         made_of,
+        name: all,
     } = chosen;
     let project = run.project;
     let _place = room.enter(Share::of(&column::boot(project, kernel)))?;
-    run.passes.begin(ALL, made_of)?;
+    run.passes.begin(all, made_of)?;
     let same_version = same_version(table, built);
     let (mut passed, mut skipped, mut failed) = (0, 0, 0);
     let result = column::run(
@@ -96,10 +109,9 @@ pub fn run(run: &Run, room: &Room, kernel: &Kernel, chosen: &Chosen) -> Result<(
         &built.dir,
         programs,
         |step, program, outcome| {
-            let name = program.name();
             let there = expected(table, program);
             let verdict = judge(&outcome, there.as_ref(), same_version);
-            let name = format!("{PREFIX}{name}");
+            let name = format!("{all}/{}", program.name());
             *match run.record(step, &name, verdict, Some(&outcome.log)) {
                 Verdict::Passed(_) => &mut passed,
                 Verdict::Skipped(_) => &mut skipped,
@@ -109,44 +121,41 @@ pub fn run(run: &Run, room: &Room, kernel: &Kernel, chosen: &Chosen) -> Result<(
         },
     );
     if failed > 0 || result.is_err() {
-        run.passes.forget(ALL)?;
+        run.passes.forget(all)?;
     } else if run.args.only.is_none() {
         run.passes
-            .keep(ALL, &Pass::today(made_of, passed, skipped))?;
+            .keep(all, &Pass::today(made_of, passed, skipped))?;
     }
     match result {
         Ok(()) => Ok(()),
-        Err(error) => run.fail(ALL, error),
+        Err(error) => run.fail(all, error),
     }
 }
 
 /// Whether any of them has a name with `pattern` in it.
-pub fn may_match(pattern: &str) -> bool {
-    let names = (Base::ALL.into_iter())
-        .flat_map(Program::all)
-        .map(Program::name);
+pub fn may_match(pattern: &str, tested: &Tested) -> bool {
+    let names = Program::all(tested.origin.base).map(Program::name);
     let left_out = LEFT_OUT.iter().map(|&(name, _)| name.to_owned());
     names
         .chain(left_out)
-        .any(|name| format!("{PREFIX}{name}").contains(pattern))
+        .any(|name| matches(pattern, tested, &name))
 }
 
-fn skip(run: &Run, name: &str, why: &str) {
-    let step = Step::begin(name);
-    run.record(
-        &step,
-        &format!("{PREFIX}{name}"),
-        Verdict::Skipped(why.into()),
-        None,
-    );
+fn matches(pattern: &str, tested: &Tested, program: &str) -> bool {
+    tested.matches(pattern, &format!("{SELFTESTS}/{program}"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernel::{Arch, Base, Origin};
 
     #[test]
     fn patterns_reach_them() {
+        let tested = |base| Tested {
+            arch: Arch::X86_64,
+            origin: Origin { base, tree: None },
+        };
         for pattern in [
             "",
             "x86_64",
@@ -155,10 +164,16 @@ mod tests {
             "selftests/ksm_tests",
             "hmm-tests",
         ] {
-            assert!(may_match(pattern), "{pattern}");
+            for base in Base::ALL {
+                assert!(may_match(pattern, &tested(base)), "{pattern}");
+            }
         }
-        for pattern in ["um/", "debug/selftests", "sksm-abi"] {
-            assert!(!may_match(pattern), "{pattern}");
+        assert!(may_match(
+            "x86_64-7.3/selftests/cow",
+            &tested(Base::Linux7_3)
+        ));
+        for pattern in ["um/", "debug/selftests", "sksm-abi", "x86_64-7.3"] {
+            assert!(!may_match(pattern, &tested(Base::Linux6_12)), "{pattern}");
         }
     }
 }

@@ -66,7 +66,7 @@ impl<'a> Run<'a> {
         let Some(pass) = self.find(name, made_of) else {
             return false;
         };
-        self.tally().add_not_again(pass.passed);
+        self.tally().add_not_again(name, pass.passed);
         Step::begin(name).print(&format!(
             "SAME {name}: same kernel, programs and tool as on {}: {} passed then",
             pass.day, pass.passed

@@ -1,10 +1,12 @@
 //! Which tests cannot run where. A skip that is not expected here fails the run: a setting that gets lost, or a device that is
 //! not there any more, would take its tests away without a word. One that is expected may run all the same.
 
+use crate::kernel::Base;
+
 /// What the names of tests begin with, and why they cannot run.
 type Reasons = &'static [(&'static str, &'static str)];
 
-/// By the first part of the test's name: the kernel, or the host.
+/// By the first part of the test's name: the host, or the kernel, of whatever base.
 const EXPECTED: &[(&[&str], Reasons)] = &[
     (&["host"], HOST),
     (&["um"], UM),
@@ -142,7 +144,6 @@ const X86_64: Reasons = &[
     ("sksm-library/static-keys", "needs Rust 1.87"),
     ("sksm-python/celery", SERVER),
     ("sksm-python/uwsgi", SERVER),
-    ("sksm-abi/uffd/accesses", TRAPS),
     (
         "selftests/",
         "compared with what the unpatched kernel skips",
@@ -156,13 +157,23 @@ const SLOW: Reasons = &[(
     "too slow; the stress swaps there too",
 )];
 
+/// What a base alone cannot have.
+const OF_BASE: &[(Base, Reasons)] = &[(Base::Linux6_12, &[("sksm-abi/uffd/accesses", TRAPS)])];
+
 /// Whether a test may be skipped.
 pub fn expected(name: &str) -> bool {
     let (place, test) = name.split_once('/').unwrap_or((name, ""));
-    EXPECTED
+    let (place, base) = Base::of_name(place);
+    let everywhere = EXPECTED
         .iter()
-        .filter(|(places, _)| places.contains(&place))
-        .flat_map(|(_, reasons)| *reasons)
+        .filter(|(places, _)| places.contains(&place));
+    let here = OF_BASE
+        .iter()
+        .filter(|&&(of, _)| of == base && place != "host");
+    everywhere
+        .map(|(_, reasons)| *reasons)
+        .chain(here.map(|(_, reasons)| *reasons))
+        .flatten()
         .any(|(begin, _)| test.starts_with(begin))
 }
 
@@ -176,5 +187,23 @@ mod tests {
         assert!(!expected("debug/sksm-abi/faults/one-by-one"));
         assert!(!expected("um/sksm-abi/sharing/limit"));
         assert!(!expected("um"));
+    }
+
+    #[test]
+    fn bases_differ_where_they_must_and_are_alike_elsewhere() {
+        let trapped = "sksm-abi/uffd/accesses-stay-trapped";
+        for (place, may) in [
+            ("um", true),
+            ("um-7.3", true),
+            ("x86_64", true),
+            ("debug", true),
+            ("x86_64-7.3", false),
+            ("debug-7.3", false),
+        ] {
+            assert_eq!(expected(&format!("{place}/{trapped}")), may, "{place}");
+        }
+        assert!(expected("x86_64-7.3/sksm-abi/faults/one-by-one"));
+        assert!(!expected("debug-7.3/sksm-abi/faults/one-by-one"));
+        assert!(expected("host/litmus-7.3"));
     }
 }
