@@ -20,6 +20,7 @@ use crate::{
     verbs::patches,
 };
 
+use kernel::Flavour;
 pub use programs::build as programs;
 
 #[derive(clap::Args)]
@@ -33,6 +34,9 @@ pub struct Args {
     /// A kernel instead: Debian's own configuration with RUST and SKSM; hours, and some 30 GB in the cache
     #[arg(long)]
     kernel: bool,
+    /// Which of Debian's kernels
+    #[arg(long, value_enum, default_value_t, requires = "kernel")]
+    flavour: Flavour,
     /// Of the kernel, only see that the configuration holds and that the engine compiles under it: a minute or two
     #[arg(long, requires = "kernel")]
     check: bool,
@@ -46,7 +50,7 @@ pub struct Args {
 
 pub fn run(project: &Project, args: &Args, origin: &Origin) -> Result<ExitCode> {
     if args.check {
-        print!("{}", kernel::check(project, origin)?);
+        print!("{}", kernel::check(project, origin, args.flavour)?);
         return Ok(ExitCode::SUCCESS);
     }
     if *origin != Origin::default() && !args.kernel && !args.trial {
@@ -60,7 +64,7 @@ pub fn run(project: &Project, args: &Args, origin: &Origin) -> Result<ExitCode> 
     };
     fs::create_dir_all(&out).with_context(|| format!("cannot create {}", out.display()))?;
     let packages = match args.kernel {
-        true => kernel::build(project, origin, &maintainer, &out)?,
+        true => kernel::build(project, origin, args.flavour, &maintainer, &out)?,
         false => programs(project, &maintainer, &out)?,
     };
     if args.trial {

@@ -121,7 +121,7 @@ fn join<T>(thread: ScopedJoinHandle<T>) -> T {
 /// What one guest has to do.
 enum Work {
     Programs(Arc<guest_tests::Queue>),
-    Selftests(Kernel, kernel_tests::Chosen),
+    Selftests(Kernel, Box<kernel_tests::Chosen>),
 }
 
 impl Work {
@@ -152,7 +152,7 @@ fn prepare(run: &Run, room: &Room, tested: &Tested, programs: &Path) -> Result<V
     let mut work: Vec<_> = guests.collect();
     if selftests {
         match kernel_tests::prepare(run, &kernel, tested) {
-            Ok(Some(chosen)) => work.push(Work::Selftests(kernel, chosen)),
+            Ok(Some(chosen)) => work.push(Work::Selftests(kernel, Box::new(chosen))),
             Ok(None) => {}
             Err(error) => run.fail(&kernel_tests::all(tested), error)?,
         }

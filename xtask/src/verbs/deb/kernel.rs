@@ -21,8 +21,45 @@ use crate::{
 
 /// What signs modules and reads debug information.
 const PACKAGES: [&str; 2] = ["openssl", "pahole"];
-const FLAVOUR: &str = "config.amd64_none_amd64.xz";
 const ARCH: &str = "x86_64";
+
+/// Which of Debian's kernels of this architecture.
+#[derive(Clone, Copy, Debug, Default, PartialEq, clap::ValueEnum)]
+pub enum Flavour {
+    /// For machines of all kinds
+    #[default]
+    #[value(name = "amd64")]
+    Amd64,
+    /// For virtual machines in clouds: fewer drivers, so it is built sooner
+    #[value(name = "cloud-amd64")]
+    CloudAmd64,
+}
+
+impl Flavour {
+    /// Debian's configuration.
+    fn config(self) -> &'static str {
+        match self {
+            Flavour::Amd64 => "config.amd64_none_amd64.xz",
+            Flavour::CloudAmd64 => "config.amd64_none_cloud-amd64.xz",
+        }
+    }
+
+    /// What is merged over that.
+    fn fragments(self) -> &'static [&'static str] {
+        match self {
+            Flavour::Amd64 => &["debian"],
+            Flavour::CloudAmd64 => &["debian", "debian-cloud"],
+        }
+    }
+
+    /// Where it is built.
+    fn directory(self) -> &'static str {
+        match self {
+            Flavour::Amd64 => "debian",
+            Flavour::CloudAmd64 => "debian-cloud",
+        }
+    }
+}
 
 /// What Debian sets and a kernel built with clang, which RUST asks for, cannot have.
 const NOT_WITH_CLANG: [(&str, &str); 2] = [
@@ -40,10 +77,11 @@ const NOT_WITH_CLANG: [(&str, &str); 2] = [
 pub fn build(
     project: &Project,
     origin: &Origin,
+    flavour: Flavour,
     maintainer: &str,
     out: &Path,
 ) -> Result<Vec<PathBuf>> {
-    prepare(project, origin, |place| {
+    prepare(project, origin, flavour, |place| {
         let parent = place.objects.parent().context("no directory")?;
         let made = || -> Result<Vec<PathBuf>> {
             let files = fs::read_dir(parent)?.collect::<Result<Vec<_>, _>>()?;
@@ -83,8 +121,8 @@ pub fn build(
 }
 
 /// Sees that the configuration holds and that the engine compiles under it; says how it differs from Debian's.
-pub fn check(project: &Project, origin: &Origin) -> Result<String> {
-    prepare(project, origin, |place| {
+pub fn check(project: &Project, origin: &Origin, flavour: Flavour) -> Result<String> {
+    prepare(project, origin, flavour, |place| {
         let step = Step::begin("compiling the engine under Debian's configuration");
         let engine = place.objects.join("mm/sksm/sksm.o");
         compile(project, &step, place.make().args(["prepare", "mm/sksm/"]))?;
@@ -124,6 +162,7 @@ fn compile(project: &Project, step: &Step, make: &mut Command) -> Result<()> {
 fn prepare<T>(
     project: &Project,
     origin: &Origin,
+    flavour: Flavour,
     work: impl FnOnce(&Place) -> Result<T>,
 ) -> Result<T> {
     if std::env::consts::ARCH != ARCH {
@@ -141,7 +180,8 @@ fn prepare<T>(
     let changes = tree::sync(project, origin.base, &source)?;
     // The packages are left beside the objects, so both are in a directory of their own.
     let dir = source.dir.join(format!(
-        "debian-{}",
+        "{}-{}",
+        flavour.directory(),
         &cache::fingerprint(&toolchain.version)[..8]
     ));
     let objects = dir.join("objects");
@@ -152,7 +192,7 @@ fn prepare<T>(
             objects: objects.clone(),
             report: String::new(),
         };
-        place.report = configure(project, origin.base, &place, &changes.kconfig)?;
+        place.report = configure(project, origin.base, flavour, &place, &changes.kconfig)?;
         interrupt::check()?;
         work(&place)
     })?;
@@ -161,13 +201,24 @@ fn prepare<T>(
 }
 
 /// Makes `.config` if need be, and says how it differs from Debian's; it is an error if that was not meant.
-fn configure(project: &Project, base: Base, place: &Place, kconfig: &str) -> Result<String> {
+fn configure(
+    project: &Project,
+    base: Base,
+    flavour: Flavour,
+    place: &Place,
+    kconfig: &str,
+) -> Result<String> {
     let package = base.debian_config();
-    let packed = package.content(project, &format!("usr/src/{}/{FLAVOUR}", package.name()))?;
+    let packed = package.content(
+        project,
+        &format!("usr/src/{}/{}", package.name(), flavour.config()),
+    )?;
     let mut unpack = Command::new("xz");
     unpack.args(["--decompress", "--stdout"]).arg(&packed.path);
     let debian = step::output(&mut unpack)?;
-    let fragment = config::read(&config::with_own(project, "debian", base))?;
+    let fragments = flavour.fragments().iter();
+    let fragments = fragments.flat_map(|name| config::with_own(project, name, base));
+    let fragment = config::read(&fragments.collect::<Vec<_>>())?;
     let step = Step::begin("configuring Debian's kernel with SKSM");
     let file = place.objects.join(".config");
     let inputs = format!("{debian}\n{fragment}");
@@ -200,10 +251,7 @@ fn configure(project: &Project, base: Base, place: &Place, kconfig: &str) -> Res
 fn compare(debian: &str, fragment: &str, made: &str, asked: &BTreeSet<String>) -> Result<String> {
     let (before, after) = (config::settings(debian), config::settings(made));
     let meant = config::settings(fragment);
-    let mut report = format!(
-        "{FLAVOUR}: {} settings\nchanged on purpose:\n",
-        before.len()
-    );
+    let mut report = format!("{} settings\nchanged on purpose:\n", before.len());
     for (symbol, value) in &meant {
         let was = before.get(symbol).unwrap_or(&"n");
         writeln!(report, "  CONFIG_{symbol}: {was} -> {value}")?;

@@ -278,7 +278,10 @@ fn run_check(run: &Run, check: &Check, name: &str, step: &Step) -> Result<()> {
             });
         }
         "host/man-pages" => return man_pages::apply(run.project),
-        DEB_KERNEL => return deb::kernel::check(run.project, origin).map(|_report| ()),
+        DEB_KERNEL => {
+            let flavour = deb::kernel::Flavour::default();
+            return deb::kernel::check(run.project, origin, flavour).map(|_report| ());
+        }
         _ => bail!("nobody knows how to run it"),
     };
     let log = log(run, name)?;
