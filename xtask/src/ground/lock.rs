@@ -1,4 +1,8 @@
-//! One invocation at a time works in the cache; the others say whom they wait for.
+//! Who works on what in the cache; those who have to wait say for whom.
+//!
+//! The cache has a lock, which is held to put something into it. Each tree in it has one: shared by those who build from it,
+//! and alone for who changes it, which nobody begins without the lock of the cache. Each directory of objects has one for
+//! its builder. They are taken in this order.
 
 use std::{
     fs::{File, OpenOptions},
@@ -29,17 +33,31 @@ impl Drop for Lock {
 }
 
 impl Lock {
+    /// Waits until nobody else has it.
     pub fn acquire(path: &Path) -> Result<Self> {
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .with_context(|| format!("cannot open {}", path.display()))?;
+        Self::wait(path, FlockOperation::NonBlockingLockExclusive)
+    }
+
+    /// Waits until nobody has it alone.
+    pub fn share(path: &Path) -> Result<Self> {
+        Self::wait(path, FlockOperation::NonBlockingLockShared)
+    }
+
+    /// Has it alone if nobody else has it just now.
+    pub fn try_acquire(path: &Path) -> Result<Option<Self>> {
+        let file = open(path)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Self { file })),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("cannot lock {}", path.display())),
+        }
+    }
+
+    fn wait(path: &Path, how: FlockOperation) -> Result<Self> {
+        let mut file = open(path)?;
         let mut waiting = None;
         loop {
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            match flock(&file, how) {
                 Ok(()) => break,
                 Err(Errno::WOULDBLOCK) => {}
                 Err(Errno::INTR) => continue,
@@ -75,9 +93,33 @@ impl Lock {
     }
 }
 
+fn open(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .with_context(|| format!("cannot open {}", path.display()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn some_share_what_nobody_then_has_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let alone = || Lock::try_acquire(&path).unwrap().is_some();
+        let one = Lock::share(&path).unwrap();
+        let other = Lock::share(&path).unwrap();
+        assert!(!alone());
+        drop(one);
+        assert!(!alone());
+        drop(other);
+        assert!(alone());
+    }
 
     #[test]
     fn is_released_although_a_child_has_the_file_open() {

@@ -81,7 +81,7 @@ pub fn build(project: &Project, arch: Arch, origin: &Origin) -> Result<Kernel> {
     let kernel = Kernel::of(project, arch, origin.base);
     let stamp = kernel.stamp();
     let (target, image) = arch.target();
-    let _lock = project.lock_cache()?;
+    let filling = project.lock_cache()?;
     // Beside each other: unpacking leaves all CPUs but one to bindgen's build.
     let (toolchain, source) = std::thread::scope(|scope| {
         let toolchain = scope.spawn(|| Toolchain::prepare(project, origin.base));
@@ -94,6 +94,9 @@ pub fn build(project: &Project, arch: Arch, origin: &Origin) -> Result<Kernel> {
         true => tree::sync(project, origin.base, &source)?,
         false => tree::Changes::default(),
     };
+    // Others may build from the same tree meanwhile.
+    let _kept = source.keep()?;
+    drop(filling);
     let objects = source.dir.join(format!(
         "{arch}-{}",
         &cache::fingerprint(&toolchain.version)[..8]

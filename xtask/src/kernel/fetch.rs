@@ -58,6 +58,15 @@ fn unpack(project: &Project, base: Base, patched: bool) -> Result<Source> {
         unpack_into(project, base, &source)?;
     }
     for old in superseded(&source.dir)? {
+        // Whoever builds from it still has it until then.
+        let Some(_alone) = (Source {
+            tree: old.join("tree"),
+            dir: old.clone(),
+        })
+        .try_change()?
+        else {
+            continue;
+        };
         let step = Step::begin(format!("removing {}", old.display()));
         // The stamp first, for who goes back to it after an interruption.
         let removed = cache::remove(&old.join("unpacked")).and_then(|()| cache::remove(&old));
@@ -170,6 +179,7 @@ fn copy(project: &Project, from: &Path, patched: bool) -> Result<Source> {
     let path = from.to_string_lossy();
     let source = Source::named(project, &copy_key(&version, &path), patched);
     fs::create_dir_all(&source.dir)?;
+    let _alone = source.change()?;
     // The user may have edited the tree since, so it is compared every time. What the patches
     // touch is compared too, with the copies that are kept without them.
     let step = Step::begin(format!("copying {path}"));

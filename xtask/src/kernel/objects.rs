@@ -13,18 +13,26 @@ use std::{
 use anyhow::{Context, Result};
 
 use crate::{
-    ground::{cache, interrupt},
+    ground::{cache, interrupt, lock::Lock},
     terminal::progress::Step,
 };
 
 /// Is there while somebody builds; what is older was made by builds that ended.
 const BUSY: &str = ".sksm-busy";
 
-/// Does `work` in a directory of objects.
+/// Does `work` in a directory of objects, alone.
 pub fn with<T>(objects: &Path, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let _alone = Lock::acquire(&lock(objects)?)?;
     recover(objects)?;
     let _busy = Busy::begin(objects)?;
     work()
+}
+
+/// Beside the objects, of which any may have to be removed.
+fn lock(objects: &Path) -> Result<PathBuf> {
+    let parent = objects.parent().context("the objects have no place")?;
+    fs::create_dir_all(parent)?;
+    Ok(objects.with_extension("lock"))
 }
 
 /// Removes what other compilers have made: from `ARCH-COMPILERS`, every other `ARCH-…` beside it. To be called once the
@@ -43,6 +51,15 @@ pub fn prune(dir: &Path) -> Result<()> {
     let entries = fs::read_dir(parent)?.collect::<Result<Vec<_>, _>>()?;
     for other in entries.iter().map(DirEntry::path) {
         if other != dir && arch(&other) == Some(own) {
+            // Somebody may be at work with those still.
+            let within = other.join("objects");
+            let parts = [Some(&other), Some(&within).filter(|dir| dir.is_dir())];
+            let alone = parts.into_iter().flatten();
+            let alone = alone.map(|dir| Lock::try_acquire(&lock(dir)?));
+            let alone: Vec<_> = alone.collect::<Result<_>>()?;
+            if alone.iter().any(Option::is_none) {
+                continue;
+            }
             let step = Step::begin(format!("removing {}", other.display()));
             fs::rename(&other, &gone)?;
             cache::remove(&gone)?;
@@ -247,6 +264,7 @@ mod tests {
             "tree",
             "um-00000000",
             "um-01234567",
+            "um-02468ace",
             "um-89abcdef",
             "um-headers0",
             "x86_64-01234567",
@@ -254,11 +272,14 @@ mod tests {
         for name in names {
             fs::create_dir(dir.path().join(name)).unwrap();
         }
+        let busy = dir.path().join("um-02468ace");
+        let _builder = Lock::acquire(&lock(&busy).unwrap()).unwrap();
         prune(&dir.path().join("um-89abcdef")).unwrap();
         let mut left: Vec<_> = fs::read_dir(dir.path())
             .unwrap()
             .map(|entry| entry.unwrap().file_name().into_string().unwrap())
             .collect();
+        left.retain(|name| !name.ends_with(".lock"));
         left.sort();
         assert_eq!(
             left,
@@ -266,6 +287,7 @@ mod tests {
                 "debian-01234567",
                 "patched",
                 "tree",
+                "um-02468ace",
                 "um-89abcdef",
                 "um-headers0",
                 "x86_64-01234567"

@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::Result;
 
-use crate::ground::{cache, files, project::Project};
+use crate::ground::{cache, files, lock::Lock, project::Project};
 
 /// How the names of trees end that never take the patches.
 pub const UNPATCHED: &str = "-unpatched";
@@ -35,6 +35,25 @@ impl Source {
             tree: dir.join("tree"),
             dir,
         }
+    }
+
+    /// Nobody changes the tree while this lives. Needs the cache's lock to be taken.
+    pub fn keep(&self) -> Result<Lock> {
+        Lock::share(&self.lock())
+    }
+
+    /// Waits until nobody builds from the tree, which is to be changed. Needs the cache's lock.
+    pub fn change(&self) -> Result<Lock> {
+        Lock::acquire(&self.lock())
+    }
+
+    /// The same, if nobody builds from it just now.
+    pub fn try_change(&self) -> Result<Option<Lock>> {
+        Lock::try_acquire(&self.lock())
+    }
+
+    fn lock(&self) -> PathBuf {
+        self.dir.join("lock")
     }
 
     /// A touched file as it was; absent if there was none.

@@ -32,25 +32,27 @@ pub struct Changes {
     pub kconfig: String,
 }
 
-/// Brings the tree up to date.
+/// Brings the tree up to date; waits for those who build from it only if something has to change. Needs the cache's lock.
 pub fn sync(project: &Project, base: Base, source: &Source) -> Result<Changes> {
     let wanted = wanted(project, base, source)?;
     for path in wanted.keys() {
         source.remember(path)?;
     }
+    let mut changing = None;
     for path in source.managed()? {
         interrupt::check()?;
         let in_tree = source.tree.join(&path);
-        match wanted.get(&path) {
-            Some(content) => {
-                cache::update(&in_tree, content)?;
-            }
-            None => match fs::read(source.pristine(&path)) {
-                Ok(content) => {
-                    cache::update(&in_tree, &content)?;
-                }
-                Err(_) => cache::remove(&in_tree)?,
-            },
+        let pristine = || fs::read(source.pristine(&path)).ok();
+        let content = wanted.get(&path).cloned().or_else(pristine);
+        if fs::read(&in_tree).ok() == content {
+            continue;
+        }
+        if changing.is_none() {
+            changing = Some(source.change()?);
+        }
+        match content {
+            Some(content) => cache::write(&in_tree, content)?,
+            None => cache::remove(&in_tree)?,
         }
     }
     let kconfig: Vec<_> = wanted

@@ -13,8 +13,8 @@ use anyhow::{Context, Result, bail};
 use crate::{
     ground::{cache, interrupt, packages, project::Project, step},
     kernel::{
-        Base, Origin, Package, compiled, config, fetch, objects, source::Source,
-        toolchain::Toolchain, tree,
+        Origin, Package, compiled, config, fetch, objects, source::Source, toolchain::Toolchain,
+        tree,
     },
     terminal::progress::Step,
 };
@@ -158,7 +158,7 @@ fn compile(project: &Project, step: &Step, make: &mut Command) -> Result<()> {
     })
 }
 
-/// Configures the kernel, then does `work`; nobody else changes the tree meanwhile.
+/// Configures the kernel, then does `work`; nobody changes the tree meanwhile.
 fn prepare<T>(
     project: &Project,
     origin: &Origin,
@@ -174,10 +174,14 @@ fn prepare<T>(
     if let Package::Installed(name) = config {
         packages::ensure_packages(project, &[name])?;
     }
-    let _lock = project.lock_cache()?;
+    let filling = project.lock_cache()?;
     let toolchain = Toolchain::prepare(project, origin.base)?;
     let source = fetch::source(project, origin, true)?;
     let changes = tree::sync(project, origin.base, &source)?;
+    let debian = format!("usr/src/{}/{}", config.name(), flavour.config());
+    let debian = config.content(project, &debian)?;
+    let _kept = source.keep()?;
+    drop(filling);
     // The packages are left beside the objects, so both are in a directory of their own.
     let dir = source.dir.join(format!(
         "{}-{}",
@@ -185,6 +189,9 @@ fn prepare<T>(
         &cache::fingerprint(&toolchain.version)[..8]
     ));
     let objects = dir.join("objects");
+    let fragments = flavour.fragments().iter();
+    let fragments = fragments.flat_map(|name| config::with_own(project, name, origin.base));
+    let fragments: &[PathBuf] = &fragments.collect::<Vec<_>>();
     let done = objects::with(&objects, || {
         let mut place = Place {
             toolchain,
@@ -192,7 +199,7 @@ fn prepare<T>(
             objects: objects.clone(),
             report: String::new(),
         };
-        place.report = configure(project, origin.base, flavour, &place, &changes.kconfig)?;
+        place.report = configure(project, fragments, &debian.path, &place, &changes.kconfig)?;
         interrupt::check()?;
         work(&place)
     })?;
@@ -203,22 +210,15 @@ fn prepare<T>(
 /// Makes `.config` if need be, and says how it differs from Debian's; it is an error if that was not meant.
 fn configure(
     project: &Project,
-    base: Base,
-    flavour: Flavour,
+    fragments: &[PathBuf],
+    debian: &Path,
     place: &Place,
     kconfig: &str,
 ) -> Result<String> {
-    let package = base.debian_config();
-    let packed = package.content(
-        project,
-        &format!("usr/src/{}/{}", package.name(), flavour.config()),
-    )?;
     let mut unpack = Command::new("xz");
-    unpack.args(["--decompress", "--stdout"]).arg(&packed.path);
+    unpack.args(["--decompress", "--stdout"]).arg(debian);
     let debian = step::output(&mut unpack)?;
-    let fragments = flavour.fragments().iter();
-    let fragments = fragments.flat_map(|name| config::with_own(project, name, base));
-    let fragment = config::read(&fragments.collect::<Vec<_>>())?;
+    let fragment = config::read(fragments)?;
     let step = Step::begin("configuring Debian's kernel with SKSM");
     let file = place.objects.join(".config");
     let inputs = format!("{debian}\n{fragment}");
