@@ -5,6 +5,7 @@ pub mod family {
     pub const PAGES: &str = "pages";
     pub const CALLS: &str = "calls";
     pub const THREADS: &str = "threads";
+    pub const BYSTANDER: &str = "bystander";
     pub const GROWTH: &str = "growth";
     pub const SHARERS: &str = "sharers";
     pub const CONCURRENCY: &str = "concurrency";
@@ -14,10 +15,11 @@ pub mod family {
     pub const METADATA: &str = "metadata";
     pub const KSM: &str = "ksm";
 
-    pub const ALL: [&str; 11] = [
+    pub const ALL: [&str; 12] = [
         PAGES,
         CALLS,
         THREADS,
+        BYSTANDER,
         GROWTH,
         SHARERS,
         CONCURRENCY,
@@ -60,6 +62,19 @@ pub const THREADS: [(usize, &str); 4] = [
     (1, "1 other thread"),
     (2, "2 other threads"),
     (8, "8 other threads"),
+];
+
+/// Of another thread of the process; `MAP_AND_UNMAP`'s variants go from the median to the longest.
+pub const MAP_AND_UNMAP: &str = "another thread's mmap() and munmap()";
+pub const AT_REST: [&str; 3] = [
+    "at rest",
+    "at rest, all but 1 in 100",
+    "at rest, the longest",
+];
+pub const WHILE_MERGING: [&str; 3] = [
+    "while it merges",
+    "while it merges, all but 1 in 100",
+    "while it merges, the longest",
 ];
 
 /// Growth.
@@ -174,6 +189,8 @@ pub const ROWS: &[Rows] = &[
     rows(family::THREADS, WITH_THREADS, THREADS_NAMES.split_at(1).1).not_on_uml(),
     rows(family::THREADS, OWN_FLUSHES, THREADS_NAMES).not_on_uml(),
     rows(family::THREADS, OTHER_FLUSHES, THREADS_NAMES).not_on_uml(),
+    rows(family::BYSTANDER, MAP_AND_UNMAP, &AT_REST).not_on_uml(),
+    rows(family::BYSTANDER, MAP_AND_UNMAP, &WHILE_MERGING).not_on_uml(),
     rows(family::GROWTH, PUBLISHED, &[PUBLISH, MERGE]),
     rows(family::SHARERS, SHARERS, &[PUBLISH, MERGE, BYTES]),
     rows(family::CONCURRENCY, HASHED, TASKS_NAMES),

@@ -4,6 +4,7 @@
 //! Each scenario also checks that it did what it says. A family in which one did not is named in the report, beside all that was
 //! measured, and the exit status is 2; it is 1 if there is no report.
 
+mod bystander;
 mod calls;
 mod concurrency;
 mod faults;
@@ -40,7 +41,7 @@ type Entry = (
     fn(&mut Bench) -> Result<()>,
 );
 
-const FAMILIES: [Entry; 11] = [
+const FAMILIES: [Entry; 12] = [
     (
         family::PAGES,
         "One page, in calls over whole page tables",
@@ -58,6 +59,12 @@ const FAMILIES: [Entry; 11] = [
         "While other threads of the process run",
         true,
         threads::run,
+    ),
+    (
+        family::BYSTANDER,
+        "Another thread, while the process merges much",
+        true,
+        bystander::run,
     ),
     (
         family::GROWTH,
