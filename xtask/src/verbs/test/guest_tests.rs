@@ -56,9 +56,15 @@ const MEASURING: &[&str] = &["sksm-bench", "sksm-demo", "libsksm_preload_demo.so
 const OFF: &str = "sksm-off";
 const OFF_PARAMETER: &str = "sksm=off";
 
+/// Into how many shares the tests of this one are cut where they take longest: a guest each.
+const LONG: &str = "sksm-abi";
+const SHARES: usize = 2;
+
 /// One program and how it is to run.
 pub struct Item {
     name: &'static str,
+    /// Which share of its tests, as in `1/2`.
+    share: Option<String>,
     program: PathBuf,
     beside: &'static [&'static str],
     args: Vec<String>,
@@ -131,15 +137,29 @@ pub fn plan(args: &Args, tested: &Tested, programs: &Path) -> Result<Vec<Item>> 
             // It goes on until every process has checked its memory.
             seconds = 1200 + 4 * random;
         }
-        items.push(Item {
-            name,
-            program,
-            beside,
-            args: words,
-            narrowed,
-            silence: Duration::from_secs(seconds),
-            parameter: (name == OFF).then_some(OFF_PARAMETER),
-        });
+        let slow = matches!(arch, Arch::Debug | Arch::Kcsan | Arch::Fuzz);
+        let shares = match name == LONG && slow && !narrowed {
+            true => (1..=SHARES)
+                .map(|share| Some(format!("{share}/{SHARES}")))
+                .collect(),
+            false => vec![None],
+        };
+        for share in shares {
+            let mut args = words.clone();
+            if let Some(share) = &share {
+                args.extend(["--share".to_owned(), share.clone()]);
+            }
+            items.push(Item {
+                name,
+                share,
+                program: program.clone(),
+                beside,
+                args,
+                narrowed,
+                silence: Duration::from_secs(seconds),
+                parameter: (name == OFF).then_some(OFF_PARAMETER),
+            });
+        }
     }
     Ok(items)
 }
@@ -225,9 +245,18 @@ impl Queue {
 }
 
 impl Item {
-    /// In the kernel of that name.
-    fn full_name(&self, kernel: &str) -> String {
+    /// In the kernel of that name; what its tests' names begin with.
+    fn tests(&self, kernel: &str) -> String {
         format!("{kernel}/{}", self.name)
+    }
+
+    /// The same, but for the share.
+    fn full_name(&self, kernel: &str) -> String {
+        let share = self
+            .share
+            .iter()
+            .map(|share| format!("-{}", share.replace('/', "of")));
+        self.tests(kernel) + &share.collect::<String>()
     }
 
     /// What it depends on, beyond what all in that kernel do.
@@ -351,10 +380,13 @@ impl Ends {
 }
 
 fn run_program(run: &Run, kernel: &str, item: &Item, guest: &mut Guest) -> Result<Ends> {
-    let name = item.full_name(kernel);
+    let name = item.tests(kernel);
     let silence = item.silence;
-    let step = Step::begin(&name);
-    let log_path = run.project.log(&format!("test-{kernel}-{}", item.name))?;
+    let full_name = item.full_name(kernel);
+    let step = Step::begin(&full_name);
+    let log_path = run
+        .project
+        .log(&format!("test-{}", full_name.replace('/', "-")))?;
     let log = RefCell::new(
         File::create(&log_path).with_context(|| format!("cannot create {}", log_path.display()))?,
     );
