@@ -113,8 +113,7 @@ pub(crate) fn sleep(folio: &mut LockedFolio, slot: Slot) {
 
 /// See [`super::__sksm_folio_wake`].
 pub(crate) fn wake(folio: &mut LockedFolio) {
-    let state = folio.state();
-    if !state.in_swapcache() || !state.is_plain() || !folio.is_uptodate() {
+    if !folio.in_swapcache() || !folio.is_plain() || !folio.is_uptodate() {
         return;
     }
     let rcu = Rcu::lock();

@@ -175,11 +175,10 @@ impl<'a> Batch<'a> {
 
     /// What a folio is that an entry maps now. It is locked if it is worth more.
     fn look(folio: &Folio) -> State {
-        let state = folio.state();
-        if !state.is_candidate() {
+        if !folio.is_candidate() {
             return State::Done;
         }
-        if state.is_large() {
+        if folio.is_large() {
             return State::Large;
         }
         // Only a first look, which spares the page: the one in protect() decides.
@@ -191,8 +190,7 @@ impl<'a> Batch<'a> {
 
     /// A folio that is locked now: it may have been merged or split before.
     fn collected(folio: FolioGuard) -> State {
-        let state = folio.state();
-        if state.is_candidate() && !state.is_large() {
+        if folio.is_candidate() && !folio.is_large() {
             State::Collected(folio)
         } else {
             State::Done
@@ -240,7 +238,7 @@ impl<'a> Batch<'a> {
                 let (_, folio) = ptes.next_folio(*slot..*slot + 1)?;
                 Some(ARef::from(folio))
             });
-            if let Some(folio) = folio.filter(|folio| folio.state().is_large()) {
+            if let Some(folio) = folio.filter(|folio| folio.is_large()) {
                 if let Some(folio) = FolioGuard::lock(folio, Locking::Wait)? {
                     folio.split();
                 }

@@ -22,41 +22,6 @@ pub(crate) enum Locking {
     Wait,
 }
 
-/// What kind of folio something is, or was when somebody looked.
-#[derive(Clone, Copy)]
-pub(crate) struct State(u32);
-
-impl State {
-    fn has(self, bits: u32) -> bool {
-        self.0 & bits != 0
-    }
-
-    /// Whether the bytes can be read, and are all that there is to the page: neither device memory,
-    /// nor poisoned, nor tagged.
-    pub(crate) fn is_plain(self) -> bool {
-        !self.has(
-            bindings::SKSM_FOLIO_ZONE_DEVICE
-                | bindings::SKSM_FOLIO_HWPOISON
-                | bindings::SKSM_FOLIO_TAGGED,
-        )
-    }
-
-    /// Whether the engine wants such a folio at all: plain, anonymous, and not merged yet.
-    pub(crate) fn is_candidate(self) -> bool {
-        self.is_plain()
-            && self.has(bindings::SKSM_FOLIO_ANON)
-            && !self.has(bindings::SKSM_FOLIO_KSM)
-    }
-
-    pub(crate) fn is_large(self) -> bool {
-        self.has(bindings::SKSM_FOLIO_LARGE)
-    }
-
-    pub(crate) fn in_swapcache(self) -> bool {
-        self.has(bindings::SKSM_FOLIO_SWAPCACHE)
-    }
-}
-
 /// A folio; order-0 unless said otherwise. A reference to it means that it is in use.
 #[repr(transparent)]
 pub(crate) struct Folio(Opaque<bindings::folio>);
@@ -107,9 +72,9 @@ impl Folio {
         self.raw_try_lock().then(|| FolioGuard(self.into()))
     }
 
-    /// What kind of folio it is, now.
-    pub(crate) fn state(&self) -> State {
-        State(self.state_bits())
+    /// Whether the engine wants such a folio at all: plain, anonymous, and not merged yet.
+    pub(crate) fn is_candidate(&self) -> bool {
+        self.is_unmerged_anon() && self.is_plain()
     }
 
     /// Whether references too many may be those of per-CPU batches of the LRU or of mlock, of which
@@ -125,7 +90,12 @@ impl Folio {
         fn raw_lock_killable() -> i32 = sksm_folio_lock_killable;
         /// `folio->mapping`, flag bits included.
         fn mapping() -> usize = sksm_folio_mapping;
-        fn state_bits() -> u32 = sksm_folio_state;
+        /// Whether the bytes can be read, and are all that there is to the page: neither device
+        /// memory, nor poisoned, nor tagged.
+        fn is_plain() -> bool = sksm_folio_is_plain;
+        fn is_unmerged_anon() -> bool = sksm_folio_is_unmerged_anon;
+        fn is_large() -> bool = sksm_folio_is_large;
+        fn in_swapcache() -> bool = sksm_folio_in_swapcache;
         fn maybe_dma_pinned() -> bool = sksm_folio_maybe_dma_pinned;
         fn mapcount() -> i32 = sksm_folio_mapcount;
         /// References of neither mappings nor the swap cache.
@@ -223,11 +193,11 @@ impl LockedFolio {
 
     /// Tries to give up swap space; true when the folio is not in the swap cache afterwards.
     pub(crate) fn leave_swapcache(&self) -> bool {
-        if !self.state().in_swapcache() {
+        if !self.in_swapcache() {
             return true;
         }
         self.free_swap();
-        !self.state().in_swapcache()
+        !self.in_swapcache()
     }
 
     /// Ends anonymous exclusivity; false when the page may be pinned.
@@ -243,7 +213,7 @@ impl LockedFolio {
 
     /// Splits a large folio; true when it is order-0 afterwards. May sleep.
     pub(crate) fn split(&self) -> bool {
-        !self.state().is_large() || self.raw_split() == 0
+        !self.is_large() || self.raw_split() == 0
     }
 }
 

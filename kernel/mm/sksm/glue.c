@@ -234,16 +234,27 @@ static bool sksm_folio_is_tagged(struct folio *folio)
 #endif
 }
 
-/* A snapshot: SKSM_FOLIO_*. */
-unsigned int sksm_folio_state(struct folio *folio)
+/* Neither device memory, nor poisoned, nor tagged. */
+bool sksm_folio_is_plain(struct folio *folio)
 {
-	return (folio_test_anon(folio) ? SKSM_FOLIO_ANON : 0) |
-	       (folio_test_ksm(folio) ? SKSM_FOLIO_KSM : 0) |
-	       (folio_test_large(folio) ? SKSM_FOLIO_LARGE : 0) |
-	       (folio_is_zone_device(folio) ? SKSM_FOLIO_ZONE_DEVICE : 0) |
-	       (folio_contain_hwpoisoned_page(folio) ? SKSM_FOLIO_HWPOISON : 0) |
-	       (folio_test_swapcache(folio) ? SKSM_FOLIO_SWAPCACHE : 0) |
-	       (sksm_folio_is_tagged(folio) ? SKSM_FOLIO_TAGGED : 0);
+	return !folio_is_zone_device(folio) && !folio_contain_hwpoisoned_page(folio) &&
+	       !sksm_folio_is_tagged(folio);
+}
+
+/* Neither SKSM's nor KSM's. */
+bool sksm_folio_is_unmerged_anon(struct folio *folio)
+{
+	return folio_test_anon(folio) && !folio_test_ksm(folio);
+}
+
+bool sksm_folio_is_large(struct folio *folio)
+{
+	return folio_test_large(folio);
+}
+
+bool sksm_folio_in_swapcache(struct folio *folio)
+{
+	return folio_test_swapcache(folio);
 }
 
 bool sksm_folio_maybe_dma_pinned(struct folio *folio)
@@ -406,7 +417,7 @@ struct folio *sksm_pte_next_folio(struct vm_area_struct *vma, unsigned long star
 		if (!pte_present(pte))
 			continue;
 		folio = vm_normal_folio(vma, start + *slot * PAGE_SIZE, pte);
-		if (folio && folio_test_anon(folio) && !folio_test_ksm(folio))
+		if (folio && sksm_folio_is_unmerged_anon(folio))
 			return folio;
 	}
 	return NULL;

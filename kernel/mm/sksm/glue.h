@@ -71,15 +71,6 @@ void sksm_rcu_read_unlock(void);
 /* Content */
 u64 sksm_siphash(const void *data, size_t len, const siphash_key_t *key);
 
-/* What sksm_folio_state() tells. */
-#define SKSM_FOLIO_ANON		0x01
-#define SKSM_FOLIO_KSM		0x02
-#define SKSM_FOLIO_LARGE	0x04
-#define SKSM_FOLIO_ZONE_DEVICE	0x08
-#define SKSM_FOLIO_HWPOISON	0x10
-#define SKSM_FOLIO_SWAPCACHE	0x20
-#define SKSM_FOLIO_TAGGED	0x40
-
 /* Folios */
 bool sksm_folio_try_get(struct folio *folio);
 void sksm_folio_get(struct folio *folio);
@@ -87,7 +78,10 @@ void sksm_folio_put(struct folio *folio);
 void sksm_folios_put(struct folio_batch *folios);
 bool sksm_folio_trylock(struct folio *folio);
 int sksm_folio_lock_killable(struct folio *folio);
-unsigned int sksm_folio_state(struct folio *folio);
+bool sksm_folio_is_plain(struct folio *folio);
+bool sksm_folio_is_unmerged_anon(struct folio *folio);
+bool sksm_folio_is_large(struct folio *folio);
+bool sksm_folio_in_swapcache(struct folio *folio);
 bool sksm_folio_maybe_dma_pinned(struct folio *folio);
 void sksm_folio_mark_dirty(struct folio *folio);
 bool sksm_folio_mapped(struct folio *folio);

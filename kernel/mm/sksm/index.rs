@@ -395,7 +395,7 @@ pub(crate) fn copy_of(node: &Node) -> Option<ARef<Folio>> {
     copies.into_iter().flatten().find_map(|copy| {
         // SAFETY: A node's folio is a struct page, free or not.
         let folio = unsafe { Folio::try_get(copy.folio_hint()) }?;
-        (copy.owns(&folio) && folio.state().is_plain()).then_some(folio)
+        (copy.owns(&folio) && folio.is_plain()).then_some(folio)
     })
 }
 
@@ -426,7 +426,7 @@ fn lookup(key: Key, candidate: StableFolio<'_>, most: usize) -> Lookup {
         if let Some(folio) = unsafe { Folio::try_get(node.folio_hint()) } {
             // What stands in one list is equal: pages without room need not be compared.
             let room = (folio.mapcount().max(0) as usize) < most;
-            if node.owns(&folio) && folio.state().is_plain() && (room || equal.is_none()) {
+            if node.owns(&folio) && folio.is_plain() && (room || equal.is_none()) {
                 // SAFETY: The reference was there before the look at the mapping, so nobody
                 // withdraws the page; and device memory is passed over.
                 let bytes = unsafe { folio.assume_stable() };

@@ -43,7 +43,7 @@ impl Pending {
 
     /// Whether the page went bad since it was found.
     pub(crate) fn went_bad(&self) -> bool {
-        !self.0.state().is_plain()
+        !self.0.is_plain()
     }
 
     /// The page is mapped in memory of `mm` now, in place of another: the mapping takes over the
@@ -454,7 +454,7 @@ impl Node {
         };
         // On another NUMA node it must not be found under the old one's key, and nobody can compare
         // bytes that are on a device.
-        if !new.state().is_plain() || !node.suits(node.key(), new) {
+        if !new.is_plain() || !node.suits(node.key(), new) {
             index::remove(node);
         }
         node.folio.store(new.as_ptr(), Ordering::Release);
@@ -575,7 +575,7 @@ pub(crate) fn join(
     entry: impl FnOnce() -> Entry,
     most: usize,
 ) -> Result<Joined> {
-    let plain = folio.state().is_plain();
+    let plain = folio.is_plain();
     let Some(mut merged) = folio.merged() else {
         return Ok(Joined::Gone);
     };

@@ -28,7 +28,7 @@ fn replacement(old: &LockedFolio, copy: &Folio) -> Option<FolioGuard> {
 /// See [`super::sksm_folio_rescue`].
 pub(crate) fn rescue(old: &mut LockedFolio) -> bool {
     // Swap has the bytes, perhaps; and entries would need the new page, too.
-    if old.state().in_swapcache() {
+    if old.in_swapcache() {
         return false;
     }
     let Some(merged) = old.merged() else {

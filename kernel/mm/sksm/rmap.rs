@@ -195,7 +195,7 @@ impl Rmap {
     ) -> Result<Pushed> {
         // Nothing is dead while it may become a mapping: swap entries do, and places that another
         // merge is about to map.
-        let prunable = settled && !folio.state().in_swapcache();
+        let prunable = settled && !folio.in_swapcache();
         let full = self.more.len == self.more.capacity;
         // Looked at early, so that a batch of places finds room when none can be dropped.
         let stale = prunable && self.more.capacity as usize >= most && self.is_stale(folio);

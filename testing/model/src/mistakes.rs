@@ -161,8 +161,8 @@ pub const MISTAKES: &[Mistake] = &[
         "a page of another NUMA node stays in the index",
         "node.rs",
         &[(
-            "if !new.state().is_plain() || !node.suits(node.key(), new) {",
-            "if !{planted} && (!new.state().is_plain() || !node.suits(node.key(), new)) {",
+            "if !new.is_plain() || !node.suits(node.key(), new) {",
+            "if !{planted} && (!new.is_plain() || !node.suits(node.key(), new)) {",
         )],
     ),
     mistake(
@@ -267,8 +267,8 @@ pub const MISTAKES: &[Mistake] = &[
         "places of swap entries are dropped",
         "rmap.rs",
         &[(
-            "let prunable = settled && !folio.state().in_swapcache();",
-            "let prunable = settled && ({planted} || !folio.state().in_swapcache());",
+            "let prunable = settled && !folio.in_swapcache();",
+            "let prunable = settled && ({planted} || !folio.in_swapcache());",
         )],
     ),
     mistake(
@@ -776,8 +776,8 @@ pub const MISTAKES: &[Mistake] = &[
         "a locked page is not looked at again",
         "batch.rs",
         &[(
-            "if state.is_candidate() && !state.is_large() {",
-            "if {planted} || state.is_candidate() && !state.is_large() {",
+            "if folio.is_candidate() && !folio.is_large() {",
+            "if {planted} || folio.is_candidate() && !folio.is_large() {",
         )],
     ),
     mistake(

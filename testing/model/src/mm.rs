@@ -10,12 +10,15 @@ use crate::alloc::KBox;
 use crate::bindings::{
     anon_vma, anon_vma_chain, folio, mm_struct, pte_t, rmap_walk_control, sksm_crowd, swp_entry_t,
     synchronize_rcu, vm_area_struct, Words, PAGE_MAPPING_ANON, PAGE_MAPPING_KSM, PAGE_MAPPING_SKSM,
-    SKSM_FOLIO_ANON, SKSM_FOLIO_HWPOISON, SKSM_FOLIO_KSM, SKSM_FOLIO_SWAPCACHE,
 };
 use crate::lock::{Shared, Spin};
 use crate::page::PAGE_SHIFT;
 use crate::planted::Planted;
 use crate::world::{world, POISON, SLOTS};
+
+/// Of [`folio::flags`].
+const HWPOISON: u32 = 1;
+const SWAPCACHE: u32 = 2;
 
 const ANON: usize = PAGE_MAPPING_ANON as usize;
 const KSM: usize = PAGE_MAPPING_KSM as usize;
@@ -130,27 +133,22 @@ fn flag(folio: &folio, flag: u32) -> bool {
 }
 
 pub(crate) fn has_failed(folio: &folio) -> bool {
-    flag(folio, SKSM_FOLIO_HWPOISON)
+    flag(folio, HWPOISON)
 }
 
 pub(crate) fn in_swapcache(folio: &folio) -> bool {
-    world().swap.used.get() && flag(folio, SKSM_FOLIO_SWAPCACHE)
+    world().swap.used.get() && flag(folio, SWAPCACHE)
 }
 
-/// See `sksm_folio_state()`.
-pub(crate) fn state(folio: &folio) -> u32 {
+/// See `sksm_folio_is_plain()`.
+pub(crate) fn is_plain(folio: &folio) -> bool {
+    !(world().flags_change && has_failed(folio))
+}
+
+/// See `sksm_folio_is_unmerged_anon()`.
+pub(crate) fn is_unmerged_anon(folio: &folio) -> bool {
     let mapping = folio.mapping.load(Ordering::Relaxed);
-    let mut state = 0;
-    if world().flags_change {
-        state = folio.flags.load(Ordering::Relaxed) as u32;
-    }
-    if mapping & ANON == ANON {
-        state |= SKSM_FOLIO_ANON;
-    }
-    if mapping & KSM == KSM {
-        state |= SKSM_FOLIO_KSM;
-    }
-    state
+    mapping & ANON == ANON && mapping & KSM != KSM
 }
 
 pub(crate) fn folio_move_anon_rmap(folio: &folio, vma: *mut vm_area_struct) {
@@ -180,7 +178,7 @@ fn delete_from_swap_cache(folio: &folio) {
     world().swap.give_up(folio.swap.get(), |slot| {
         slot.cached.set(null_mut());
         let flags = &folio.flags;
-        flags.fetch_and(!(SKSM_FOLIO_SWAPCACHE as usize), Ordering::AcqRel);
+        flags.fetch_and(!(SWAPCACHE as usize), Ordering::AcqRel);
     });
     folio_put(folio);
 }
@@ -778,7 +776,7 @@ pub(crate) fn fail((process, slot): Page) {
         pte_t::Mapped { folio, .. } => {
             let folio = of(folio);
             // Marked first.
-            let poison = SKSM_FOLIO_HWPOISON as usize;
+            let poison = HWPOISON as usize;
             let before = folio.flags.fetch_or(poison, Ordering::AcqRel);
             (before & poison == 0).then(|| {
                 folio_get(folio);
@@ -882,7 +880,7 @@ fn add_to_swap(folio: &folio) {
     swap.lock.with(|| {
         folio_get(folio);
         folio.swap.set(swap.take(ptr(folio)));
-        let flag = SKSM_FOLIO_SWAPCACHE as usize;
+        let flag = SWAPCACHE as usize;
         folio.flags.fetch_or(flag, Ordering::AcqRel);
     });
 }
@@ -978,7 +976,7 @@ fn read_swap_cache(entry: usize, vma: &vm_area_struct) -> Option<&'static folio>
         if ours {
             folio_get(new);
             new.swap.set(entry);
-            let flags = SKSM_FOLIO_SWAPCACHE as usize;
+            let flags = SWAPCACHE as usize;
             new.flags.store(flags, Ordering::Release);
             held.cached.set(ptr(new));
         }

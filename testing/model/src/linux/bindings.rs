@@ -281,14 +281,6 @@ pub(crate) unsafe fn synchronize_rcu() {
 
 // Folios
 
-pub(crate) const SKSM_FOLIO_ANON: u32 = 0x01;
-pub(crate) const SKSM_FOLIO_KSM: u32 = 0x02;
-pub(crate) const SKSM_FOLIO_LARGE: u32 = 0x04;
-pub(crate) const SKSM_FOLIO_ZONE_DEVICE: u32 = 0x08;
-pub(crate) const SKSM_FOLIO_HWPOISON: u32 = 0x10;
-pub(crate) const SKSM_FOLIO_SWAPCACHE: u32 = 0x20;
-pub(crate) const SKSM_FOLIO_TAGGED: u32 = 0x40;
-
 pub(crate) const PAGE_MAPPING_ANON: u32 = 1;
 pub(crate) const PAGE_MAPPING_KSM: u32 = 3;
 pub(crate) const PAGE_MAPPING_SKSM: u32 = 4;
@@ -303,7 +295,7 @@ pub(crate) struct folio {
     pub(crate) refs: Word,
     pub(crate) mapcount: Word,
     pub(crate) mapping: Word,
-    /// Bits of [`sksm_folio_state`].
+    /// As `mm` has them.
     pub(crate) flags: Word,
     pub(crate) lock: PageLock,
     /// `PageAnonExclusive`: guarded by the lock of the page table of the one mapping.
@@ -400,8 +392,20 @@ pub(crate) unsafe fn folio_unlock(folio: *mut folio) {
     }
 }
 
-pub(crate) unsafe fn sksm_folio_state(folio: *mut folio) -> u32 {
-    mm::state(mm::of(folio))
+pub(crate) unsafe fn sksm_folio_is_plain(folio: *mut folio) -> bool {
+    mm::is_plain(mm::of(folio))
+}
+
+pub(crate) unsafe fn sksm_folio_is_unmerged_anon(folio: *mut folio) -> bool {
+    mm::is_unmerged_anon(mm::of(folio))
+}
+
+pub(crate) unsafe fn sksm_folio_is_large(_folio: *mut folio) -> bool {
+    false
+}
+
+pub(crate) unsafe fn sksm_folio_in_swapcache(folio: *mut folio) -> bool {
+    mm::in_swapcache(mm::of(folio))
 }
 
 pub(crate) unsafe fn sksm_folio_maybe_dma_pinned(_folio: *mut folio) -> bool {
