@@ -151,7 +151,7 @@ fn look(args: &Args, pids: &[u32]) -> Result<Report> {
         domains: &domains,
         others: others.each_ref(),
         most: max_page_sharing,
-        zero: worker::hash_of_zeros(),
+        zero: page::hash_of_zeros(),
         tells_frames: pagemap::tells_frames(),
         mappings: &Mappings::open(),
     };

@@ -8,11 +8,10 @@ use sksm::Kinds;
 
 use super::before::Before;
 use super::frames::Hashes;
-use super::page::Page;
+use super::page::{Page, Spot};
 use super::pieces::{IN_TURN, Pieces};
 use super::repeated::{self, Singles};
 use super::subject::{Subject, Unread};
-use super::twins::Spot;
 use super::worker::{Samples, Worker};
 use super::{probe, sample};
 use crate::descriptors;

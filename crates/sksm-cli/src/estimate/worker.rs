@@ -11,10 +11,9 @@ use twox_hash::XxHash3_64;
 use super::before::Before;
 use super::frames::Hashes;
 use super::memory::{self, Place};
-use super::page::Page;
+use super::page::{Page, Spot, hash_of_zeros};
 use super::pieces::Piece;
 use super::subject::{Files, Subject};
-use super::twins::Spot;
 use super::{nodes, pagemap, probe, repeated, sample};
 
 /// So many pages are read at once: they stay in a processor's cache until they are hashed.
@@ -405,10 +404,6 @@ fn kind(mapping: &Mapping) -> u8 {
         Kind::Stack => 3,
         _ => 2,
     }
-}
-
-pub fn hash_of_zeros() -> u64 {
-    XxHash3_64::oneshot(&vec![0; sksm::page_size()])
 }
 
 #[cfg(test)]
