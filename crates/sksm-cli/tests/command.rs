@@ -1421,6 +1421,35 @@ fn what_run_is_given_reaches_the_object() {
     assert_eq!(text(&output.stdout), format!("3600000ms {signal}\n"));
 }
 
+/// A build of the whole workspace leaves one beside the command, ten times as large.
+#[test]
+fn run_takes_no_object_that_brings_std() {
+    let dir = tempfile::tempdir().unwrap();
+    let command = dir.path().join("sksm");
+    std::fs::copy(env!("CARGO_BIN_EXE_sksm"), &command).unwrap();
+    let source = dir.path().join("object.c");
+    std::fs::write(&source, "int nothing;").unwrap();
+    let object = dir.path().join("libsksm_preload.so");
+    for (unwinder, beside) in [(true, false), (false, true)] {
+        let mut compiler = Command::new("cc");
+        compiler.args(["-shared", "-fPIC", "-o"]).arg(&object);
+        compiler.arg(&source).arg("-Wl,--no-as-needed");
+        if unwinder {
+            compiler.arg("-lgcc_s");
+        }
+        assert!(compiler.status().unwrap().success());
+        let output = Command::new(&command)
+            .args(["run", "--quiet", "--", "sh", "-c", "echo $LD_PRELOAD"])
+            .env("XDG_CACHE_HOME", dir.path().join("cache"))
+            .env_remove("SKSM_PRELOAD")
+            .output()
+            .unwrap();
+        let taken = text(&output.stdout).trim() == object.canonicalize().unwrap().to_str().unwrap();
+        assert_eq!(taken, beside, "{output:?}");
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+    }
+}
+
 #[test]
 fn run_takes_a_program_as_env_does() {
     let object = tempfile::NamedTempFile::new().unwrap();
