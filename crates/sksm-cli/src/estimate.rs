@@ -55,6 +55,8 @@ pub struct Args {
     #[command(flatten)]
     targets: Targets,
     /// What to look at: a list of text, data, heap, stack
+    ///
+    /// Of programs that run already data and heap are written. `sksm run`, which merges before `main`, takes text alone if nothing is said.
     #[arg(long, default_value = What::DEFAULT)]
     what: What,
     /// What a row of the table is (default: a process, or a program where there are more than 20)

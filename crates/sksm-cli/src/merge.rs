@@ -28,6 +28,8 @@ pub struct Args {
     #[command(flatten)]
     whom: Whom,
     /// What to merge: a list of text, data, heap, stack
+    ///
+    /// Of programs that run already data and heap are written. `sksm run`, which merges before `main`, takes text alone if nothing is said.
     #[arg(long, default_value = What::DEFAULT)]
     what: What,
     /// Take every page and split every huge one, whether anything equal is there or not
