@@ -824,7 +824,20 @@ fn who_goes_while_it_settles_is_named() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    std::thread::sleep(Duration::from_millis(1500));
+    // It is held where it waits for the second look, however long the others take.
+    let file = |pid: u32, name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}"));
+    let (waits, wait) = (libc::SYS_clock_nanosleep, Duration::from_millis(1));
+    let in_call = |pid| {
+        file(pid, "syscall")
+            .unwrap()
+            .starts_with(&format!("{waits} "))
+    };
+    while !in_call(look.id()) {
+        std::thread::sleep(wait);
+    }
+    // SAFETY: takes numbers only; our own child, not waited for yet.
+    let signal = |signal| assert_eq!(unsafe { libc::kill(look.id() as i32, signal) }, 0);
+    signal(libc::SIGSTOP);
     for running in [&mut ends, &mut changes] {
         running.0.stdin.take().unwrap().write_all(b"\n").unwrap();
     }
