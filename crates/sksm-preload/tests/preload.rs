@@ -555,6 +555,103 @@ fn a_signal_that_is_not_the_objects_is_told() {
     );
 }
 
+/// As glibc before 2.34 does in every program with threads. Whatever the program makes of the signal that is taken instead, also while
+/// a timer runs, it does not die of it.
+#[test]
+fn a_libc_that_keeps_its_signals_costs_no_program_its_life() {
+    let source = r#"
+#include <signal.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+static volatile int came;
+static void count(int signal) { came += signal == SIGURG; }
+__attribute__((constructor)) static void keep(void) {
+    unsigned long kept[8] = { (unsigned long)count };
+    syscall(SYS_rt_sigaction, 32, kept, NULL, 8);
+}
+int main(int argc, char **argv) {
+    char byte;
+    if (!strcmp(argv[1], "reset"))
+        for (int i = 1; i <= SIGRTMAX; i++) signal(i, SIG_DFL);
+    if (!strcmp(argv[1], "taken")) {
+        signal(SIGURG, count);
+        raise(SIGRTMIN + 12);
+    }
+    /* Longer than the timer that was set before. */
+    struct timespec rest = { 0, 300000000 };
+    while (nanosleep(&rest, &rest)) {}
+    if (came > 1) return 1;
+    return read(0, &byte, 1);
+}"#;
+    let program = compile("older", &[], source);
+    let ends = |what: &str, enough: &dyn Fn(&str) -> bool| {
+        let mut command = where_it_merges(&program, &[what]);
+        command.env("SKSM_AFTER", "100ms");
+        said_until(&mut command, enough);
+        // With a signal of the program's as well, which it may lose.
+        command.env("SKSM_SIGNAL", SIGNAL);
+        said_until(&mut command, enough)
+    };
+    ends("left", &|line| line.contains(" after the time: merged "));
+    ends("reset", &|line| line.contains(" at start: merged "));
+    let mut command = where_it_merges(&program, &["taken"]);
+    command.env("SKSM_SIGNAL", SIGNAL);
+    said_until(&mut command, |line| {
+        line.contains(" at the signal: nothing will be done later, SIGURG is the program's")
+    });
+}
+
+/// A kernel that knows another advice by the number: what it is meant for there would have the program lose its memory.
+#[test]
+fn another_kernels_advice_destroys_no_program() {
+    let source = r#"
+#include <errno.h>
+#include <string.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+int madvise(void *start, size_t len, int advice) {
+    return syscall(SYS_madvise, start, len, advice == 26 ? MADV_DONTNEED : advice);
+}
+/* Whether or not it looks as if the engine were there. */
+int statfs(const char *path, struct statfs *found) {
+    if (getenv("NAMED") && !strcmp(path, "/sys/kernel/mm/sksm")) path = "/sys/kernel";
+    return syscall(SYS_statfs, path, found);
+}"#;
+    let kernel = compile(
+        "another-kernel.so",
+        &["-shared", "-fPIC", "-O1", "-D_GNU_SOURCE"],
+        source,
+    );
+    let script = "a=({1..2000}); f() { echo ${#a[@]} ${a[1234]}; }; f; bash -c 'echo alive'; f";
+    for named in [None, Some("1")] {
+        let mut command = with_object("bash", &["-c", script]);
+        let both = format!("{}:{}", kernel.display(), preload().display());
+        command
+            .env("LD_PRELOAD", both)
+            .env("SKSM", "heap,data")
+            .env("SKSM_VERBOSE", "1");
+        if let Some(named) = named {
+            command.env("NAMED", named);
+        }
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let printed = text(&output.stdout);
+        assert_eq!(printed, "2000 1235\nalive\n2000 1235\n", "{output:?}");
+        let line = text(&output.stderr);
+        let what = "nothing done, this kernel has no MADV_MERGE";
+        assert_eq!(
+            who_said(line, &format!(" at start: {what}")).len(),
+            2,
+            "{line}"
+        );
+    }
+}
+
 /// A coroutine's stack has no room for more than the coroutine.
 #[test]
 fn a_small_stack_is_not_used() {
