@@ -189,7 +189,7 @@ fn look(args: &Args, pids: &[u32]) -> Result<Report> {
     });
     let mut left = Census::default();
     for row in &rows {
-        left.and(&Census::of(row.pid));
+        left.and(&Census::of(row.pid, args.what.kinds));
     }
     let nodes = Nodes::of_this_look();
     let [within_users, across_users] = counted.others;

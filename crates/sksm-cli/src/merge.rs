@@ -121,7 +121,7 @@ impl Verb for Merge {
         let asked: usize = parts.iter().map(|one| one.region.len / page).sum();
         let private: u64 = parts.iter().map(|one| one.private).sum();
         let taken = self.twins.as_ref().and_then(|twins| twins.get(&pid));
-        let left = Census::of(pid);
+        let left = Census::of(pid, self.kinds);
         let (passed_over_reasons, hopeless) = reasons(pid, mappings, self.mode);
         Ok(Effect {
             pages: bytes / page as u64,
@@ -174,7 +174,7 @@ impl Verb for Merge {
         let profit = grown(counts.profit, before.counts.profit);
         effect.net_bytes = profit.map(|profit| profit + effect.zero_bytes.unwrap_or(0));
         effect.busy_pages = grown(counter("pages_busy"), before.busy_pages);
-        let now = Census::of(pid).huge_bytes;
+        let now = Census::of(pid, self.kinds).huge_bytes;
         effect.split_huge_pages = effect.left.huge_bytes.saturating_sub(now) / huge_page();
         let passed_over = grown(counter("pages_refused"), before.refused_pages);
         effect.passed_over_pages = passed_over;
