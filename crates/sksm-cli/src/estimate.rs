@@ -43,7 +43,7 @@ use crate::target::{self, Targets};
 use crate::what::What;
 use crate::{exit, output, rights, unit};
 use count::Domains;
-use frames::Mappings;
+use frames::Frames;
 use nodes::Nodes;
 use report::{By, Group, KINDS, Report, Row, Saving};
 use subject::Subject;
@@ -155,7 +155,7 @@ fn look(args: &Args, pids: &[u32]) -> Result<Report> {
         most: max_page_sharing,
         zero: page::hash_of_zeros(),
         tells_frames: pagemap::tells_frames(),
-        mappings: &Mappings::open(),
+        mappings: &Frames::mappings(),
     };
     let counted = count::count(&look.pages, &look.singles, &rules);
     let (seconds, cpu_seconds) = (start.elapsed().as_secs_f64(), cpu_time() - cpu_start);

@@ -44,7 +44,8 @@ pub fn find(chosen: &[u32], kinds: Kinds, settle: Option<u64>) -> BTreeMap<u32, 
     let domain = |pid: &u32| Owner::of(*pid).ok()?.domain(mode).ok();
     let domains: BTreeSet<Domain> = chosen.iter().filter_map(domain).collect();
     let wanted = |pid: &u32| domain(pid).is_some_and(|one| domains.contains(&one));
-    // What is not chosen is no twin before it is merged, and none at all where it cannot merge with what is.
+    // What is not chosen is no twin before it is merged, and none at all where it cannot merge with what is. KSM's pages count, too, as
+    // nothing tells them from SKSM's here.
     let merged = |pid: &u32| ProcessStatistics::of(*pid).is_ok_and(|all| all.ksm > 0);
     let own: BTreeSet<u32> = chosen.iter().copied().collect();
     let others = target::all().unwrap_or_default().into_iter();

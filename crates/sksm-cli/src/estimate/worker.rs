@@ -9,7 +9,7 @@ use sksm::{Kind, Mapping};
 use twox_hash::XxHash3_64;
 
 use super::before::Before;
-use super::frames::Hashes;
+use super::frames::{Frames, Hashes};
 use super::memory::{self, Place};
 use super::page::{Page, Spot, hash_of_zeros};
 use super::pieces::Piece;
@@ -43,6 +43,8 @@ pub struct Worker<'a> {
     pub pieces: Vec<((u32, u64), Range<usize>)>,
     /// Where pages are that were read in full, if that is wanted.
     pub spots: Option<Vec<Spot>>,
+    /// Which frames are merged pages, where that is told.
+    pub flags: Option<&'a Frames>,
     pub vanished: u64,
     pub bytes: u64,
     buffer: Vec<u8>,
@@ -86,6 +88,7 @@ impl<'a> Worker<'a> {
             held: Vec::new(),
             pieces: Vec::new(),
             spots: None,
+            flags: None,
             vanished: 0,
             bytes: 0,
             buffer: vec![0; AT_ONCE * sksm::page_size()],
@@ -231,8 +234,12 @@ impl<'a> Worker<'a> {
 
     /// Samples or hashes these pages, and empties the list.
     fn look_at(&mut self, current: &Current<'_>, places: &mut Vec<Place>) {
+        self.bar.inc((places.len() * sksm::page_size()) as u64);
+        // Where pages are not told, all of the mapping is merged.
+        if let (true, Some(flags)) = (current.subject.only_merged, self.flags) {
+            places.retain(|(_, entry)| flags.merged(entry.pfn()));
+        }
         let all = places.len();
-        self.bar.inc((all * sksm::page_size()) as u64);
         self.zero_samples = 0;
         let sampled = match current.samples {
             Samples::None => false,
