@@ -841,6 +841,11 @@ fn who_goes_while_it_settles_is_named() {
     for running in [&mut ends, &mut changes] {
         running.0.stdin.take().unwrap().write_all(b"\n").unwrap();
     }
+    let ended = |pid| file(pid, "stat").unwrap().contains(") Z ");
+    while !ended(ends.0.id()) || file(changes.0.id(), "comm").unwrap() != "sleep\n" {
+        std::thread::sleep(wait);
+    }
+    signal(libc::SIGCONT);
     let output = look.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(5), "{output:?}");
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -1411,29 +1416,6 @@ fn run_needs_no_installed_object() {
     assert!(text(&output.stderr).contains("SKSM_PRELOAD"), "{output:?}");
 }
 
-#[test]
-fn what_run_is_given_reaches_the_object() {
-    let object = tempfile::NamedTempFile::new().unwrap();
-    let output = Command::new(env!("CARGO_BIN_EXE_sksm"))
-        .args(["run", "--after", "2m", "--signal", "HUP", "-v"])
-        .args(["--seccomp-allowed", "--"])
-        .args(["sh", "-c"])
-        .arg("echo $SKSM_AFTER $SKSM_SIGNAL $SKSM_VERBOSE $SKSM_SECCOMP")
-        .env("SKSM_PRELOAD", object.path())
-        .output()
-        .unwrap();
-    assert_eq!(text(&output.stdout), "120000ms 1 1 allowed\n");
-    let output = Command::new(env!("CARGO_BIN_EXE_sksm"))
-        .args(["run", "--after", "1h", "--signal", "--"])
-        .args(["sh", "-c", "echo $SKSM_AFTER $SKSM_SIGNAL"])
-        .env("SKSM_PRELOAD", object.path())
-        .output()
-        .unwrap();
-    // A real-time signal.
-    let signal = libc::SIGRTMIN() + 12;
-    assert_eq!(text(&output.stdout), format!("3600000ms {signal}\n"));
-}
-
 /// A build of the whole workspace leaves one beside the command, ten times as large.
 #[test]
 fn run_takes_no_object_that_brings_std() {
@@ -1461,6 +1443,29 @@ fn run_takes_no_object_that_brings_std() {
         assert_eq!(taken, beside, "{output:?}");
         assert_eq!(output.status.code(), Some(0), "{output:?}");
     }
+}
+
+#[test]
+fn what_run_is_given_reaches_the_object() {
+    let object = tempfile::NamedTempFile::new().unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_sksm"))
+        .args(["run", "--after", "2m", "--signal", "HUP", "-v"])
+        .args(["--seccomp-allowed", "--"])
+        .args(["sh", "-c"])
+        .arg("echo $SKSM_AFTER $SKSM_SIGNAL $SKSM_VERBOSE $SKSM_SECCOMP")
+        .env("SKSM_PRELOAD", object.path())
+        .output()
+        .unwrap();
+    assert_eq!(text(&output.stdout), "120000ms 1 1 allowed\n");
+    let output = Command::new(env!("CARGO_BIN_EXE_sksm"))
+        .args(["run", "--after", "1h", "--signal", "--"])
+        .args(["sh", "-c", "echo $SKSM_AFTER $SKSM_SIGNAL"])
+        .env("SKSM_PRELOAD", object.path())
+        .output()
+        .unwrap();
+    // A real-time signal.
+    let signal = libc::SIGRTMIN() + 12;
+    assert_eq!(text(&output.stdout), format!("3600000ms {signal}\n"));
 }
 
 #[test]
@@ -1494,6 +1499,95 @@ fn ksm_is_asked_for_and_told() {
     assert_eq!(sksm(&["run", "--ksm-asked"]).status.code(), Some(1));
     let quiet = sksm(&["run", "--ksm", "--quiet", "sh", "-c", "exit 7"]);
     assert_eq!((quiet.status.code(), text(&quiet.stderr)), (Some(7), ""));
+}
+
+/// Imitates another kernel, for a program that loads it.
+fn another_kernel(dir: &std::path::Path, code: &str) -> std::path::PathBuf {
+    let source = dir.join("kernel.c");
+    std::fs::write(&source, code).unwrap();
+    let object = dir.join("kernel.so");
+    let mut compiler = Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-D_GNU_SOURCE", "-o"]);
+    let status = compiler.arg(&object).arg(source).status().unwrap();
+    assert!(status.success());
+    object
+}
+
+/// What `sksm` says there with these arguments, and how it ends.
+fn sksm_there(kernel: &std::path::Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sksm"));
+    command.args(arguments).env("LD_PRELOAD", kernel);
+    command.output().unwrap()
+}
+
+fn check_there(kernel: &std::path::Path, name: &str) -> Value {
+    let output = sksm_there(kernel, &["doctor", "--json"]);
+    assert!(output.status.success(), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let checks = report["checks"].as_array().unwrap();
+    checks
+        .iter()
+        .find(|one| one["name"] == name)
+        .unwrap()
+        .clone()
+}
+
+/// As Linux 6.4 to 6.6 do it.
+#[test]
+fn a_kernel_that_forgets_ksm_is_no_kernel_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let code = r#"
+#include <stdarg.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+static int merges;
+int prctl(int option, ...) {
+    unsigned long word[4];
+    va_list list;
+    va_start(list, option);
+    for (int i = 0; i < 4; i++) word[i] = va_arg(list, unsigned long);
+    va_end(list);
+    if (option == 67) { merges = word[0]; return 0; }
+    if (option == 68) return merges;
+    return syscall(SYS_prctl, option, word[0], word[1], word[2], word[3]);
+}"#;
+    let kernel = another_kernel(dir.path(), code);
+    let check = check_there(&kernel, "PR_SET_MEMORY_MERGE");
+    assert_eq!(check["state"], "no", "{check}");
+    let output = sksm_there(&kernel, &["run", "--ksm", "true"]);
+    for said in [check["detail"].as_str().unwrap(), text(&output.stderr)] {
+        assert!(said.contains("needs Linux 6.7"), "{said}");
+    }
+}
+
+/// A kernel that drops pages at the number of the advice, whether or not it looks as if the engine were there.
+#[test]
+fn another_kernels_advice_is_no_merging() {
+    let dir = tempfile::tempdir().unwrap();
+    let code = r#"
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+int madvise(void *start, size_t len, int advice) {
+    return syscall(SYS_madvise, start, len, advice == 26 ? MADV_DONTNEED : advice);
+}
+int statfs(const char *path, struct statfs *found) {
+    if (NAMED && !strcmp(path, "/sys/kernel/mm/sksm")) path = "/sys/kernel";
+    return syscall(SYS_statfs, path, found);
+}"#;
+    for named in ["0", "1"] {
+        let kernel = another_kernel(dir.path(), &code.replace("NAMED", named));
+        let check = check_there(&kernel, "MADV_MERGE");
+        assert_eq!(check["state"], "no", "{check}");
+        let output = sksm_there(&kernel, &["doctor", "--require", "merge"]);
+        assert_eq!(output.status.code(), Some(3), "{output:?}");
+        let own = std::process::id().to_string();
+        let output = sksm_there(&kernel, &["merge", &own]);
+        assert_eq!(output.status.code(), Some(3), "{output:?}");
+    }
 }
 
 /// `sksm run` of a program, with an object that is none: how it ended.
