@@ -493,6 +493,43 @@ mod tests {
         });
     }
 
+    /// Of a mapping of which one page of three is merged.
+    #[test]
+    fn of_who_is_not_chosen_only_merged_pages_are_seen() {
+        let memory = Memory::new(3);
+        let kinds = Kinds::of(&Kind::MERGEABLE);
+        let mut subject = Subject::open(std::process::id(), kinds).unwrap();
+        let files = subject.files().unwrap();
+        let page = sksm::page_size() as u64;
+        let start = memory.addr(0) / page;
+        let entries = pagemap::entries(&files.pagemap, start..start + 3).unwrap();
+        let merged = entries[1].pfn();
+        let flags = Frames::pretended([(merged, 1 << 21)].into());
+        for (only_merged, seen) in [(true, u64::from(merged != 0)), (false, 3)] {
+            subject.only_merged = only_merged;
+            let (hashes, bar) = (Hashes::new(), ProgressBar::hidden());
+            let mut worker = Worker::new(&hashes, false, None, &bar);
+            worker.spots = Some(Vec::new());
+            worker.flags = Some(&flags);
+            let current = Current {
+                subject: &subject,
+                files: &files,
+                process: 0,
+                kind: 2,
+                merged: true,
+                start: memory.addr(0),
+                before: None,
+                samples: Samples::None,
+            };
+            let (range, places) = (memory.addr(0)..memory.addr(3), &mut Vec::new());
+            worker.each(&current, range, false, places, |_| true);
+            worker.look_at(&current, places);
+            let spots = worker.spots.unwrap();
+            assert_eq!(spots.len() as u64, seen);
+            assert!(!only_merged || spots.iter().all(|spot| spot.number == start + 1));
+        }
+    }
+
     /// Between the sample and this look they may go.
     #[test]
     fn pages_are_read_in_full_where_they_are_still() {
