@@ -4,10 +4,11 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use serde::Serialize;
+use sksm::{Kinds, maps};
 
 use crate::output;
 
-/// In bytes.
+/// In bytes; of private memory, only of the kinds that were asked for.
 #[derive(Serialize, Default, Clone, Debug, PartialEq)]
 pub struct Census {
     /// Private memory that only its process may merge, each counted by the first of its reasons.
@@ -24,7 +25,7 @@ pub struct Census {
     pub swapped_bytes: u64,
     /// In use by a device or the kernel, for long.
     pub pinned_bytes: u64,
-    /// Of private memory: in huge pages.
+    /// In huge pages, of private memory that others may merge.
     pub huge_bytes: u64,
 }
 
@@ -45,6 +46,7 @@ fn largest(files: &BTreeMap<String, u64>) -> Vec<&str> {
 /// One mapping.
 #[derive(Default)]
 struct Mapping {
+    wanted: bool,
     shared: bool,
     name: String,
     fields: BTreeMap<&'static str, u64>,
@@ -61,9 +63,9 @@ const FIELDS: [&str; 6] = [
 
 impl Census {
     /// As far as it can be told; what may not be read counts as nothing.
-    pub fn of(pid: u32) -> Self {
+    pub fn of(pid: u32, kinds: Kinds) -> Self {
         let read = |file| fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
-        let mut census = Self::parse(&String::from_utf8_lossy(&read("smaps")));
+        let mut census = Self::parse(&String::from_utf8_lossy(&read("smaps")), kinds);
         let status = read("status");
         let status = String::from_utf8_lossy(&status);
         let pinned = status.lines().find_map(|line| line.strip_prefix("VmPin:"));
@@ -71,14 +73,16 @@ impl Census {
         census
     }
 
-    fn parse(smaps: &str) -> Self {
+    fn parse(smaps: &str, kinds: Kinds) -> Self {
         let mut census = Census::default();
         let mut mapping = Mapping::default();
         for line in smaps.lines() {
             // Fields start with a capital, addresses with a digit.
             if !line.starts_with(|first: char| first.is_ascii_uppercase()) {
                 let mut words = line.splitn(6, ' ').skip(1);
+                let kind = maps::Line::parse(line.as_bytes()).map(|line| line.kind());
                 mapping = Mapping {
+                    wanted: kind.is_some_and(|kind| kinds.has(kind)),
                     shared: words.next().is_some_and(|flags| flags.ends_with('s')),
                     name: words.nth(3).unwrap_or_default().trim_start().into(),
                     ..Mapping::default()
@@ -117,18 +121,18 @@ impl Census {
                     .unwrap_or(name);
                 *self.shared_files.entry(name.into()).or_default() += bytes("Rss");
             }
-        } else {
+        } else if mapping.wanted {
             let own = match () {
                 () if has("lo") => Some(&mut self.locked_bytes),
                 () if has("dd") => Some(&mut self.undumped_bytes),
                 () if has("wf") => Some(&mut self.wiped_on_fork_bytes),
                 () => None,
             };
-            if let Some(own) = own {
-                *own += bytes("Anonymous");
+            match own {
+                Some(own) => *own += bytes("Anonymous"),
+                None => self.huge_bytes += bytes("AnonHugePages"),
             }
             self.swapped_bytes += bytes("Swap");
-            self.huge_bytes += bytes("AnonHugePages");
         }
     }
 
@@ -214,6 +218,11 @@ fn kib(value: &str) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use sksm::Kind;
+
+    fn parsed(kinds: &[Kind]) -> Census {
+        Census::parse(SMAPS, Kinds::of(kinds))
+    }
 
     const SMAPS: &str = "\
 1000-2000 rw-p 0 0 0
@@ -240,7 +249,7 @@ VmFlags: rd wr ht
 
     #[test]
     fn reasons_are_told_apart() {
-        let census = Census::parse(SMAPS);
+        let census = parsed(&Kind::MERGEABLE);
         let kib = 1024;
         assert_eq!(
             (census.locked_bytes, census.undumped_bytes),
@@ -268,9 +277,22 @@ VmFlags: rd wr ht
         assert!(Census::default().sentences().is_empty());
     }
 
+    /// Of memory that nobody asked for nothing would be split, nor is any of it left.
+    #[test]
+    fn only_the_kinds_asked_for_count() {
+        let (heap, text) = (parsed(&[Kind::Heap]), parsed(&[Kind::Text]));
+        assert_eq!((heap.huge_bytes, text.huge_bytes), (2048 << 10, 0));
+        assert_eq!((text.swapped_bytes, text.left_alone()), (0, 0));
+        assert_eq!(text.shared_bytes, heap.shared_bytes);
+        // What is locked stays whole: nothing of it is merged.
+        let locked = SMAPS.replace("VmFlags: rd wr ac", "VmFlags: rd wr lo");
+        let census = Census::parse(&locked, Kinds::of(&[Kind::Heap]));
+        assert_eq!(census.huge_bytes, 0);
+    }
+
     #[test]
     fn what_processes_share_is_counted_once() {
-        let (mut all, one) = (Census::default(), Census::parse(SMAPS));
+        let (mut all, one) = (Census::default(), parsed(&Kind::MERGEABLE));
         all.and(&one);
         all.and(&one);
         assert_eq!(all.shared_bytes, one.shared_bytes);
@@ -279,7 +301,8 @@ VmFlags: rd wr ht
 
     #[test]
     fn own_memory_is_seen() {
-        assert!(Census::of(std::process::id()).pinned_bytes < 1 << 30);
-        assert_eq!(Census::of(i32::MAX as u32), Census::default());
+        let of = |pid| Census::of(pid, Kinds::of(&Kind::MERGEABLE));
+        assert!(of(std::process::id()).pinned_bytes < 1 << 30);
+        assert_eq!(of(i32::MAX as u32), Census::default());
     }
 }

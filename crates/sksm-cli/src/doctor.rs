@@ -136,6 +136,18 @@ fn examine() -> Report {
     };
     let yes = |there| if there { State::Yes } else { State::No };
 
+    let (for_ksm, for_ksm_detail) = match ksm::in_the_way() {
+        Ok(None) => (
+            State::Yes,
+            "programs can be started for KSM: sksm run --ksm -- CMD, or MemoryKSM=yes in a unit"
+                .into(),
+        ),
+        Ok(Some(why)) => (
+            State::No,
+            format!("programs cannot be started for KSM: {why}"),
+        ),
+        Err(error) => (State::Unknown, format!("{error:#}")),
+    };
     let asked = sksm::require();
     let merges = asked.is_ok();
     let (state, detail) = match asked {
@@ -166,11 +178,14 @@ fn examine() -> Report {
         next.push("run a program that merges its patched text: sksm run -- CMD".into());
     } else {
         next.push("see what merging would save, on this kernel: sksm estimate --all".into());
-        next.push("boot a kernel with CONFIG_SKSM to save it".into());
+        next.push(format!(
+            "boot a kernel with CONFIG_SKSM to save it: {}",
+            support::KERNEL
+        ));
         if text_in_store.is_none() {
             next.push("or, on this kernel, share patched text: sksm run --store -- CMD".into());
         }
-        if memory_merge() {
+        if for_ksm == State::Yes {
             next.push(format!("or, on this kernel, have {}", ksm::ADVICE));
         }
     }
@@ -272,17 +287,7 @@ fn examine() -> Report {
             detail: detail.into(),
         });
     };
-    let memory_merge = memory_merge();
-    check(
-        "PR_SET_MEMORY_MERGE",
-        yes(memory_merge),
-        match memory_merge {
-            true => {
-                "programs can be started for KSM: sksm run --ksm -- CMD, or MemoryKSM=yes in a unit"
-            }
-            false => "programs cannot be started for KSM: that needs Linux 6.4 with CONFIG_KSM",
-        },
-    );
+    check("PR_SET_MEMORY_MERGE", for_ksm, &for_ksm_detail);
     let scan = File::open("/proc/self/pagemap").is_ok_and(|file| pagemap::scans(&file));
     check(
         "PAGEMAP_SCAN",
@@ -454,13 +459,6 @@ fn remote_advice() -> bool {
         libc::close(fd as i32);
         done == 0
     }
-}
-
-/// Whether a program can have all of its memory scanned by KSM.
-fn memory_merge() -> bool {
-    const PR_GET_MEMORY_MERGE: i32 = 68;
-    // SAFETY: takes numbers only.
-    unsafe { libc::prctl(PR_GET_MEMORY_MERGE, 0, 0, 0, 0) >= 0 }
 }
 
 fn userfaultfd() -> bool {

@@ -43,7 +43,7 @@ use crate::target::{self, Targets};
 use crate::what::What;
 use crate::{exit, output, rights, unit};
 use count::Domains;
-use frames::Mappings;
+use frames::Frames;
 use nodes::Nodes;
 use report::{By, Group, KINDS, Report, Row, Saving};
 use subject::Subject;
@@ -55,6 +55,8 @@ pub struct Args {
     #[command(flatten)]
     targets: Targets,
     /// What to look at: a list of text, data, heap, stack
+    ///
+    /// Of programs that run already data and heap are written. `sksm run`, which merges before `main`, takes text alone if nothing is said.
     #[arg(long, default_value = What::DEFAULT)]
     what: What,
     /// What a row of the table is (default: a process, or a program where there are more than 20)
@@ -151,9 +153,9 @@ fn look(args: &Args, pids: &[u32]) -> Result<Report> {
         domains: &domains,
         others: others.each_ref(),
         most: max_page_sharing,
-        zero: worker::hash_of_zeros(),
+        zero: page::hash_of_zeros(),
         tells_frames: pagemap::tells_frames(),
-        mappings: &Mappings::open(),
+        mappings: &Frames::mappings(),
     };
     let counted = count::count(&look.pages, &look.singles, &rules);
     let (seconds, cpu_seconds) = (start.elapsed().as_secs_f64(), cpu_time() - cpu_start);
@@ -187,7 +189,7 @@ fn look(args: &Args, pids: &[u32]) -> Result<Report> {
     });
     let mut left = Census::default();
     for row in &rows {
-        left.and(&Census::of(row.pid));
+        left.and(&Census::of(row.pid, args.what.kinds));
     }
     let nodes = Nodes::of_this_look();
     let [within_users, across_users] = counted.others;

@@ -1,13 +1,8 @@
 //! An error as JSON: the document of a verb that has none of its own to print.
 
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-
 use serde::Serialize;
 
 use crate::{exit, output};
-
-/// A verb prints one document at most.
-static PRINTED: AtomicBool = AtomicBool::new(false);
 
 #[derive(Serialize)]
 struct Document {
@@ -22,11 +17,6 @@ struct Failure {
     kind: &'static str,
     /// The exit status.
     status: u8,
-}
-
-/// To be called when the verb's own document is printed: what fails after that is told in words alone.
-pub fn printed() {
-    PRINTED.store(true, Relaxed);
 }
 
 /// Prints the error, unless a document was printed before.
@@ -45,7 +35,7 @@ pub fn print_usage(error: &clap::Error) {
 }
 
 fn print_as(message: String, status: u8) {
-    if PRINTED.load(Relaxed) {
+    if output::has_document() {
         return;
     }
     let kind = match status {

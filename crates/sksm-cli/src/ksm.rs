@@ -1,7 +1,9 @@
 //! What a kernel without SKSM has instead: KSM, a scanner, for programs that are started for it.
 
 use std::fs;
-use std::process::{Command, ExitStatus, Stdio};
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
@@ -24,33 +26,46 @@ pub fn asked() -> bool {
 ///
 /// Where it fails, KSM has no more than before.
 pub fn ask() -> Result<String> {
-    let before = asked();
-    // SAFETY: takes numbers only.
-    if unsafe { libc::prctl(SET, 1, 0, 0, 0) } != 0 {
-        let error = std::io::Error::last_os_error();
-        bail!(
-            "this kernel does not let KSM have a whole program, which needs Linux 6.4 with CONFIG_KSM ({error})"
-        );
+    if let Some(why) = in_the_way()? {
+        bail!("{why}");
     }
-    // The first kernels that have it forget it at the start of another program.
-    let kept = Command::new("/proc/self/exe")
-        .args(["run", "--ksm-asked"])
-        .stdin(Stdio::null())
-        .status();
-    if !before && !kept.as_ref().is_ok_and(ExitStatus::success) {
-        // SAFETY: takes numbers only.
-        unsafe { libc::prctl(SET, 0, 0, 0, 0) };
-    }
-    let kept = kept.context("cannot try whether a program stays with KSM")?;
-    if !kept.success() {
-        bail!("this kernel forgets it when a program starts: that needs Linux 6.7");
-    }
+    set().context("this kernel does not let KSM have this program")?;
     Ok(match Scanner::now() {
         Some(scanner) => scanner.told(),
         None => {
             "KSM may merge all memory of this program, but its scanner cannot be seen here".into()
         }
     })
+}
+
+/// Why no program can be started for KSM here, if so; fails where that cannot be tried.
+///
+/// A child tries it: the first kernels that have it forget it at the start of another program, and this process is left as it is.
+pub fn in_the_way() -> Result<Option<String>> {
+    // SAFETY: takes numbers only.
+    if unsafe { libc::prctl(GET, 0, 0, 0, 0) } < 0 {
+        let error = io::Error::last_os_error();
+        return Ok(Some(format!(
+            "this kernel does not let KSM have a whole program, which needs Linux 6.4 with CONFIG_KSM ({error})"
+        )));
+    }
+    let mut child = Command::new("/proc/self/exe");
+    child.args(["run", "--ksm-asked"]).stdin(Stdio::null());
+    // SAFETY: makes one system call, and allocates nothing.
+    unsafe { child.pre_exec(set) };
+    let kept = child
+        .status()
+        .context("cannot try whether a program stays with KSM")?;
+    let forgotten = "this kernel forgets it when a program starts: that needs Linux 6.7";
+    Ok((!kept.success()).then(|| forgotten.into()))
+}
+
+fn set() -> io::Result<()> {
+    // SAFETY: takes numbers only.
+    match unsafe { libc::prctl(SET, 1, 0, 0, 0) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// How ksmd is set.

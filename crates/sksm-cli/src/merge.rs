@@ -28,6 +28,8 @@ pub struct Args {
     #[command(flatten)]
     whom: Whom,
     /// What to merge: a list of text, data, heap, stack
+    ///
+    /// Of programs that run already data and heap are written. `sksm run`, which merges before `main`, takes text alone if nothing is said.
     #[arg(long, default_value = What::DEFAULT)]
     what: What,
     /// Take every page and split every huge one, whether anything equal is there or not
@@ -119,7 +121,7 @@ impl Verb for Merge {
         let asked: usize = parts.iter().map(|one| one.region.len / page).sum();
         let private: u64 = parts.iter().map(|one| one.private).sum();
         let taken = self.twins.as_ref().and_then(|twins| twins.get(&pid));
-        let left = Census::of(pid);
+        let left = Census::of(pid, self.kinds);
         let (passed_over_reasons, hopeless) = reasons(pid, mappings, self.mode);
         Ok(Effect {
             pages: bytes / page as u64,
@@ -172,7 +174,7 @@ impl Verb for Merge {
         let profit = grown(counts.profit, before.counts.profit);
         effect.net_bytes = profit.map(|profit| profit + effect.zero_bytes.unwrap_or(0));
         effect.busy_pages = grown(counter("pages_busy"), before.busy_pages);
-        let now = Census::of(pid).huge_bytes;
+        let now = Census::of(pid, self.kinds).huge_bytes;
         effect.split_huge_pages = effect.left.huge_bytes.saturating_sub(now) / huge_page();
         let passed_over = grown(counter("pages_refused"), before.refused_pages);
         effect.passed_over_pages = passed_over;

@@ -3,13 +3,12 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use anstyle::{AnsiColor, Style};
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
-
-use crate::failure;
 
 pub const BOLD: Style = Style::new().bold();
 pub const GOOD: Style = AnsiColor::Green.on_default();
@@ -53,8 +52,16 @@ pub fn plain(text: &str) -> Result<()> {
     write(io::stdout().lock(), text)
 }
 
+/// Whether a document was printed: a verb prints one at most.
+static DOCUMENT: AtomicBool = AtomicBool::new(false);
+
+/// What fails after it is told in words alone.
+pub fn has_document() -> bool {
+    DOCUMENT.load(Relaxed)
+}
+
 pub fn json(value: &impl Serialize) -> Result<()> {
-    failure::printed();
+    DOCUMENT.store(true, Relaxed);
     plain(&(serde_json::to_string_pretty(value)? + "\n"))
 }
 

@@ -21,6 +21,9 @@ use crate::{output, store};
 #[derive(clap::Args)]
 pub struct Args {
     /// What to merge: a list of text, data, heap, stack
+    ///
+    /// Before `main` text is finished, and data and heap are still to be written: they go with --after or --signal. `sksm merge`,
+    /// `estimate` and `scan`, which look at programs that run already, take text,data,heap if nothing is said.
     #[arg(long, default_value = "text")]
     what: What,
     /// Merge again after this time: 500ms, 5s, 2m, 1h; programs that it forks each after their own

@@ -43,6 +43,8 @@ pub struct Args {
     #[arg(long)]
     opted_in: bool,
     /// What to look at: a list of text, data, heap, stack
+    ///
+    /// Of programs that run already data and heap are written. `sksm run`, which merges before `main`, takes text alone if nothing is said.
     #[arg(long, default_value = What::DEFAULT)]
     what: What,
     /// Merge what has stayed the same for so long, as in 90s or 5m

@@ -5,7 +5,12 @@ use sksm::{Error, Support};
 
 use crate::{exit, ksm};
 
-const NO_SKSM: &str = "this kernel has no MADV_MERGE; boot a kernel with CONFIG_SKSM";
+const NO_SKSM: &str =
+    "this kernel has no MADV_MERGE; boot a kernel with CONFIG_SKSM, as sksm doctor says";
+
+/// Where a kernel is to be had that merges.
+pub const KERNEL: &str = "in SKSM's sources `cargo xtask deb --kernel` makes packages of Debian's with it, \
+    `cargo xtask patches --out DIR` patches for your own";
 
 /// Fails where merging can only fail.
 pub fn require() -> Result<()> {

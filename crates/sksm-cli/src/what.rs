@@ -12,7 +12,7 @@ pub struct What {
 }
 
 impl What {
-    /// What verbs take that look at programs which have come to rest.
+    /// What verbs take that look at programs which run already, so that their data and heaps are written.
     pub const DEFAULT: &str = "text,data,heap";
 }
 

@@ -824,10 +824,28 @@ fn who_goes_while_it_settles_is_named() {
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    std::thread::sleep(Duration::from_millis(1500));
+    // It is held where it waits for the second look, however long the others take.
+    let file = |pid: u32, name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}"));
+    let (waits, wait) = (libc::SYS_clock_nanosleep, Duration::from_millis(1));
+    let in_call = |pid| {
+        file(pid, "syscall")
+            .unwrap()
+            .starts_with(&format!("{waits} "))
+    };
+    while !in_call(look.id()) {
+        std::thread::sleep(wait);
+    }
+    // SAFETY: takes numbers only; our own child, not waited for yet.
+    let signal = |signal| assert_eq!(unsafe { libc::kill(look.id() as i32, signal) }, 0);
+    signal(libc::SIGSTOP);
     for running in [&mut ends, &mut changes] {
         running.0.stdin.take().unwrap().write_all(b"\n").unwrap();
     }
+    let ended = |pid| file(pid, "stat").unwrap().contains(") Z ");
+    while !ended(ends.0.id()) || file(changes.0.id(), "comm").unwrap() != "sleep\n" {
+        std::thread::sleep(wait);
+    }
+    signal(libc::SIGCONT);
     let output = look.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(5), "{output:?}");
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -1398,6 +1416,35 @@ fn run_needs_no_installed_object() {
     assert!(text(&output.stderr).contains("SKSM_PRELOAD"), "{output:?}");
 }
 
+/// A build of the whole workspace leaves one beside the command, ten times as large.
+#[test]
+fn run_takes_no_object_that_brings_std() {
+    let dir = tempfile::tempdir().unwrap();
+    let command = dir.path().join("sksm");
+    std::fs::copy(env!("CARGO_BIN_EXE_sksm"), &command).unwrap();
+    let source = dir.path().join("object.c");
+    std::fs::write(&source, "int nothing;").unwrap();
+    let object = dir.path().join("libsksm_preload.so");
+    for (unwinder, beside) in [(true, false), (false, true)] {
+        let mut compiler = Command::new("cc");
+        compiler.args(["-shared", "-fPIC", "-o"]).arg(&object);
+        compiler.arg(&source).arg("-Wl,--no-as-needed");
+        if unwinder {
+            compiler.arg("-lgcc_s");
+        }
+        assert!(compiler.status().unwrap().success());
+        let output = Command::new(&command)
+            .args(["run", "--quiet", "--", "sh", "-c", "echo $LD_PRELOAD"])
+            .env("XDG_CACHE_HOME", dir.path().join("cache"))
+            .env_remove("SKSM_PRELOAD")
+            .output()
+            .unwrap();
+        let taken = text(&output.stdout).trim() == object.canonicalize().unwrap().to_str().unwrap();
+        assert_eq!(taken, beside, "{output:?}");
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+    }
+}
+
 #[test]
 fn what_run_is_given_reaches_the_object() {
     let object = tempfile::NamedTempFile::new().unwrap();
@@ -1452,6 +1499,95 @@ fn ksm_is_asked_for_and_told() {
     assert_eq!(sksm(&["run", "--ksm-asked"]).status.code(), Some(1));
     let quiet = sksm(&["run", "--ksm", "--quiet", "sh", "-c", "exit 7"]);
     assert_eq!((quiet.status.code(), text(&quiet.stderr)), (Some(7), ""));
+}
+
+/// Imitates another kernel, for a program that loads it.
+fn another_kernel(dir: &std::path::Path, code: &str) -> std::path::PathBuf {
+    let source = dir.join("kernel.c");
+    std::fs::write(&source, code).unwrap();
+    let object = dir.join("kernel.so");
+    let mut compiler = Command::new("cc");
+    compiler.args(["-shared", "-fPIC", "-D_GNU_SOURCE", "-o"]);
+    let status = compiler.arg(&object).arg(source).status().unwrap();
+    assert!(status.success());
+    object
+}
+
+/// What `sksm` says there with these arguments, and how it ends.
+fn sksm_there(kernel: &std::path::Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sksm"));
+    command.args(arguments).env("LD_PRELOAD", kernel);
+    command.output().unwrap()
+}
+
+fn check_there(kernel: &std::path::Path, name: &str) -> Value {
+    let output = sksm_there(kernel, &["doctor", "--json"]);
+    assert!(output.status.success(), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let checks = report["checks"].as_array().unwrap();
+    checks
+        .iter()
+        .find(|one| one["name"] == name)
+        .unwrap()
+        .clone()
+}
+
+/// As Linux 6.4 to 6.6 do it.
+#[test]
+fn a_kernel_that_forgets_ksm_is_no_kernel_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let code = r#"
+#include <stdarg.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+static int merges;
+int prctl(int option, ...) {
+    unsigned long word[4];
+    va_list list;
+    va_start(list, option);
+    for (int i = 0; i < 4; i++) word[i] = va_arg(list, unsigned long);
+    va_end(list);
+    if (option == 67) { merges = word[0]; return 0; }
+    if (option == 68) return merges;
+    return syscall(SYS_prctl, option, word[0], word[1], word[2], word[3]);
+}"#;
+    let kernel = another_kernel(dir.path(), code);
+    let check = check_there(&kernel, "PR_SET_MEMORY_MERGE");
+    assert_eq!(check["state"], "no", "{check}");
+    let output = sksm_there(&kernel, &["run", "--ksm", "true"]);
+    for said in [check["detail"].as_str().unwrap(), text(&output.stderr)] {
+        assert!(said.contains("needs Linux 6.7"), "{said}");
+    }
+}
+
+/// A kernel that drops pages at the number of the advice, whether or not it looks as if the engine were there.
+#[test]
+fn another_kernels_advice_is_no_merging() {
+    let dir = tempfile::tempdir().unwrap();
+    let code = r#"
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+int madvise(void *start, size_t len, int advice) {
+    return syscall(SYS_madvise, start, len, advice == 26 ? MADV_DONTNEED : advice);
+}
+int statfs(const char *path, struct statfs *found) {
+    if (NAMED && !strcmp(path, "/sys/kernel/mm/sksm")) path = "/sys/kernel";
+    return syscall(SYS_statfs, path, found);
+}"#;
+    for named in ["0", "1"] {
+        let kernel = another_kernel(dir.path(), &code.replace("NAMED", named));
+        let check = check_there(&kernel, "MADV_MERGE");
+        assert_eq!(check["state"], "no", "{check}");
+        let output = sksm_there(&kernel, &["doctor", "--require", "merge"]);
+        assert_eq!(output.status.code(), Some(3), "{output:?}");
+        let own = std::process::id().to_string();
+        let output = sksm_there(&kernel, &["merge", &own]);
+        assert_eq!(output.status.code(), Some(3), "{output:?}");
+    }
 }
 
 /// `sksm run` of a program, with an object that is none: how it ended.

@@ -2,7 +2,8 @@
 //!
 //! There is no thread for it. A timer interrupts the main thread by a signal that the C library keeps for itself, which the program
 //! can neither block nor give another meaning; there it is merged in slices with pauses, on a stack of its own. The handler of
-//! `SKSM_SIGNAL`, which may hit any thread on whatever stack, only sets that timer.
+//! `SKSM_SIGNAL`, which may hit any thread on whatever stack, only sets that timer: the kernel has the main thread take it, unless that
+//! blocks it or has another signal waiting, and other threads cannot be given a stack from here.
 
 use core::ffi::{c_int, c_void};
 use core::mem::{MaybeUninit, transmute, zeroed};
@@ -39,12 +40,16 @@ const SIGNALLED: u8 = 2;
 const GO_ON: u8 = 4;
 const LOOK_AGAIN: u8 = 8;
 
+/// What timers send where the C library needs its own signal: harmless whatever the program makes of it, also if it gives it its
+/// default back while a timer runs, which ignores it. Go interrupts threads by it for that reason.
+const SECOND: c_int = libc::SIGURG;
+
 /// Why nothing will be done later.
 #[derive(Clone, Copy)]
 pub enum Failure {
     /// An error number.
     NoTimer(c_int),
-    /// The C library uses its signal.
+    /// The C library uses its signal, and the program [`SECOND`].
     NoSignal,
 }
 
@@ -59,11 +64,9 @@ pub fn take(signal: c_int) -> bool {
 
 /// Gets ready to merge when it is asked for: after this time, if there is one, and at the signal that was taken.
 pub fn set_up(milliseconds: Option<u64>) -> Result<(), Failure> {
-    let asked = ASKED.load(Relaxed);
     let own = match reserved() {
         Some(signal) if take_reserved(signal) => signal,
-        // It was free, and few programs know any of these.
-        _ if asked >= libc::SIGRTMIN() => asked,
+        _ if disposition(SECOND) == Some(libc::SIG_DFL) && set_handler(SECOND).is_some() => SECOND,
         _ => return Err(Failure::NoSignal),
     };
     OWN.store(own, Relaxed);
@@ -72,17 +75,15 @@ pub fn set_up(milliseconds: Option<u64>) -> Result<(), Failure> {
     AFTER.store(after, Relaxed);
     give_stack();
     at_fork();
-    set_timers().map_err(Failure::NoTimer)
+    set_timers()
 }
 
-fn set_timers() -> Result<(), c_int> {
+fn set_timers() -> Result<(), Failure> {
     let after = AFTER.load(Relaxed);
     if after != 0 {
         TIME.set(after)?;
     }
-    let asked = ASKED.load(Relaxed);
-    // Not by a signal that may be the program's by then.
-    if WANTED.is_verbose() && asked != 0 && asked != OWN.load(Relaxed) {
+    if WANTED.is_verbose() && ASKED.load(Relaxed) != 0 {
         LOOKING.set(LOOK)?;
     }
     Ok(())
@@ -211,8 +212,8 @@ extern "C" fn in_child() {
             return;
         }
         give_stack();
-        if let Err(error) = set_timers() {
-            tell(b"after the fork", Failure::NoTimer(error));
+        if let Err(failure) = set_timers() {
+            tell(b"after the fork", failure);
         }
     });
 }
@@ -224,7 +225,9 @@ pub fn tell(when: &[u8], failure: Failure) {
             Failure::NoTimer(error) => line
                 .text(b"there is no timer for it: error number ")
                 .number(error as u64),
-            Failure::NoSignal => line.text(b"the C library needs its signals; set SKSM_SIGNAL"),
+            Failure::NoSignal => {
+                line.text(b"SIGURG is the program's, and the C library needs its signals")
+            }
         };
     });
 }
@@ -244,8 +247,8 @@ unsafe extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, _: *mut 
                 return;
             }
             RUN.asked.fetch_or(SIGNALLED, Relaxed);
-            if let Err(error) = WORK.set(1) {
-                tell(b"at the signal", Failure::NoTimer(error));
+            if let Err(failure) = WORK.set(1) {
+                tell(b"at the signal", failure);
             }
         }
     });
@@ -254,12 +257,17 @@ unsafe extern "C" fn handler(signal: c_int, info: *mut libc::siginfo_t, _: *mut 
 /// Says so if the program has given the signal another meaning: sent to it, it may do anything.
 fn look_again() {
     let asked = ASKED.load(Relaxed);
-    if asked != 0 && disposition(asked) != Some(handler as *const () as usize) {
+    if asked != 0 && !is_taken(asked) {
         WANTED.say(b"by now", |line| {
             line.text(b"signal ").number(asked as u64);
             line.text(b" is the program's, it merges nothing; send none, or set another");
         });
     }
+}
+
+/// Whether the signal is handled here still.
+fn is_taken(signal: c_int) -> bool {
+    disposition(signal) == Some(handler as *const () as usize)
 }
 
 /// One of the kernel's timers, which interrupts the main thread once, for this reason.
@@ -279,11 +287,16 @@ impl<const REASON: u8> Timer<REASON> {
 
     /// Runs out after so many nanoseconds. It makes only calls that a signal handler may make: the kernel's, as libc's functions
     /// were in a library of their own before glibc 2.34.
-    fn set(&self, nanoseconds: u64) -> Result<(), c_int> {
+    fn set(&self, nanoseconds: u64) -> Result<(), Failure> {
+        // What the program has taken for itself is left to it.
+        if OWN.load(Relaxed) == SECOND && !is_taken(SECOND) {
+            return Err(Failure::NoSignal);
+        }
         // SAFETY: getpid cannot fail.
         let process = unsafe { libc::getpid() };
         if self.process.load(Relaxed) != process {
-            self.id.store(Self::create(process)?, Relaxed);
+            let id = Self::create(process).map_err(Failure::NoTimer)?;
+            self.id.store(id, Relaxed);
             self.process.store(process, Relaxed);
         }
         // SAFETY: a structure of numbers.
@@ -294,7 +307,8 @@ impl<const REASON: u8> Timer<REASON> {
         };
         let (id, none) = (self.id.load(Relaxed), ptr::null_mut::<libc::itimerspec>());
         // SAFETY: a valid time.
-        result(unsafe { libc::syscall(libc::SYS_timer_settime, id, 0, &raw const time, none) })
+        let set = unsafe { libc::syscall(libc::SYS_timer_settime, id, 0, &raw const time, none) };
+        result(set).map_err(Failure::NoTimer)
     }
 
     fn create(process: c_int) -> Result<c_int, c_int> {
@@ -409,9 +423,9 @@ impl Run {
             self.store(&progress);
         }
         if !done || self.asked.load(Relaxed) != 0 {
-            if let Err(error) = WORK.set(PAUSE) {
+            if let Err(failure) = WORK.set(PAUSE) {
                 self.forget();
-                tell(when, Failure::NoTimer(error));
+                tell(when, failure);
             }
         }
     }

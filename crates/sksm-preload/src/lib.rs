@@ -22,6 +22,10 @@
 //! * under a seccomp filter that has come after `main`,
 //! * for a variable that it does not understand.
 //!
+//! The main thread takes `SKSM_SIGNAL`, on a stack that it is given for it, unless it blocks the signal or has another one waiting: then
+//! another thread does, on its own stack, which has to have room for a signal's frame (some KiB, with AVX-512 four, with AMX eleven).
+//! A program that runs coroutines on smaller stacks in several threads merges by `SKSM_AFTER`, which always takes the main thread.
+//!
 //! `SKSM_SIGNAL` alone has an effect there too: the signal does not end the program. It should be a real-time signal: others mean
 //! something in many programs once they run (OpenJDK crashes at `USR2` from outside), and whoever sends one to such a program by then
 //! has what the program makes of it. With `SKSM_VERBOSE` it is looked at a second after the start, after the time, and said.
@@ -29,7 +33,9 @@
 //! Three things are the caller's to weigh. `SKSM_AFTER` and `SKSM_SIGNAL` interrupt the program's main thread, for 10 ms and then again
 //! every 100 ms until all is merged. Its system calls are started again, but those that no handler lets go on (`poll`, `select`,
 //! `epoll_wait`, `nanosleep`, `sigtimedwait`, socket calls with a timeout, as signal(7) lists them) return early with `EINTR`. In a
-//! program that cancels threads (`pthread_cancel`) glibc takes its signal back, and nothing is merged later. And a program that later
+//! program that cancels threads (`pthread_cancel`) glibc takes its signal back, and nothing is merged later. Where it has taken it before
+//! `main`, as glibc before 2.34 does in every program with threads, `SIGURG` is used in its place, unless the program handles that: one
+//! that takes it for itself later merges no more, and may get it once or twice. And a program that later
 //! installs a filter that kills for `openat` is killed by what they ask for.
 //!
 //! It lives in every process, so it allocates nothing and keeps clear of all of std that needs memory or relocations. It needs glibc

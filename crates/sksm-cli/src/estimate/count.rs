@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::frames::Mappings;
+use super::frames::Frames;
 use super::page::{KIND_BITS, Page};
 use super::repeated::Singles;
 use super::report::Saving;
@@ -40,7 +40,7 @@ pub struct Rules<'a> {
     /// Whether frames have numbers of the kernel's; else they have the addresses of the pages.
     pub tells_frames: bool,
     /// Who knows how often a frame is mapped.
-    pub mappings: &'a Mappings,
+    pub mappings: &'a Frames,
 }
 
 /// Counts sorted parts, on all processors, and pages that are known to have no twin.
@@ -430,7 +430,7 @@ mod tests {
         Page::new(hash, frame, process, 4)
     }
 
-    fn counted(pages: &[Page], most: u64, mappings: &Mappings) -> Counted {
+    fn counted(pages: &[Page], most: u64, mappings: &Frames) -> Counted {
         // In one part and in several.
         let mut whole = pages.to_vec();
         whole.sort_unstable();
@@ -479,7 +479,7 @@ mod tests {
     }
 
     fn within(pages: &[Page], most: u64) -> (u64, f64, f64) {
-        figures(counted(pages, most, &Mappings::unknown()).within)
+        figures(counted(pages, most, &Frames::unknown()).within)
     }
 
     #[test]
@@ -491,7 +491,7 @@ mod tests {
     #[test]
     fn users_are_apart() {
         let pages = [page(1, 0, 0), page(1, 0, 2)];
-        let counted = counted(&pages, 256, &Mappings::unknown());
+        let counted = counted(&pages, 256, &Frames::unknown());
         assert_eq!(figures(counted.within), (2, 2.0, 0.0));
         assert_eq!(figures(counted.others[0]), (2, 2.0, 1.0));
     }
@@ -522,7 +522,7 @@ mod tests {
     fn zeros_need_no_frame() {
         assert_eq!(within(&[page(ZERO, 0, 0)], 256), (1, 1.0, 1.0));
         let pages = [page(ZERO, 0, 0), page(ZERO, 0, 1), page(5, 0, 1)];
-        let counted = counted(&pages, 256, &Mappings::unknown());
+        let counted = counted(&pages, 256, &Frames::unknown());
         assert_eq!(figures(counted.within), (3, 3.0, 2.0));
         assert_eq!(figures(counted.zero), (2, 2.0, 2.0));
     }
@@ -541,7 +541,7 @@ mod tests {
     #[test]
     fn a_frame_that_others_hold_stays() {
         // Frame 10 has one mapping more than was seen.
-        let others = || Mappings::pretended([(10, 2), (11, 2)].into());
+        let others = || Frames::pretended([(10, 2), (11, 2)].into());
         let alone = [page(1, 10, 0)];
         let saved = |pages: &[Page]| figures(counted(pages, 256, &others()).within);
         assert_eq!(saved(&alone), (1, 1.0, 0.0));
@@ -572,7 +572,7 @@ mod tests {
             most: 256,
             zero: ZERO,
             tells_frames: false,
-            mappings: &Mappings::unknown(),
+            mappings: &Frames::unknown(),
         };
         let mut singles = vec![[0; 8]; 4];
         (singles[0][1], singles[2][1], singles[2][4]) = (5, 7, 9);

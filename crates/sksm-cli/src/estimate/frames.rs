@@ -1,4 +1,4 @@
-//! Page frames that several processes have in common.
+//! Page frames that several processes have in common: their hashes, and what the kernel tells of them.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -32,8 +32,8 @@ impl Hashes {
     }
 }
 
-/// How often frames are mapped, by all processes: `/proc/kpagecount`.
-pub enum Mappings {
+/// How often frames are mapped by all processes, or which flags they have: a number for each.
+pub enum Frames {
     Kernel(File),
     /// Without the right to know.
     Unknown,
@@ -41,32 +41,63 @@ pub enum Mappings {
     Pretended(HashMap<u64, u64>),
 }
 
-impl Mappings {
+impl Frames {
     /// As far as this process may know.
-    pub fn open() -> Self {
-        File::open("/proc/kpagecount").map_or(Mappings::Unknown, Mappings::Kernel)
+    pub fn mappings() -> Self {
+        File::open("/proc/kpagecount").map_or(Frames::Unknown, Frames::Kernel)
+    }
+
+    /// The same of flags.
+    pub fn flags() -> Self {
+        File::open("/proc/kpageflags").map_or(Frames::Unknown, Frames::Kernel)
+    }
+
+    /// Of flags: whether it is known to be a merged page. Kernels without SKSM may say so of every anonymous page, and merge none.
+    pub fn merged(&self, frame: u64) -> bool {
+        const KSM: u32 = 21;
+        frame != 0 && self.of(frame).is_some_and(|flags| flags >> KSM & 1 != 0)
     }
 
     #[cfg(test)]
     pub fn unknown() -> Self {
-        Mappings::Unknown
+        Frames::Unknown
     }
 
     #[cfg(test)]
     pub fn pretended(frames: HashMap<u64, u64>) -> Self {
-        Mappings::Pretended(frames)
+        Frames::Pretended(frames)
+    }
+
+    pub fn told(&self) -> bool {
+        !matches!(self, Frames::Unknown)
     }
 
     pub fn of(&self, frame: u64) -> Option<u64> {
         match self {
-            Mappings::Kernel(file) => {
+            Frames::Kernel(file) => {
                 let mut count = [0; 8];
                 file.read_exact_at(&mut count, frame * 8).ok()?;
                 Some(u64::from_ne_bytes(count))
             }
-            Mappings::Unknown => None,
+            Frames::Unknown => None,
             #[cfg(test)]
-            Mappings::Pretended(frames) => frames.get(&frame).copied(),
+            Frames::Pretended(frames) => frames.get(&frame).copied(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_merged_only_where_that_is_known() {
+        // Merged and anonymous; anonymous; not told which.
+        let flags = Frames::pretended([(5, 1 << 21 | 1 << 12), (6, 1 << 12), (0, 1 << 21)].into());
+        assert_eq!(
+            [5, 6, 0, 7].map(|frame| flags.merged(frame)),
+            [true, false, false, false]
+        );
+        assert!(flags.told() && !Frames::unknown().told() && !Frames::unknown().merged(5));
     }
 }

@@ -1,5 +1,7 @@
 //! What is kept of a page that was looked at.
 
+use twox_hash::XxHash3_64;
+
 /// A page of a process: 16 bytes, as there are many. In order, equal pages are together, and of those the ones that are one
 /// page frame. Of a page that was only sampled the hash is its sample's, and the frame, which no other page is, its number.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -57,6 +59,24 @@ impl Page {
     pub fn kind(self) -> usize {
         self.place as usize & ((1 << KIND_BITS) - 1)
     }
+}
+
+/// A page that was read in full, and where it is.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Spot {
+    pub hash: u64,
+    /// Its address, in pages.
+    pub number: u64,
+    /// 0 where no other page can be the same frame.
+    pub frame: u64,
+    /// The process, by its place among those that were looked at.
+    pub process: u32,
+    /// Whether it is of a file: zeros are content like any other there.
+    pub of_file: bool,
+}
+
+pub fn hash_of_zeros() -> u64 {
+    XxHash3_64::oneshot(&vec![0; sksm::page_size()])
 }
 
 #[cfg(test)]

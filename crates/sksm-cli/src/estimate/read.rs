@@ -7,14 +7,13 @@ use indicatif::ProgressBar;
 use sksm::Kinds;
 
 use super::before::Before;
-use super::frames::Hashes;
-use super::page::Page;
+use super::frames::{Frames, Hashes};
+use super::page::{Page, Spot};
 use super::pieces::{IN_TURN, Pieces};
 use super::repeated::{self, Singles};
 use super::subject::{Subject, Unread};
-use super::twins::Spot;
 use super::worker::{Samples, Worker};
-use super::{probe, sample};
+use super::{pagemap, probe, sample};
 use crate::descriptors;
 use crate::target::name_of;
 
@@ -24,8 +23,8 @@ pub struct How {
     pub kinds: Kinds,
     /// Whether there will be a second look.
     pub again: bool,
-    /// Whether it is wanted where pages are, for a merge; and so many of the processes are to be merged, of the others what is
-    /// merged already is enough.
+    /// Whether it is wanted where pages are, for a merge; and so many of the processes are to be merged, of the others only what
+    /// is merged already counts.
     pub spots: Option<usize>,
 }
 
@@ -55,8 +54,13 @@ const REPEATED_AT_ONCE: usize = 4096;
 pub fn look(pids: &[u32], how: How, bar: &ProgressBar) -> Look {
     let hashes = Hashes::new();
     let mut workers = workers(&hashes, how.again, None, bar);
-    (workers.iter_mut()).for_each(|worker| worker.spots = how.spots.map(|_| Vec::new()));
-    let (subjects, unread) = open(pids, how);
+    let flags = Frames::flags();
+    let flags = (flags.told() && pagemap::tells_frames()).then_some(&flags);
+    for worker in &mut workers {
+        worker.spots = how.spots.map(|_| Vec::new());
+        worker.flags = flags;
+    }
+    let (subjects, unread) = open(pids, how, flags.is_some());
     let mut look = Look {
         unread,
         ..Look::default()
@@ -117,7 +121,7 @@ fn read_pieces(
 }
 
 /// Opens processes, and tells which cannot be.
-fn open(pids: &[u32], how: How) -> (Vec<Option<Arc<Subject>>>, Vec<Unread>) {
+fn open(pids: &[u32], how: How, told: bool) -> (Vec<Option<Arc<Subject>>>, Vec<Unread>) {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let next = AtomicUsize::new(0);
     let opened = Mutex::new((vec![None; pids.len()], Vec::new()));
@@ -132,7 +136,7 @@ fn open(pids: &[u32], how: How) -> (Vec<Option<Arc<Subject>>>, Vec<Unread>) {
             if let Ok(subject) = &mut subject {
                 match how.spots {
                     Some(chosen) if number < chosen => subject.leave_what_is_left_alone(),
-                    Some(_) => subject.leave_what_is_not_merged(),
+                    Some(_) => subject.leave_what_is_not_merged(told),
                     None => {}
                 }
                 if room.fetch_sub(2, Ordering::Relaxed) < 2 {

@@ -20,6 +20,8 @@ pub struct Subject {
     /// Who it is for the kernel, which says what its pages may merge with.
     pub owner: Owner,
     pub mappings: Vec<Mapping>,
+    /// Whether only its merged pages count.
+    pub only_merged: bool,
     /// Kept where descriptors are no question: they go on naming the program that ran at first, and tell when it has gone.
     kept: Option<Arc<Files>>,
     program: Program,
@@ -101,6 +103,7 @@ impl Subject {
             name: name_of(pid),
             owner: Owner::of(pid).map_err(|error| failed(&error, "/proc/PID/ns/user"))?,
             mappings,
+            only_merged: false,
             kept: Some(Arc::new(files)),
             program,
             failed: AtomicI32::new(0),
@@ -114,8 +117,13 @@ impl Subject {
             .retain(|mapping| !whole && !mapping.passed_over);
     }
 
-    pub fn leave_what_is_not_merged(&mut self) {
-        self.mappings.retain(|mapping| mapping.statistics.ksm > 0);
+    /// Takes out what holds no merged page; where single pages are not told, also what holds others, which may be what is equal.
+    pub fn leave_what_is_not_merged(&mut self, told: bool) {
+        self.only_merged = true;
+        self.mappings.retain(|mapping| {
+            let (merged, all) = (mapping.statistics.ksm, mapping.statistics.anonymous);
+            merged > 0 && (told || merged >= all)
+        });
     }
 
     /// Gives the descriptors back; from then on files are opened anew each time.
@@ -162,6 +170,25 @@ fn failed(error: &io::Error, file: &'static str) -> Error {
 mod tests {
     use super::*;
     use sksm::Kind;
+
+    #[test]
+    fn partly_merged_mappings_count_where_pages_are_told() {
+        let kinds = Kinds::of(&Kind::MERGEABLE);
+        let left = |told| {
+            let mut subject = Subject::open(std::process::id(), kinds).unwrap();
+            let mut mapping = subject.mappings[0].clone();
+            subject.mappings.clear();
+            mapping.statistics.anonymous = 12 << 10;
+            for merged in [0, 4, 12] {
+                mapping.statistics.ksm = merged << 10;
+                subject.mappings.push(mapping.clone());
+            }
+            subject.leave_what_is_not_merged(told);
+            let merged = |mapping: &Mapping| mapping.statistics.ksm >> 10;
+            subject.mappings.iter().map(merged).collect::<Vec<_>>()
+        };
+        assert_eq!((left(true), left(false)), (vec![4, 12], vec![12]));
+    }
 
     #[test]
     fn files_are_opened_anew_for_the_same_program_only() {

@@ -8,27 +8,13 @@ use std::time::Duration;
 use sksm::{Error, Kinds, ProcessStatistics};
 
 use super::count::Domains;
+use super::page::{self, Spot};
 use super::read::{self, How};
 use super::subject::{Files, Subject};
+use super::{huge_page, keep_large_blocks_apart, numbered, pagemap};
 use crate::descriptors;
-
-use super::{huge_page, keep_large_blocks_apart, numbered, pagemap, worker};
 use crate::domain::{Domain, Mode, Owner};
 use crate::{output, target};
-
-/// A page that was read in full, and where it is.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Spot {
-    pub hash: u64,
-    /// Its address, in pages.
-    pub number: u64,
-    /// 0 where no other page can be the same frame.
-    pub frame: u64,
-    /// The process, by its place among those that were looked at.
-    pub process: u32,
-    /// Whether it is of a file: zeros are content like any other there.
-    pub of_file: bool,
-}
 
 /// Of one process.
 #[derive(Default, Debug, PartialEq)]
@@ -58,7 +44,8 @@ pub fn find(chosen: &[u32], kinds: Kinds, settle: Option<u64>) -> BTreeMap<u32, 
     let domain = |pid: &u32| Owner::of(*pid).ok()?.domain(mode).ok();
     let domains: BTreeSet<Domain> = chosen.iter().filter_map(domain).collect();
     let wanted = |pid: &u32| domain(pid).is_some_and(|one| domains.contains(&one));
-    // What is not chosen is no twin before it is merged, and none at all where it cannot merge with what is.
+    // What is not chosen is no twin before it is merged, and none at all where it cannot merge with what is. KSM's pages count, too, as
+    // nothing tells them from SKSM's here.
     let merged = |pid: &u32| ProcessStatistics::of(*pid).is_ok_and(|all| all.ksm > 0);
     let own: BTreeSet<u32> = chosen.iter().copied().collect();
     let others = target::all().unwrap_or_default().into_iter();
@@ -161,7 +148,7 @@ fn take(
     let domain = |spot: &Spot| domains.get(spot.process as usize).copied().flatten();
     spots.retain(|spot| domain(spot).is_some());
     spots.sort_unstable_by_key(|spot| (domain(spot), spot.hash, spot.frame));
-    let zero = worker::hash_of_zeros();
+    let zero = page::hash_of_zeros();
     // Whose twin stays in its huge page has none any more: so until nothing changes.
     loop {
         let mut with_twin = Vec::with_capacity(spots.len());
@@ -281,7 +268,7 @@ mod tests {
 
     #[test]
     fn zeros_need_no_twin_but_in_files() {
-        let zero = worker::hash_of_zeros();
+        let zero = page::hash_of_zeros();
         let mut spots = [spot(0, 1, zero), spot(0, 3, zero)];
         assert_eq!(
             ranges(&take(spots[..1].to_vec(), &vec![Some(0)], 1, &[None])),

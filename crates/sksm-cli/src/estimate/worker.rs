@@ -9,12 +9,11 @@ use sksm::{Kind, Mapping};
 use twox_hash::XxHash3_64;
 
 use super::before::Before;
-use super::frames::Hashes;
+use super::frames::{Frames, Hashes};
 use super::memory::{self, Place};
-use super::page::Page;
+use super::page::{Page, Spot, hash_of_zeros};
 use super::pieces::Piece;
 use super::subject::{Files, Subject};
-use super::twins::Spot;
 use super::{nodes, pagemap, probe, repeated, sample};
 
 /// So many pages are read at once: they stay in a processor's cache until they are hashed.
@@ -44,6 +43,8 @@ pub struct Worker<'a> {
     pub pieces: Vec<((u32, u64), Range<usize>)>,
     /// Where pages are that were read in full, if that is wanted.
     pub spots: Option<Vec<Spot>>,
+    /// Which frames are merged pages, where that is told.
+    pub flags: Option<&'a Frames>,
     pub vanished: u64,
     pub bytes: u64,
     buffer: Vec<u8>,
@@ -87,6 +88,7 @@ impl<'a> Worker<'a> {
             held: Vec::new(),
             pieces: Vec::new(),
             spots: None,
+            flags: None,
             vanished: 0,
             bytes: 0,
             buffer: vec![0; AT_ONCE * sksm::page_size()],
@@ -232,8 +234,12 @@ impl<'a> Worker<'a> {
 
     /// Samples or hashes these pages, and empties the list.
     fn look_at(&mut self, current: &Current<'_>, places: &mut Vec<Place>) {
+        self.bar.inc((places.len() * sksm::page_size()) as u64);
+        // Where pages are not told, all of the mapping is merged.
+        if let (true, Some(flags)) = (current.subject.only_merged, self.flags) {
+            places.retain(|(_, entry)| flags.merged(entry.pfn()));
+        }
         let all = places.len();
-        self.bar.inc((all * sksm::page_size()) as u64);
         self.zero_samples = 0;
         let sampled = match current.samples {
             Samples::None => false,
@@ -407,10 +413,6 @@ fn kind(mapping: &Mapping) -> u8 {
     }
 }
 
-pub fn hash_of_zeros() -> u64 {
-    XxHash3_64::oneshot(&vec![0; sksm::page_size()])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -489,6 +491,43 @@ mod tests {
                 (3, 0, 0)
             );
         });
+    }
+
+    /// Of a mapping of which one page of three is merged.
+    #[test]
+    fn of_who_is_not_chosen_only_merged_pages_are_seen() {
+        let memory = Memory::new(3);
+        let kinds = Kinds::of(&Kind::MERGEABLE);
+        let mut subject = Subject::open(std::process::id(), kinds).unwrap();
+        let files = subject.files().unwrap();
+        let page = sksm::page_size() as u64;
+        let start = memory.addr(0) / page;
+        let entries = pagemap::entries(&files.pagemap, start..start + 3).unwrap();
+        let merged = entries[1].pfn();
+        let flags = Frames::pretended([(merged, 1 << 21)].into());
+        for (only_merged, seen) in [(true, u64::from(merged != 0)), (false, 3)] {
+            subject.only_merged = only_merged;
+            let (hashes, bar) = (Hashes::new(), ProgressBar::hidden());
+            let mut worker = Worker::new(&hashes, false, None, &bar);
+            worker.spots = Some(Vec::new());
+            worker.flags = Some(&flags);
+            let current = Current {
+                subject: &subject,
+                files: &files,
+                process: 0,
+                kind: 2,
+                merged: true,
+                start: memory.addr(0),
+                before: None,
+                samples: Samples::None,
+            };
+            let (range, places) = (memory.addr(0)..memory.addr(3), &mut Vec::new());
+            worker.each(&current, range, false, places, |_| true);
+            worker.look_at(&current, places);
+            let spots = worker.spots.unwrap();
+            assert_eq!(spots.len() as u64, seen);
+            assert!(!only_merged || spots.iter().all(|spot| spot.number == start + 1));
+        }
     }
 
     /// Between the sample and this look they may go.

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use twox_hash::XxHash3_64;
 
+use super::program;
+
 const NAME: &str = "libsksm_preload.so";
 
 /// What build.rs made. Empty for machines that it cannot be loaded on.
@@ -29,7 +31,8 @@ pub fn find() -> Result<PathBuf> {
     let dir = own.parent().context("this program has no directory")?;
     let places = ["", "../lib/sksm", "../lib"].map(|place| dir.join(place).join(NAME));
     for place in &places {
-        if place.is_file() {
+        // A build of the whole workspace leaves one with std beside the command, which costs every process more than it may save.
+        if place.is_file() && !program::needs_unwinder(place).unwrap_or(false) {
             return Ok(place.canonicalize()?);
         }
     }

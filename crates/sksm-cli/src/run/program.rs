@@ -34,6 +34,12 @@ pub fn look(name: &OsStr) -> io::Result<(PathBuf, Option<Finding>)> {
     Ok((path, finding))
 }
 
+/// Whether this object has the unwinder's library loaded, as one does that was built with std.
+pub fn needs_unwinder(object: &Path) -> io::Result<bool> {
+    let elf = Elf::read(&File::open(object)?)?;
+    Ok(elf.is_some_and(|elf| elf.needs(b"libgcc_s.")))
+}
+
 /// As execvp(3) does.
 fn find(name: &OsStr) -> io::Result<PathBuf> {
     if name.as_bytes().contains(&b'/') {
@@ -82,7 +88,7 @@ fn examine(path: &Path) -> io::Result<Option<Finding>> {
         Some(Finding::MoreRights)
     } else if !elf.loader {
         Some(Finding::Static)
-    } else if elf.needs_sanitizer {
+    } else if elf.needs(b"libasan.s") {
         Some(Finding::AddressSanitizer)
     } else {
         None
@@ -111,8 +117,12 @@ struct Elf {
     bits: u8,
     machine: u16,
     loader: bool,
-    needs_sanitizer: bool,
+    /// The libraries that it needs, by their names as far as [`NAME`] goes.
+    needed: Vec<[u8; NAME]>,
 }
+
+/// No name that is looked for is longer.
+const NAME: usize = 9;
 
 impl Elf {
     /// None for what is no such file.
@@ -156,9 +166,13 @@ impl Elf {
             }
         }
         if let Some((offset, len)) = dynamic {
-            self.needs_sanitizer = needs_sanitizer(file, offset, len, &loads)?;
+            self.needed = needed(file, offset, len, &loads)?;
         }
         Ok(())
+    }
+
+    fn needs(&self, library: &[u8; NAME]) -> bool {
+        self.needed.contains(library)
     }
 }
 
@@ -170,13 +184,13 @@ fn word(bytes: &[u8], at: usize) -> u64 {
     u64::from_ne_bytes(word)
 }
 
-/// Whether gcc's AddressSanitizer is among the libraries that the file needs.
-fn needs_sanitizer(
+/// The libraries that the file needs.
+fn needed(
     file: &File,
     offset: u64,
     len: u64,
     loads: &[(u64, u64, u64)],
-) -> io::Result<bool> {
+) -> io::Result<Vec<[u8; NAME]>> {
     const NEEDED: u64 = 1;
     const STRINGS: u64 = 5;
     let mut entries = vec![0; usize::try_from(len.min(1 << 16)).unwrap_or(0)];
@@ -194,17 +208,16 @@ fn needs_sanitizer(
         })
     };
     let Some(strings) = strings.and_then(|(_, address)| place(*address)) else {
-        return Ok(false);
+        return Ok(Vec::new());
     };
-    const NAME: &[u8] = b"libasan.so";
-    for (_, name) in entries.iter().filter(|(tag, _)| *tag == NEEDED) {
-        let mut start = [0; NAME.len()];
-        file.read_at(&mut start, strings.saturating_add(*name))?;
-        if start == *NAME {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    let named = entries.iter().filter(|(tag, _)| *tag == NEEDED);
+    named
+        .map(|(_, name)| {
+            let mut start = [0; NAME];
+            file.read_at(&mut start, strings.saturating_add(*name))?;
+            Ok(start)
+        })
+        .collect()
 }
 
 #[cfg(test)]

@@ -337,7 +337,7 @@ mod tests {
         let ask = || {
             let stream = UnixStream::connect(&path).unwrap();
             stream
-                .set_read_timeout(Some(Duration::from_secs(10)))
+                .set_read_timeout(Some(Duration::from_secs(120)))
                 .unwrap();
             SharedFilter::receive(&stream)
         };

@@ -126,7 +126,13 @@ fn plot(frame: &mut Frame<'_>, state: &State, area: Rect) {
     // Of at least a minute, or the first looks would stretch over all.
     let first = first.min(last - 60.0);
     let most = sksm.iter().chain(&ksm).map(|(_, bytes)| *bytes);
-    let most = most.fold(64.0 * 1024.0, f64::max) * 1.1;
+    let most = most.fold(0.0, f64::max);
+    // Of what was never there nothing is drawn but the line at 0.
+    let heights = match most > 0.0 {
+        true => [most * 0.55, most * 1.1].map(|bytes| output::bytes(bytes as i64)),
+        false => Default::default(),
+    };
+    let most = most.max(1.0) * 1.1;
     let line = |name: &'static str, colour, points| {
         Dataset::default()
             .name(name)
@@ -153,11 +159,11 @@ fn plot(frame: &mut Frame<'_>, state: &State, area: Rect) {
                 .labels([Line::from(ago), Line::from("now")])
                 .labels_alignment(Alignment::Right),
         )
-        .y_axis(Axis::default().bounds([0.0, most]).labels([
-            Line::from("0"),
-            Line::from(output::bytes((most / 2.0) as i64)),
-            Line::from(output::bytes(most as i64)),
-        ]));
+        .y_axis(
+            Axis::default()
+                .bounds([0.0, most])
+                .labels(std::iter::once("0".into()).chain(heights)),
+        );
     frame.render_widget(chart, area);
 }
 
@@ -497,6 +503,27 @@ mod tests {
         assert!(has(&lines, &["3", "python3", "5120", "KiB"]), "{lines:?}");
         let lines = screen(&mut state, 160, 4);
         assert!(lines[2].contains(" python3.service "), "{lines:?}");
+    }
+
+    /// Its axis has no size that nothing ever had.
+    #[test]
+    fn the_plot_of_nothing_has_no_sizes() {
+        let mut state = state();
+        state.now.saved = Saved::default();
+        for (_, saved) in &mut state.history {
+            *saved = Saved::default();
+        }
+        let sizes = |state: &mut State| {
+            // Of the plot, which stands to the left of the counters.
+            let lines = screen(state, 120, 40);
+            let left = lines.iter().take(17).map(|line| line.chars().take(40));
+            let left: String = left.flat_map(|line| line.chain(['\n'])).collect();
+            assert!(left.contains("│0") || left.contains(" 0│"), "{left}");
+            left.matches("iB").count()
+        };
+        assert_eq!(sizes(&mut state), 0);
+        state.history[0].1.ksm_bytes = 4096;
+        assert_eq!(sizes(&mut state), 2);
     }
 
     #[test]

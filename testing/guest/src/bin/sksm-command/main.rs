@@ -363,6 +363,15 @@ fn nothing_is_published_for_nothing() -> Result<()> {
     ensure!((500.0..600.0).contains(&saved), "{twins}");
     ensure!((500.0..600.0).contains(&published), "{twins}");
     ensure!(pages(&twins, "net_bytes")? > 0.0, "{twins}");
+    // Nor for a process that is not chosen: of the same mapping most pages are not merged, and are no twins.
+    let later = Crew::start([(Holding::Table, 0)])?;
+    let few = later.sksm(&["merge"])?;
+    ensure!(
+        number(&few["processes"][0]["taken_pages"])? < 1500.0,
+        "{few}"
+    );
+    ensure!(pages(&few, "published_bytes")? < 100.0, "{few}");
+    drop(later);
     let all = crew.sksm(&["merge", "--everything"])?;
     ensure!(pages(&all, "published_bytes")? >= 2000.0, "{all}");
     ensure!(pages(&all, "net_bytes")? < 0.0, "{all}");
