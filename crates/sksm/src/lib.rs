@@ -43,6 +43,8 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(missing_docs)]
 #![warn(clippy::missing_errors_doc, clippy::must_use_candidate)]
+// What is public may grow without breaking programs, unless it says why it is whole.
+#![warn(clippy::exhaustive_enums, clippy::exhaustive_structs)]
 // No panics: a program that only wanted to save memory shall not end by it.
 #![cfg_attr(
     not(test),

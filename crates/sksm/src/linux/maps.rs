@@ -7,6 +7,7 @@ use crate::{Error, Kind, Region};
 
 /// One line of `/proc/PID/maps`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Line<'a> {
     /// The addresses.
     pub region: Region,
