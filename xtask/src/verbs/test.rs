@@ -121,14 +121,17 @@ fn join<T>(thread: ScopedJoinHandle<T>) -> T {
 /// What one guest has to do.
 enum Work {
     Programs(Arc<guest_tests::Queue>),
-    Selftests(Kernel, kernel_tests::Chosen),
+    Selftests(Box<(Kernel, kernel_tests::Chosen)>),
 }
 
 impl Work {
     fn run(self, run: &Run, room: &Room) -> Result<()> {
         match self {
             Work::Programs(queue) => guest_tests::work(run, room, &queue),
-            Work::Selftests(kernel, chosen) => kernel_tests::run(run, room, &kernel, &chosen),
+            Work::Selftests(what) => {
+                let (kernel, chosen) = *what;
+                kernel_tests::run(run, room, &kernel, &chosen)
+            }
         }
     }
 }
@@ -152,7 +155,7 @@ fn prepare(run: &Run, room: &Room, tested: &Tested, programs: &Path) -> Result<V
     let mut work: Vec<_> = guests.collect();
     if selftests {
         match kernel_tests::prepare(run, &kernel, tested) {
-            Ok(Some(chosen)) => work.push(Work::Selftests(kernel, chosen)),
+            Ok(Some(chosen)) => work.push(Work::Selftests(Box::new((kernel, chosen)))),
             Ok(None) => {}
             Err(error) => run.fail(&kernel_tests::all(tested), error)?,
         }
