@@ -233,8 +233,10 @@ fn run_check(run: &Run, check: &Check, name: &str, step: &Step) -> Result<()> {
                 Ok(release) => release,
                 Err(reason) => bail!(reason),
             };
-            let mut command = cargo(run, &["semver-checks", "--package", "sksm"]);
-            command.args(["--baseline-rev", &release]);
+            let mut command = cargo(run, &["semver-checks", "--baseline-rev", &release]);
+            for library in published::libraries(run.project)? {
+                command.args(["--package", &library]);
+            }
             command
         }
         "host/install" => return published::install(run.project, &log(run, name)?, step),

@@ -95,6 +95,13 @@ pub fn packages(project: &Project, log: &Path, step: &Step) -> Result<()> {
     step::run(&mut check, log, step, |line| step.detail(line))
 }
 
+/// The libraries that programs are compiled against.
+pub fn libraries(project: &Project) -> Result<Vec<String>> {
+    let published = published(project)?;
+    let libraries = published.into_iter().filter(Package::is_library);
+    Ok(libraries.map(|package| package.name).collect())
+}
+
 struct Package {
     name: String,
     /// What cargo tells of it.
@@ -132,6 +139,16 @@ impl Package {
     fn versioned(&self) -> Result<String> {
         let version = self.metadata["version"].as_str().context("no version")?;
         Ok(format!("{}-{version}", self.name))
+    }
+
+    /// No program, and no object to be loaded.
+    fn is_library(&self) -> bool {
+        let targets = self.metadata["targets"].as_array();
+        let mut kinds = targets
+            .into_iter()
+            .flatten()
+            .filter_map(|target| target["kind"].as_array());
+        kinds.any(|kinds| kinds.iter().any(|kind| kind == "lib"))
     }
 
     /// Looks at what cargo tells of it, and at what is in it.
@@ -173,6 +190,14 @@ mod tests {
         let has = |name| published.iter().any(|package| package.name == name);
         assert!(has("sksm") && has("sksm-cli") && has("sksm-preload"));
         assert!(!has("sksm-capi") && !has("xtask"));
+    }
+
+    #[test]
+    fn the_libraries_are_those_that_rust_programs_use() {
+        let mut libraries = libraries(&Project::find().unwrap()).unwrap();
+        libraries.sort();
+        let expected = ["sksm", "sksm-chart", "sksm-scan", "sksm-store"];
+        assert_eq!(libraries, expected);
     }
 
     #[test]
