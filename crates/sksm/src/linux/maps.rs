@@ -2,7 +2,7 @@
 
 use core::ffi::CStr;
 
-use super::advise::errno;
+use crate::os::errno;
 use crate::{Error, Kind, Region};
 
 /// One line of `/proc/PID/maps`.

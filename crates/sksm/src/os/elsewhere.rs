@@ -1,6 +1,6 @@
 //! Systems that are not Linux: they merge nothing, and say so.
 
-use crate::{Error, Region, Support};
+use crate::{Region, Support};
 
 pub(crate) const MERGEABLE: i32 = 12;
 pub(crate) const UNMERGEABLE: i32 = 13;
@@ -9,8 +9,8 @@ pub(crate) fn ask() -> (Support, Result<(), i32>) {
     (Support::None, Ok(()))
 }
 
-pub(crate) fn advise(region: Region, _: i32) -> Result<(), Error> {
-    Err(Error::from_errno(libc::EINVAL, Support::None, region))
+pub(crate) fn advise(_: Region, _: i32) -> Result<(), i32> {
+    Err(libc::EINVAL)
 }
 
 #[cfg(unix)]

@@ -22,7 +22,7 @@ use core::ffi::{CStr, c_int, c_void};
 use core::mem::MaybeUninit;
 use core::ptr::null_mut;
 
-use super::advise::{errno, errno_location, page_size};
+use super::linux::{errno, errno_location, page_size};
 use crate::{MADV_MERGE, Support};
 
 /// What could not be found out, with the error number of what stood against it.
@@ -68,7 +68,7 @@ fn known(advice: i32) -> c_int {
     }
 }
 
-pub(super) fn accepts(advice: i32) -> bool {
+fn accepts(advice: i32) -> bool {
     known(advice) == 0
 }
 
