@@ -75,6 +75,7 @@ fn accepts(advice: i32) -> bool {
 /// Whether the advice is the right one.
 fn handshake() -> Result<bool, Doubt> {
     match named() {
+        // The engine itself has written it there, of the very advice that it takes: a page that passed or failed could say no more.
         Named::Number(number) => Ok(number == MADV_MERGE),
         Named::Absent => Ok(false),
         Named::Engine => Probe::new()?.keeps(false),
