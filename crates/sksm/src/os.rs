@@ -1,6 +1,6 @@
 //! What the system itself offers, each with the same few functions. Nothing of the crate but its plainest types is used here.
 
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
+#[cfg(any(test, not(any(target_os = "linux", target_os = "android"))))]
 mod elsewhere;
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod handshake;

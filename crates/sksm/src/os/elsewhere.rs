@@ -25,3 +25,32 @@ pub(crate) fn page_size() -> usize {
 pub(crate) fn page_size() -> usize {
     4096
 }
+
+/// On Linux they stand for it: that it merges nothing, and says so.
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Error;
+
+    #[test]
+    fn nothing_is_offered_and_that_is_certain() {
+        assert_eq!(ask(), (Support::None, Ok(())));
+    }
+
+    #[test]
+    fn all_advice_is_refused_as_unsupported() {
+        for advice in [crate::MADV_MERGE, MERGEABLE, UNMERGEABLE] {
+            let region = Region::new(0, page_size());
+            let refused = advise(region, advice).map_err(|errno| {
+                let (instead, _) = ask();
+                Error::from_errno(errno, instead, region)
+            });
+            assert_eq!(refused, Err(Error::unsupported(Support::None)));
+        }
+    }
+
+    #[test]
+    fn there_are_pages() {
+        assert!(page_size().is_power_of_two());
+    }
+}
