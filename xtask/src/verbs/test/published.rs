@@ -92,7 +92,27 @@ pub fn packages(project: &Project, log: &Path, step: &Step) -> Result<()> {
         // From the registry there is none before it is published.
         .env("SKSM_PRELOAD_OBJECT", programs::preload(project)?)
         .current_dir(&unpacked);
-    step::run(&mut check, log, step, |line| step.detail(line))
+    step::run(&mut check, log, step, |line| step.detail(line))?;
+    says_what_it_needs(project, &unpacked)
+}
+
+/// Without a registry that has the object the command does not build, and tells whoever publishes it what to do.
+fn says_what_it_needs(project: &Project, unpacked: &Path) -> Result<()> {
+    let output = project::cargo()
+        .args(["check", "--package", "sksm-cli", "--offline"])
+        .arg("--target-dir")
+        .arg(&project.target)
+        .env("CARGO_NET_OFFLINE", "true")
+        .env_remove("SKSM_PRELOAD_OBJECT")
+        .current_dir(unpacked)
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    // Where it was published and downloaded there is an object.
+    ensure!(
+        output.status.success() || said.contains("SKSM_PRELOAD_OBJECT can name one"),
+        "the command as it is packed: {said}"
+    );
+    Ok(())
 }
 
 /// The libraries that programs are compiled against.
