@@ -103,7 +103,8 @@ fn build(dir: &Path) -> Result<PathBuf, Box<dyn Error>> {
     let status = cargo.status()?;
     if !status.success() {
         return Err("the preload object does not build; \
-             SKSM_PRELOAD_OBJECT can name one that was made elsewhere, or /dev/null for none"
+             SKSM_PRELOAD_OBJECT can name one that was made elsewhere, or /dev/null for none, as \
+             for `cargo publish --dry-run` of a version whose sksm-preload is in no registry yet"
             .into());
     }
     Ok(made.join(target).join("release/libsksm_preload.so"))

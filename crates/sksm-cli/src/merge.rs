@@ -201,10 +201,7 @@ fn within(taken: &[std::ops::Range<u64>], region: Region) -> impl Iterator<Item 
         let (start, end) = (range.start.max(start), range.end.min(end));
         let len = (end - start) as usize * page;
         Part {
-            region: Region {
-                start: start as usize * page,
-                len,
-            },
+            region: Region::new(start as usize * page, len),
             private: len as u64,
         }
     })
@@ -567,10 +564,7 @@ mod tests {
     fn pages_are_taken_within_their_mappings() {
         let page = sksm::page_size();
         let taken = [1..3, 5..9, 12..13];
-        let region = |start: usize, len: usize| Region {
-            start: start * page,
-            len: len * page,
-        };
+        let region = |start: usize, len: usize| Region::new(start * page, len * page);
         let found = |start, len| {
             let parts = within(&taken, region(start, len));
             parts.map(|part| part.region).collect::<Vec<_>>()

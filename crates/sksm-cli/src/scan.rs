@@ -85,11 +85,11 @@ pub struct Args {
 
 impl Args {
     fn settings(&self) -> Settings {
-        Settings {
-            stable: self.stable,
-            cpu: self.cpu.limit(),
-            huge_min: self.huge_min,
-        }
+        let mut settings = Settings::default();
+        settings.stable = self.stable;
+        settings.cpu = self.cpu.limit();
+        settings.huge_min = self.huge_min;
+        settings
     }
 
     fn wanted(&self) -> Wanted {

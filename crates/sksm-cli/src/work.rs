@@ -249,7 +249,7 @@ struct Batch {
 fn batches(parts: &[Part]) -> Vec<Batch> {
     let mut batches = vec![Batch::default()];
     for Part { region, private } in parts {
-        let Region { start, len } = *region;
+        let Region { start, len, .. } = *region;
         // Of those that are all but empty, however long, there is nothing to see.
         let step = match *private {
             0 => len.max(1),
@@ -267,10 +267,7 @@ fn batches(parts: &[Part]) -> Vec<Batch> {
             let Some(batch) = batches.last_mut() else {
                 continue;
             };
-            batch.regions.push(Region {
-                start: start + offset,
-                len: part,
-            });
+            batch.regions.push(Region::new(start + offset, part));
             batch.len += counted;
             let private = u128::from(*private) * part as u128 / len as u128;
             batch.private += private as u64;
@@ -342,7 +339,7 @@ mod tests {
     #[test]
     fn mappings_are_done_in_parts() {
         let mapping = |start, len| Part {
-            region: Region { start, len },
+            region: Region::new(start, len),
             private: 1 << 20,
         };
         let (small, large) = (4096, 3 * AT_ONCE + 4096);

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use sksm_scan::{
-    BLOCK, Content, Found, Gone, Known, Merged, Scanner, Seen, Settings, Step, Whole, World,
+    BLOCK, Content, Found, Gone, Known, Merged, Scanner, Seen, Settings, Whole, World,
 };
 
 /// Processes with as many pages each, no two the same; it knows who writes, as a [`sksm_scan::Tracker`] does, or does not.
@@ -28,15 +28,11 @@ impl World for Still {
     }
 
     fn processes(&mut self, see: &mut dyn FnMut(Found)) {
-        (0..self.processes).for_each(|id| see(Found { id, domain: 0 }));
+        (0..self.processes).for_each(|id| see(Found::new(id, 0)));
     }
 
     fn layout(&mut self, _: u64, see: &mut dyn FnMut(sksm_scan::Range)) -> Result<(), Gone> {
-        see(sksm_scan::Range {
-            start: 0,
-            end: self.pages,
-            present: self.pages,
-        });
+        see(sksm_scan::Range::new(0, self.pages, self.pages));
         Ok(())
     }
 
@@ -63,13 +59,7 @@ impl World for Still {
         see: &mut dyn FnMut(u64, Content),
     ) -> Result<(), Gone> {
         for page in pages {
-            let content = Content {
-                sample: *page as u32,
-                hash: u128::from(*page),
-                frame: None,
-                zero: false,
-            };
-            see(*page, content);
+            see(*page, Content::new(*page as u32, u128::from(*page)));
         }
         Ok(())
     }
@@ -91,10 +81,8 @@ fn measure(name: &str, processes: u64, pages: u64, tracks: bool) {
         tracks,
         looked: 0,
     };
-    let settings = Settings {
-        cpu: None,
-        ..Settings::default()
-    };
+    let mut settings = Settings::default();
+    settings.cpu = None;
     let mut scanner = Scanner::new(settings, &world);
     for round in 1..=6 {
         let before = (world.looked, world.now);
@@ -106,11 +94,8 @@ fn measure(name: &str, processes: u64, pages: u64, tracks: bool) {
                 true => looks += started.elapsed(),
                 false => others += started.elapsed(),
             }
-            match step {
-                // As the kernel's part would take.
-                Step::Worked => world.now += Duration::from_micros(20),
-                Step::Idle(wait) | Step::OutOfBudget(wait) => world.now += wait,
-            }
+            // As the kernel's part would take.
+            world.now += step.wait().unwrap_or(Duration::from_micros(20));
         }
         let nanos = looks.as_nanos() as f64 / (world.looked - before.0) as f64;
         let passed = (world.now - before.1).as_secs();

@@ -2,6 +2,7 @@ use std::time::Duration;
 
 /// What the scanner did for one process, or for all of them.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct Ledger {
     /// Pages that are known: present when they were looked at last.
     pub pages: u64,

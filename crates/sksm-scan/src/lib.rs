@@ -20,6 +20,9 @@
 //!
 //! [`Scanner::step`] does one small piece of work, a few milliseconds at most, or tells how long there is nothing to do.
 
+// What is public may grow without breaking programs, unless it says why it is whole.
+#![warn(clippy::exhaustive_enums, clippy::exhaustive_structs)]
+
 mod budget;
 mod filter;
 mod known;

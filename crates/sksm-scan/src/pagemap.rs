@@ -100,6 +100,7 @@ pub const CHECK: u64 = 1 << 1;
 
 /// What `PAGEMAP_SCAN` is to look for.
 #[derive(Clone, Copy, Debug, Default)]
+#[non_exhaustive]
 pub struct Query {
     /// [`PROTECT`] and [`CHECK`].
     pub flags: u64,
@@ -118,6 +119,10 @@ pub struct Query {
 /// Pages next to each other that are the same: the kernel's `struct page_region`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
+#[allow(
+    clippy::exhaustive_structs,
+    reason = "the kernel's, which does not grow"
+)]
 pub struct Region {
     /// The address of the first.
     pub start: u64,

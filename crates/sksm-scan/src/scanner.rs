@@ -19,6 +19,7 @@ const LARGE: Duration = Duration::from_millis(2);
 
 /// What came of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Step {
     /// Something was done, and more may be to do.
     Worked,
@@ -26,6 +27,17 @@ pub enum Step {
     Idle(Duration),
     /// There is, but the CPU time for it comes in so long.
     OutOfBudget(Duration),
+}
+
+impl Step {
+    /// How long the next one can wait; none where something was done.
+    #[must_use]
+    pub const fn wait(self) -> Option<Duration> {
+        match self {
+            Step::Worked => None,
+            Step::Idle(wait) | Step::OutOfBudget(wait) => Some(wait),
+        }
+    }
 }
 
 /// What is known of all processes, and what is to be done next.

@@ -2,8 +2,9 @@ use std::time::Duration;
 
 use crate::page::STABLE;
 
-/// What the administrator decides.
+/// What the administrator decides. Begin with those of `Settings::default()`, and set what is to be otherwise.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Settings {
     /// So long the sample of a page must have been the same before the page is merged.
     pub stable: Duration,

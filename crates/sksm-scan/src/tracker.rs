@@ -136,9 +136,8 @@ impl Tracker {
             if std::mem::take(&mut state.stopped) {
                 return Ok(());
             }
-            let wait = match state.step()? {
-                Step::Worked => continue,
-                Step::Idle(wait) | Step::OutOfBudget(wait) => wait,
+            let Some(wait) = state.step()?.wait() else {
+                continue;
             };
             drop(self.wake.wait_timeout(state, wait.min(LONG)));
         }
@@ -332,11 +331,7 @@ mod tests {
     #[test]
     fn regions_are_put_in_order() {
         let all = |pairs: &[(usize, usize)]| -> Vec<Region> {
-            let regions = pairs.iter().map(|(start, len)| Region {
-                start: *start,
-                len: *len,
-            });
-            regions.collect()
+            pairs.iter().map(|pair| Region::from(*pair)).collect()
         };
         let found = joined(&all(&[(20, 10), (5, 0), (0, 10), (10, 5), (25, 1)]));
         assert_eq!(found, all(&[(0, 15), (20, 10)]));
@@ -351,10 +346,7 @@ mod tests {
             .as_mut_ptr()
             .expose_provenance()
             .next_multiple_of(page);
-        let region = Region {
-            start,
-            len: 32 * page,
-        };
+        let region = Region::new(start, 32 * page);
         // SAFETY: it is dropped before the memory.
         let tracker = unsafe { Tracker::new(&[region], Settings::default(), Twins::Own) };
         match tracker {

@@ -4,6 +4,7 @@ use crate::Known;
 
 /// A process that may be looked at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Found {
     /// Its number while it runs one program: never another's, not even after its end or `execve(2)`.
     pub id: u64,
@@ -11,8 +12,17 @@ pub struct Found {
     pub domain: u64,
 }
 
+impl Found {
+    /// The process of this number, in this domain.
+    #[must_use]
+    pub const fn new(id: u64, domain: u64) -> Self {
+        Found { id, domain }
+    }
+}
+
 /// Pages of a process that are next to each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Range {
     /// Numbers of pages: addresses divided by the page size.
     pub start: u64,
@@ -22,8 +32,21 @@ pub struct Range {
     pub present: u64,
 }
 
+impl Range {
+    /// The pages from `start` to the one before `end`, of which `present` are there.
+    #[must_use]
+    pub const fn new(start: u64, end: u64, present: u64) -> Self {
+        Range {
+            start,
+            end,
+            present,
+        }
+    }
+}
+
 /// A page that is there, as it was seen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Seen {
     /// The process's alone, with this sample.
     Own(u32),
@@ -41,6 +64,7 @@ pub enum Seen {
 
 /// What a look has found of a range as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Whole {
     /// Pages, which were shown.
     Pages,
@@ -53,6 +77,7 @@ pub enum Whole {
 
 /// A page that was read in full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Content {
     /// The key of its sample.
     pub sample: u32,
@@ -64,8 +89,22 @@ pub struct Content {
     pub zero: bool,
 }
 
-/// What a merge did.
+impl Content {
+    /// A page that is its process's alone, and needs a twin; the other fields can be set.
+    #[must_use]
+    pub const fn new(sample: u32, hash: u128) -> Self {
+        Content {
+            sample,
+            hash,
+            frame: None,
+            zero: false,
+        }
+    }
+}
+
+/// What a merge did; by default nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Merged {
     /// Pages that share another's memory since, zero pages included.
     pub shared: u64,
@@ -91,6 +130,7 @@ impl Merged {
 
 /// The process has ended, runs another program, or cannot be read any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs, reason = "it is written as it is named")]
 pub struct Gone;
 
 /// What the scanner looks at and acts on.

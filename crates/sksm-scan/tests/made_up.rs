@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 use sksm_scan::{
-    Content, Found, Gone, Known, Merged, Range, Scanner, Seen, Settings, Step, Whole, World,
+    Content, Found, Gone, Known, Merged, Range, Scanner, Seen, Settings, Whole, World,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -104,11 +104,11 @@ impl MadeUp {
     fn run(&mut self, scanner: &mut Scanner, until: Duration) {
         while self.now < until {
             let before = self.now;
-            match scanner.step(self) {
+            match scanner.step(self).wait() {
                 // Something takes time in any case.
-                Step::Worked if self.now == before => self.take(Duration::from_nanos(100)),
-                Step::Worked => {}
-                Step::Idle(wait) | Step::OutOfBudget(wait) => {
+                None if self.now == before => self.take(Duration::from_nanos(100)),
+                None => {}
+                Some(wait) => {
                     assert!(!wait.is_zero());
                     self.now = (self.now + wait).min(until);
                 }
@@ -150,10 +150,7 @@ impl World for MadeUp {
     fn processes(&mut self, see: &mut dyn FnMut(Found)) {
         self.take(self.list);
         for (id, process) in &self.processes {
-            see(Found {
-                id: *id,
-                domain: process.domain,
-            });
+            see(Found::new(*id, process.domain));
         }
     }
 
@@ -163,11 +160,7 @@ impl World for MadeUp {
             process.pages.first_key_value(),
             process.pages.last_key_value(),
         ) {
-            see(Range {
-                start: *first,
-                end: *last + 1,
-                present: process.pages.len() as u64,
-            });
+            see(Range::new(*first, *last + 1, process.pages.len() as u64));
         }
         Ok(())
     }
@@ -229,15 +222,10 @@ impl World for MadeUp {
             };
             page.look(now);
             page.read = now;
-            see(
-                *number,
-                Content {
-                    sample: page.sample(),
-                    hash: page.content.into(),
-                    frame: page.merged.then_some(page.content),
-                    zero: page.content == 0,
-                },
-            );
+            let mut content = Content::new(page.sample(), page.content.into());
+            content.frame = page.merged.then_some(page.content);
+            content.zero = page.content == 0;
+            see(*number, content);
         }
         Ok(())
     }
@@ -281,11 +269,10 @@ impl World for MadeUp {
 }
 
 fn settings(stable: Duration, cpu: Option<f64>) -> Settings {
-    Settings {
-        stable,
-        cpu,
-        ..Settings::default()
-    }
+    let mut settings = Settings::default();
+    settings.stable = stable;
+    settings.cpu = cpu;
+    settings
 }
 
 /// Pages that are not merged although another of their domain is the same.

@@ -21,6 +21,7 @@ pub struct Frozen<T> {
 }
 
 /// The data that could not be frozen, and why.
+#[non_exhaustive]
 pub struct Kept<T> {
     /// What stood against it.
     pub error: Error,

@@ -40,6 +40,8 @@ assert_eq!(weights[7], 0.5);
 #![cfg(any(target_os = "linux", target_os = "android"))]
 #![deny(missing_docs)]
 #![warn(clippy::missing_errors_doc, clippy::must_use_candidate)]
+// What is public may grow without breaking programs, unless it says why it is whole.
+#![warn(clippy::exhaustive_enums, clippy::exhaustive_structs)]
 // No panics: a program that only wanted to save memory shall not end by it.
 #![cfg_attr(
     not(test),

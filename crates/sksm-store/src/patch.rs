@@ -6,6 +6,7 @@ use crate::text::{Object, Shared};
 
 /// Why a finished patch is not shared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Unshared {
     /// Finishing it failed.
     Patch(sksm::Error),

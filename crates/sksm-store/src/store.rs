@@ -16,6 +16,7 @@ pub struct Store {
 
 /// What is in the store, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Held {
     /// How many files.
     pub files: u64,

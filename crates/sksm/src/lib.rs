@@ -43,6 +43,8 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![deny(missing_docs)]
 #![warn(clippy::missing_errors_doc, clippy::must_use_candidate)]
+// What is public may grow without breaking programs, unless it says why it is whole.
+#![warn(clippy::exhaustive_enums, clippy::exhaustive_structs)]
 // No panics: a program that only wanted to save memory shall not end by it.
 #![cfg_attr(
     not(test),
@@ -56,8 +58,7 @@
     )
 )]
 
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-mod elsewhere;
+mod advise;
 mod error;
 mod kinds;
 #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -65,6 +66,8 @@ mod linux;
 mod merge;
 #[cfg(feature = "std")]
 mod merge_statistics;
+mod offer;
+mod os;
 #[cfg(feature = "std")]
 mod partial;
 #[cfg(feature = "std")]
@@ -79,11 +82,6 @@ mod system_statistics;
 mod test_pages;
 mod unmerge;
 
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-use elsewhere as os;
-#[cfg(any(target_os = "linux", target_os = "android"))]
-use linux as os;
-
 pub use error::Error;
 pub use kinds::{Kind, Kinds};
 #[cfg(any(target_os = "linux", target_os = "android"))]
@@ -91,6 +89,7 @@ pub use linux::public::*;
 pub use merge::{advise_ksm, advise_ksm_range, merge, merge_exact, merge_range};
 #[cfg(feature = "std")]
 pub use merge_statistics::MergeStatistics;
+pub use offer::{MADV_MERGE, Support};
 #[cfg(feature = "std")]
 pub use partial::Partial;
 pub use region::Region;
@@ -98,7 +97,7 @@ pub use region::Region;
 pub use statistics::{Effect, ProcessStatistics, measure};
 #[cfg(feature = "test-util")]
 pub use support::pretend_support;
-pub use support::{MADV_MERGE, Support, require, support};
+pub use support::{require, support};
 #[cfg(feature = "std")]
 pub use system_statistics::SystemStatistics;
 pub use unmerge::{unmerge, unmerge_exact, unmerge_range};

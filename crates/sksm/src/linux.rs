@@ -1,7 +1,5 @@
 //! What only Linux can do. Android's kernel is Linux.
 
-mod advise;
-mod handshake;
 pub mod maps;
 #[cfg(feature = "std")]
 mod patch;
@@ -9,9 +7,6 @@ mod patch;
 pub(crate) mod process;
 #[cfg(feature = "std")]
 mod remote;
-
-pub(crate) use advise::{MERGEABLE, UNMERGEABLE, advise, page_size};
-pub(crate) use handshake::ask;
 
 /// What users of the crate see of it.
 pub(crate) mod public {

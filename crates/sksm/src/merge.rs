@@ -1,4 +1,5 @@
-use crate::os::{MERGEABLE, advise};
+use crate::advise::advise;
+use crate::os::MERGEABLE;
 use crate::{Error, MADV_MERGE, Region, page_size, require};
 
 /// Merges the whole pages of `slice`; bytes in a page that is only partly the slice's stay alone.

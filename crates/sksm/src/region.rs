@@ -1,7 +1,10 @@
 use core::fmt;
 
 /// A range of addresses.
+///
+/// `Region::new(start, len)`, a pair `(start, len)` or a slice makes one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
 pub struct Region {
     /// The first address.
     pub start: usize,
@@ -10,6 +13,12 @@ pub struct Region {
 }
 
 impl Region {
+    /// The range of `len` bytes from `start`.
+    #[must_use]
+    pub const fn new(start: usize, len: usize) -> Self {
+        Region { start, len }
+    }
+
     /// The address after the last one; the end of the address space if the region runs past it.
     #[must_use]
     pub const fn end(self) -> usize {
@@ -49,7 +58,7 @@ impl Region {
 
 impl From<(usize, usize)> for Region {
     fn from((start, len): (usize, usize)) -> Self {
-        Region { start, len }
+        Region::new(start, len)
     }
 }
 

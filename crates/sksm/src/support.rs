@@ -1,35 +1,6 @@
 use core::sync::atomic::{AtomicU8, Ordering};
 
-use crate::{Error, os};
-
-/// The advice that asks `madvise(2)` or `process_madvise(2)` to merge. The only place where this number stands.
-///
-/// Another kernel may know another advice by this number. Who gives it by a call of his own asks [`support`] first.
-pub const MADV_MERGE: i32 = 26;
-
-/// What the running kernel offers for sharing equal pages.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[repr(u8)]
-#[non_exhaustive]
-pub enum Support {
-    /// [`MADV_MERGE`]: pages are merged when the call returns.
-    Merge = 1,
-    /// Only KSM's `MADV_MERGEABLE`: a kernel thread may find and merge the pages some time later.
-    Ksm = 2,
-    /// Neither; always so on systems other than Linux.
-    None = 3,
-}
-
-impl Support {
-    fn from_number(number: u8) -> Option<Self> {
-        match number {
-            1 => Some(Support::Merge),
-            2 => Some(Support::Ksm),
-            3 => Some(Support::None),
-            _ => None,
-        }
-    }
-}
+use crate::{Error, Support, os};
 
 /// What the running kernel offers. Asks it once and remembers the answer for this process and its children; keeps `errno`.
 ///
@@ -108,7 +79,7 @@ use pretending::pretended;
 mod pretending {
     use std::cell::Cell;
 
-    use super::Support;
+    use crate::Support;
 
     thread_local!(static PRETENDED: Cell<Option<Support>> = const { Cell::new(None) });
 

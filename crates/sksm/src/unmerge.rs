@@ -1,4 +1,5 @@
-use crate::os::{UNMERGEABLE, advise};
+use crate::advise::advise;
+use crate::os::UNMERGEABLE;
 use crate::support::allowed_to_undo;
 use crate::{Error, Region, page_size};
 

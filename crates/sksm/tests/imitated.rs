@@ -172,7 +172,7 @@ fn met() {
     let data = vec![7u8; 100_000];
     let merged = sksm::merge(&data);
     let exact = {
-        let Region { start, len } = data.as_slice().into();
+        let Region { start, len, .. } = data.as_slice().into();
         let page = sksm::page_size();
         sksm::merge_exact(start.next_multiple_of(page), len / page / 2 * page)
     };

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use sksm_scan::{Settings, Step, Tracker, Twins};
+use sksm_scan::{Settings, Tracker, Twins};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap};
 
 use crate::Result;
@@ -36,11 +36,9 @@ fn small_pages(memory: &GuestMemoryMmap) -> Result<()> {
 pub fn run() -> Result<()> {
     let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), PAGES * PAGE)])?;
     small_pages(&memory)?;
-    let settings = Settings {
-        stable: Duration::from_millis(500),
-        cpu: None,
-        ..Settings::default()
-    };
+    let mut settings = Settings::default();
+    settings.stable = Duration::from_millis(500);
+    settings.cpu = None;
     write(&memory, 0)?;
     let tracker = match Tracker::for_memory(&memory, settings, Twins::Own) {
         Ok(tracker) => tracker,
@@ -62,11 +60,11 @@ fn round(tracker: &Tracker, what: &str) -> Result<()> {
     let before = tracker.ledger();
     let end = before.looked + PAGES as u64;
     loop {
-        match tracker.step()? {
-            Step::Worked => {}
+        match tracker.step()?.wait() {
+            None => {}
             // Not after each step, as asking takes time too, which is not the tracker's.
-            Step::Idle(_) | Step::OutOfBudget(_) if tracker.ledger().looked >= end => break,
-            Step::Idle(wait) | Step::OutOfBudget(wait) => std::thread::sleep(wait),
+            Some(_) if tracker.ledger().looked >= end => break,
+            Some(wait) => std::thread::sleep(wait),
         }
     }
     let after = tracker.ledger();

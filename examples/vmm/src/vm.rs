@@ -14,18 +14,19 @@ use crate::Result;
 use crate::guest::{Guest, PAGE, PAGES, Rate};
 
 /// A second is little: it is to be seen at work.
-const SETTINGS: Settings = Settings {
-    stable: Duration::from_secs(1),
-    cpu: Some(0.5),
-    huge_min: 64,
-};
+fn settings() -> Settings {
+    let mut settings = Settings::default();
+    settings.stable = Duration::from_secs(1);
+    settings.cpu = Some(0.5);
+    settings
+}
 
 pub fn run(rate: &str, service: Option<&str>) -> Result<()> {
     let rate = Rate::named(rate).ok_or("no such rate")?;
     let guest = Guest::boot()?;
     // The image is in other processes, of which a service knows; without one, each page that is stable is merged.
     let twins = service.map_or(Twins::Everything, |socket| Twins::Service(socket.into()));
-    let tracker = match Tracker::for_memory(&guest.memory, SETTINGS, twins) {
+    let tracker = match Tracker::for_memory(&guest.memory, settings(), twins) {
         Ok(tracker) => tracker,
         Err(reason) => {
             println!("unsupported: {reason}");

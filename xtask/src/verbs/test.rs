@@ -15,6 +15,7 @@ mod room;
 mod skips;
 mod tested;
 mod unit_tests;
+mod workspace;
 
 use std::{
     panic::resume_unwind,

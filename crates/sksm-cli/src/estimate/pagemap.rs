@@ -36,12 +36,9 @@ fn scan(
         Wanted::Zero => (PRESENT | ZERO, 0),
         Wanted::Huge => (PRESENT | HUGE, 0),
     };
-    let query = Query {
-        mask,
-        inverted,
-        returned: PRESENT,
-        ..Query::default()
-    };
+    let mut query = Query::default();
+    (query.mask, query.inverted) = (mask, inverted);
+    query.returned = PRESENT;
     let mut room = [Region::default(); 256];
     pagemap::scan(pagemap, range, query, &mut room, |range, _| see(range))
 }

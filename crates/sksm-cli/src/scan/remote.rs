@@ -278,7 +278,7 @@ impl World for Remote {
                     if let Some(watched) = self.watched.get_mut(&id) {
                         watched.domain = Some(domain);
                     }
-                    see(Found { id, domain });
+                    see(Found::new(id, domain));
                 }
                 Err(reason) => {
                     if let Some(id) = self.ids.get(&pid).copied() {
@@ -332,11 +332,7 @@ impl World for Remote {
                 watched.of_file.push(range.clone());
             }
             let present = statistics.anonymous / page;
-            let whole = sksm_scan::Range {
-                start: range.start,
-                end: range.end,
-                present,
-            };
+            let whole = sksm_scan::Range::new(range.start, range.end, present);
             if present * SPARSE >= range.end - range.start {
                 see(whole);
                 continue;
@@ -357,11 +353,8 @@ impl World for Remote {
                         last.present += part.end - part.start;
                     }
                     _ => {
-                        let part = sksm_scan::Range {
-                            start: part.start,
-                            end: part.end,
-                            present: part.end - part.start,
-                        };
+                        let present = part.end - part.start;
+                        let part = sksm_scan::Range::new(part.start, part.end, present);
                         last.replace(part).into_iter().for_each(&mut *see);
                     }
                 }
@@ -488,13 +481,11 @@ impl World for Remote {
                 );
                 for (((place, bytes), hash), part) in read.zip(hashes).zip(parts) {
                     let number = place.0 / size;
-                    let content = Content {
-                        sample: sample::key_of_page(bytes) as u32,
-                        hash: hash ^ u128::from(low(hash) ^ part.unwrap_or_default()),
-                        frame: place.1.frame(number),
-                        zero: !covers(&watched.of_file, number)
-                            && bytes.iter().all(|byte| *byte == 0),
-                    };
+                    let hash = hash ^ u128::from(low(hash) ^ part.unwrap_or_default());
+                    let mut content = Content::new(sample::key_of_page(bytes) as u32, hash);
+                    content.frame = place.1.frame(number);
+                    content.zero =
+                        !covers(&watched.of_file, number) && bytes.iter().all(|byte| *byte == 0);
                     see(number, content);
                 }
                 rest = &rest[if done < now.len() { done + 1 } else { done }..];
@@ -512,9 +503,9 @@ impl World for Remote {
         }
         let page = sksm::page_size();
         let regions: Vec<Region> = (pages.iter())
-            .map(|range| Region {
-                start: range.start as usize * page,
-                len: (range.end - range.start) as usize * page,
+            .map(|range| {
+                let len = (range.end - range.start) as usize;
+                Region::new(range.start as usize * page, len * page)
             })
             .collect();
         let before = MergeStatistics::of(pid).unwrap_or_default();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use sksm::{MergeStatistics, SystemStatistics};
-use sksm_scan::{Scanner, Step};
+use sksm_scan::Scanner;
 
 use super::config;
 use super::history::{History, Moment};
@@ -111,9 +111,9 @@ impl Session {
                 continue;
             }
             let step = self.watchdog.over(|| self.scanner.step(&mut self.remote));
-            match step {
+            match step.wait() {
                 // Where one round takes longer than any wait there is always something due.
-                Step::Worked => {
+                None => {
                     if self.args.once && now >= self.next_check {
                         let started = Instant::now();
                         if self.scanner.seen_twice() {
@@ -122,7 +122,7 @@ impl Session {
                         self.next_check = now + CHECK.max(started.elapsed() * 50);
                     }
                 }
-                Step::Idle(wait) | Step::OutOfBudget(wait) => {
+                Some(wait) => {
                     if self.args.once && self.scanner.seen_twice() {
                         return Ok(());
                     }

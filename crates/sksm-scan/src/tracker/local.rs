@@ -81,9 +81,9 @@ impl Local {
 
     pub fn ranges(&self) -> impl Iterator<Item = Region> {
         let page = self.page;
-        self.ranges.iter().map(move |range| Region {
-            start: (range.start * page) as usize,
-            len: ((range.end - range.start) * page) as usize,
+        self.ranges.iter().map(move |range| {
+            let len = (range.end - range.start) * page;
+            Region::new((range.start * page) as usize, len as usize)
         })
     }
 
@@ -498,10 +498,7 @@ mod tests {
         }
 
         fn region(&self) -> Region {
-            Region {
-                start: self.0.expose_provenance(),
-                len: self.1,
-            }
+            Region::new(self.0.expose_provenance(), self.1)
         }
 
         fn first(&self) -> u64 {

@@ -27,10 +27,7 @@ impl Tracker {
             region.flags() & libc::MAP_SHARED == 0 && region.file_offset().is_none()
         });
         let regions: Vec<Region> = private
-            .map(|region| Region {
-                start: region.as_ptr().expose_provenance(),
-                len: region.size(),
-            })
+            .map(|region| Region::new(region.as_ptr().expose_provenance(), region.size()))
             .collect();
         let kept = Box::new(memory.clone());
         // SAFETY: the tracker keeps the regions mapped, and vm-memory, which owns them, gives no references to their contents.

@@ -5,6 +5,7 @@ use crate::sys::{self, Errno, Fd};
 
 /// Which of the objects that are loaded: the program, or its libraries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Object<'a> {
     /// All of them.
     All,

@@ -2,11 +2,12 @@
 
 use core::ffi::CStr;
 
-use super::advise::errno;
+use crate::os::errno;
 use crate::{Error, Kind, Region};
 
 /// One line of `/proc/PID/maps`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Line<'a> {
     /// The addresses.
     pub region: Region,

@@ -3,8 +3,8 @@ use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::advise::errno;
 use super::maps::Line;
+use crate::os::errno;
 use crate::proc::{is_kernel_thread, lines, no_process, read};
 use crate::{
     Error, Kind, Kinds, Partial, ProcessStatistics, Region, merge_exact, merge_remote_each,

@@ -1,6 +1,6 @@
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::advise::errno;
+use crate::os::errno;
 use crate::support::{allowed_to_undo, real, require};
 use crate::{Error, MADV_MERGE, Partial, Region};
 

@@ -8,10 +8,15 @@ use std::{
 use anyhow::{Result, bail};
 
 use super::{
-    args::Args, crates, litmus, man_pages, published, results::Run, tested::Tested, unit_tests,
+    args::Args,
+    crates, litmus, man_pages, published,
+    results::Run,
+    tested::Tested,
+    unit_tests,
+    workspace::{cargo, log},
 };
 use crate::{
-    ground::{files, interrupt, packages, project, step},
+    ground::{files, interrupt, packages, step},
     guest::programs,
     kernel::{self, Origin, checkpatch},
     terminal::progress::Step,
@@ -228,8 +233,10 @@ fn run_check(run: &Run, check: &Check, name: &str, step: &Step) -> Result<()> {
                 Ok(release) => release,
                 Err(reason) => bail!(reason),
             };
-            let mut command = cargo(run, &["semver-checks", "--package", "sksm"]);
-            command.args(["--baseline-rev", &release]);
+            let mut command = cargo(run, &["semver-checks", "--baseline-rev", &release]);
+            for library in published::libraries(run.project)? {
+                command.args(["--package", &library]);
+            }
             command
         }
         "host/install" => return published::install(run.project, &log(run, name)?, step),
@@ -364,17 +371,6 @@ fn python_installed(package: &Path, tests: &Path, log: &Path, step: &Step) -> Re
         .env("PYTHONPATH", installed.path())
         .current_dir(tests);
     step::run(&mut unittest, log, step, |line| step.detail(line))
-}
-
-pub fn log(run: &Run, name: &str) -> Result<PathBuf> {
-    let name = name.replace('/', "-");
-    run.project.log(&format!("test-{name}"))
-}
-
-pub fn cargo(run: &Run, args: &[&str]) -> Command {
-    let mut command = project::cargo();
-    command.args(args).current_dir(&run.project.root);
-    command
 }
 
 /// Files below a directory, by extension, in order.

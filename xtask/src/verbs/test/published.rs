@@ -92,7 +92,34 @@ pub fn packages(project: &Project, log: &Path, step: &Step) -> Result<()> {
         // From the registry there is none before it is published.
         .env("SKSM_PRELOAD_OBJECT", programs::preload(project)?)
         .current_dir(&unpacked);
-    step::run(&mut check, log, step, |line| step.detail(line))
+    step::run(&mut check, log, step, |line| step.detail(line))?;
+    says_what_it_needs(project, &unpacked)
+}
+
+/// Without a registry that has the object the command does not build, and tells whoever publishes it what to do.
+fn says_what_it_needs(project: &Project, unpacked: &Path) -> Result<()> {
+    let output = project::cargo()
+        .args(["check", "--package", "sksm-cli", "--offline"])
+        .arg("--target-dir")
+        .arg(&project.target)
+        .env("CARGO_NET_OFFLINE", "true")
+        .env_remove("SKSM_PRELOAD_OBJECT")
+        .current_dir(unpacked)
+        .output()?;
+    let said = String::from_utf8_lossy(&output.stderr);
+    // Where it was published and downloaded there is an object.
+    ensure!(
+        output.status.success() || said.contains("SKSM_PRELOAD_OBJECT can name one"),
+        "the command as it is packed: {said}"
+    );
+    Ok(())
+}
+
+/// The libraries that programs are compiled against.
+pub fn libraries(project: &Project) -> Result<Vec<String>> {
+    let published = published(project)?;
+    let libraries = published.into_iter().filter(Package::is_library);
+    Ok(libraries.map(|package| package.name).collect())
 }
 
 struct Package {
@@ -134,6 +161,16 @@ impl Package {
         Ok(format!("{}-{version}", self.name))
     }
 
+    /// No program, and no object to be loaded.
+    fn is_library(&self) -> bool {
+        let targets = self.metadata["targets"].as_array();
+        let mut kinds = targets
+            .into_iter()
+            .flatten()
+            .filter_map(|target| target["kind"].as_array());
+        kinds.any(|kinds| kinds.iter().any(|kind| kind == "lib"))
+    }
+
     /// Looks at what cargo tells of it, and at what is in it.
     fn check(&self, dir: &Path) -> Result<()> {
         let told = |field: &str| match &self.metadata[field] {
@@ -173,6 +210,14 @@ mod tests {
         let has = |name| published.iter().any(|package| package.name == name);
         assert!(has("sksm") && has("sksm-cli") && has("sksm-preload"));
         assert!(!has("sksm-capi") && !has("xtask"));
+    }
+
+    #[test]
+    fn the_libraries_are_those_that_rust_programs_use() {
+        let mut libraries = libraries(&Project::find().unwrap()).unwrap();
+        libraries.sort();
+        let expected = ["sksm", "sksm-chart", "sksm-scan", "sksm-store"];
+        assert_eq!(libraries, expected);
     }
 
     #[test]

@@ -40,7 +40,11 @@ const HOST: Reasons = &[
     ("prometheus", "not everybody has promtool"),
     ("packages", "cargo is older than 1.90"),
     ("units", "systemd-analyze is not installed"),
-    ("test/", "a part of another test, marked as ignored"),
+    (
+        "test/elsewhere/",
+        "not everybody has the libraries of other systems",
+    ),
+    ("test/", "a part of another test, which says why"),
 ];
 
 const UM: Reasons = &[
@@ -107,13 +111,14 @@ const UM: Reasons = &[
         "gives every process the same addresses",
     ),
     ("sksm-command/guide/node-", LANGUAGE),
+    ("sksm-command/guide/java-", LANGUAGE),
     ("sksm-command/guide/go-", LANGUAGE),
     ("sksm-library/static-keys", "needs Rust 1.87"),
     ("sksm-library/tracker/", "has no bits for write protection"),
     ("sksm-python/celery", SERVER),
     ("sksm-python/uwsgi", SERVER),
 ];
-const LANGUAGE: &str = "not everybody has Node.js or Go";
+const LANGUAGE: &str = "not everybody has Node.js, Java or Go";
 const STRESSING: &str = "`cargo xtask stress --programs` installs it";
 const SERVER: &str = "not everybody has this server";
 const TRAPS: &str = "Linux traps reads since 7.3, and not in User-Mode Linux";
@@ -129,6 +134,7 @@ const X86_64: Reasons = &[
         "the figures are of one version of Python",
     ),
     ("sksm-command/guide/node-", LANGUAGE),
+    ("sksm-command/guide/java-", LANGUAGE),
     ("sksm-command/guide/go-", LANGUAGE),
     ("sksm-programs/stress-ng/", STRESSING),
     ("sksm-programs/trinity", STRESSING),

@@ -6,9 +6,9 @@ use anyhow::{Context, Result, bail};
 
 use super::{
     crates,
-    host_tests::{cargo, log},
     junit::{self, Case},
     results::Run,
+    workspace::{cargo, log},
 };
 use crate::{
     ground::{cache, interrupt, step},

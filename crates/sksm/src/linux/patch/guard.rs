@@ -2,9 +2,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::linux::advise::errno;
 use crate::linux::maps::each_own;
 use crate::linux::process::all_flagged;
+use crate::os::errno;
 use crate::proc::read;
 use crate::{Error, Region, merge_exact, page_size};
 

@@ -1,4 +1,4 @@
-//! An array without addresses in Node.js and Go, as the guide has it: 32 MiB that two processes share.
+//! An array without addresses in Node.js, Java and Go, as the guide has it: 32 MiB that two processes share.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Lines};
@@ -12,9 +12,14 @@ use sksm_guest::memory::frames;
 use sksm_guest::page::PAGE;
 use sksm_guest::skip::skip;
 
-pub const TESTS: &[Test] = &[test("guide/node-array", node), test("guide/go-array", go)];
+pub const TESTS: &[Test] = &[
+    test("guide/node-array", node),
+    test("guide/java-array", java),
+    test("guide/go-array", go),
+];
 
 const NODE: &str = include_str!("../../../../../examples/arrays/array.js");
+const JAVA: &str = include_str!("../../../../../examples/arrays/Array.java");
 const GO: &str = include_str!("../../../../../examples/arrays/array.go");
 
 /// Skips the test where this is not Debian's.
@@ -43,6 +48,14 @@ fn node() -> Result<()> {
     needed("node")?;
     let dir = written("array.js", NODE)?;
     merged_at_a_signal(&["node", text(&dir.join("array.js"))?])
+}
+
+fn java() -> Result<()> {
+    needed("java")?;
+    needed("javac")?;
+    let dir = written("Array.java", JAVA)?;
+    succeeds(Command::new("/usr/bin/javac").arg(dir.join("Array.java")))?;
+    merged_at_a_signal(&["java", "-Xmx256m", "-cp", text(&dir)?, "Array"])
 }
 
 /// Nothing can be loaded into it, so it asks for itself.
@@ -137,8 +150,6 @@ impl Drop for Program {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const JAVA: &str = include_str!("../../../../../examples/arrays/Array.java");
 
     /// What people paste is what is run.
     #[test]

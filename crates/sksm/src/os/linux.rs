@@ -1,19 +1,18 @@
-use crate::support::real;
-use crate::{Error, Region};
+use crate::Region;
 
 /// The advice that hands pages to KSM.
 pub(crate) const MERGEABLE: i32 = libc::MADV_MERGEABLE;
 /// The advice that undoes what KSM and SKSM have done.
 pub(crate) const UNMERGEABLE: i32 = libc::MADV_UNMERGEABLE;
 
-/// Gives the kernel an advice that keeps the contents, as it is: nothing rounded, nothing checked before the kernel sees it.
-pub(crate) fn advise(region: Region, advice: i32) -> Result<(), Error> {
+/// Gives the kernel an advice that keeps the contents; or the error number.
+pub(crate) fn advise(region: Region, advice: i32) -> Result<(), i32> {
     // libc and no safer wrapper: those take their own enum of advices, which a new number has no place in.
     // SAFETY: merging and its undoing change no content, protection or address, so they are sound on any range, mapped or not.
     // That this kernel's advice is the one that merges, the handshake has shown.
     match unsafe { libc::madvise(region.start as *mut libc::c_void, region.len, advice) } {
         0 => Ok(()),
-        _ => Err(Error::from_errno(errno(), real(), region)),
+        _ => Err(errno()),
     }
 }
 

@@ -22,7 +22,7 @@ use core::ffi::{CStr, c_int, c_void};
 use core::mem::MaybeUninit;
 use core::ptr::null_mut;
 
-use super::advise::{errno, errno_location, page_size};
+use super::linux::{errno, errno_location, page_size};
 use crate::{MADV_MERGE, Support};
 
 /// What could not be found out, with the error number of what stood against it.
@@ -68,13 +68,14 @@ fn known(advice: i32) -> c_int {
     }
 }
 
-pub(super) fn accepts(advice: i32) -> bool {
+fn accepts(advice: i32) -> bool {
     known(advice) == 0
 }
 
 /// Whether the advice is the right one.
 fn handshake() -> Result<bool, Doubt> {
     match named() {
+        // The engine itself has written it there, of the very advice that it takes: a page that passed or failed could say no more.
         Named::Number(number) => Ok(number == MADV_MERGE),
         Named::Absent => Ok(false),
         Named::Engine => Probe::new()?.keeps(false),
