@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
+use serde::Deserialize;
 use serde_json::Value;
 
 const SCANNER: &str = include_str!("../../../packaging/kubernetes/sksm-scan.yaml");
@@ -16,7 +17,9 @@ const UNIT: &str = include_str!("../../../packaging/systemd/sksm-scan.service");
 
 /// Each document, with what its anchors stand for.
 fn documents(text: &str) -> Vec<Value> {
-    serde_saphyr::from_multiple(text).unwrap()
+    serde_norway::Deserializer::from_str(text)
+        .map(|document| Value::deserialize(document).unwrap())
+        .collect()
 }
 
 fn of_kind(text: &str, kind: &str) -> Value {

@@ -38,10 +38,10 @@ impl Room {
         }
         // Counted now: what comes next costs the same whether it ends with an answer or not.
         self.answers.insert(user, of_user + 1);
-        if let Some(of_user) = self.unread.get_mut(&user)
-            && of_user.len() >= UNREAD_OF_USER
-        {
-            has_unread(of_user);
+        if let Some(of_user) = self.unread.get_mut(&user) {
+            if of_user.len() >= UNREAD_OF_USER {
+                has_unread(of_user);
+            }
             if of_user.len() >= UNREAD_OF_USER {
                 return false;
             }
