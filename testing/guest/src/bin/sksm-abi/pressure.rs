@@ -273,7 +273,10 @@ fn hog(leave: usize) -> Result<Vec<Map>> {
     let reserve: usize = numbers(&fs::read_to_string("/proc/zoneinfo")?, "min ").sum();
     let mut held = Vec::new();
     loop {
-        // A swap file that was written just now takes part of it, which the kernel would take away, and does not give up at once.
+        // A swap file that was written just now takes part of it, which the kernel would take away, and gives up once it is on
+        // its disk.
+        // SAFETY: no arguments.
+        unsafe { libc::sync() };
         fs::write("/proc/sys/vm/drop_caches", "1").context("cannot drop the page cache")?;
         let info = fs::read_to_string("/proc/meminfo")?;
         let free = numbers(&info, "MemFree:").next().context("MemFree")? << 10;
