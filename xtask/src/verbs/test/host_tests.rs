@@ -126,7 +126,7 @@ fn run_these<'a>(run: &Run, checks: impl Iterator<Item = &'a Check>) -> Result<(
         }
         let name = check.name();
         let step = Step::begin(&name);
-        match cannot_run(run, check.of)? {
+        match cannot_run(run, check)? {
             Some(reason) => {
                 run.record(&step, &name, Verdict::Skipped(reason), None);
             }
@@ -140,8 +140,8 @@ fn run_these<'a>(run: &Run, checks: impl Iterator<Item = &'a Check>) -> Result<(
 }
 
 /// What is missing.
-fn cannot_run(run: &Run, name: &str) -> Result<Option<String>> {
-    Ok(match name {
+fn cannot_run(run: &Run, check: &Check) -> Result<Option<String>> {
+    Ok(match check.of {
         "host/clippy-static-keys" if !programs::builds_static_keys()? => {
             Some("the example static-keys needs Rust 1.87".into())
         }
@@ -158,7 +158,10 @@ fn cannot_run(run: &Run, name: &str) -> Result<Option<String>> {
             (!there).then(|| "lintian is not installed: apt install lintian".into())
         }
         "host/man-pages" => man_pages::cannot_apply(),
-        "host/litmus" => litmus::cannot_ask(),
+        "host/litmus" => {
+            let base = check.origin.as_ref().map(|origin| origin.base);
+            litmus::cannot_ask(base.unwrap_or_default())
+        }
         "host/msrv" => crates::oldest_rust(run.project)?.err(),
         "host/deny" => crates::lacks("deny"),
         "host/advisories" => crates::lacks("deny").or_else(crates::no_advisories),

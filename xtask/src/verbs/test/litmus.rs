@@ -6,13 +6,40 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::{
     ground::{project::Project, step::output},
+    kernel::Base,
     terminal::progress::Step,
 };
 
-/// Why it cannot be asked.
-pub fn cannot_ask() -> Option<String> {
-    let there = Command::new("herd7").arg("-version").output().is_ok();
-    (!there).then(|| "herd7 is not installed: it is part of herdtools7".into())
+/// Why it cannot be asked of this base's model.
+pub fn cannot_ask(base: Base) -> Option<String> {
+    let said = Command::new("herd7").arg("-version").output().ok();
+    let Some(said) = said else {
+        return Some("herd7 is not installed: it is part of herdtools7".into());
+    };
+    let said = String::from_utf8_lossy(&said.stdout).into_owned();
+    let [major, minor] = oldest(base);
+    let old = version(&said).is_none_or(|version| version < (major, minor));
+    old.then(|| {
+        format!(
+            "the memory model of Linux {base} needs herd7 {major}.{minor} or newer, and this is {}",
+            said.trim()
+        )
+    })
+}
+
+/// The herd7 that can read the model, as `tools/memory-model/README` has it.
+fn oldest(base: Base) -> [u32; 2] {
+    match base {
+        Base::Linux6_12 => [7, 52],
+        Base::Linux7_3 => [7, 58],
+    }
+}
+
+/// Of `7.56+03, Rev: exported`.
+fn version(said: &str) -> Option<(u32, u32)> {
+    let mut numbers = said.split(|c: char| !c.is_ascii_digit());
+    let mut number = || numbers.next()?.parse().ok();
+    Some((number()?, number()?))
 }
 
 /// Each file says at its top what the model must answer; `tree` is the kernel's source.
@@ -67,6 +94,13 @@ fn answer(said: &str) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_herd7_that_is_too_old_for_the_model_is_told() {
+        assert_eq!(version("7.56+03, Rev: exported"), Some((7, 56)));
+        assert_eq!(version("7.58.1"), Some((7, 58)));
+        assert_eq!(version("no"), None);
+    }
 
     #[test]
     fn the_answer_is_read() {
