@@ -18,7 +18,7 @@ use super::gfp;
 const WORDS: usize = kernel::page::PAGE_SIZE / 8;
 const LINE: usize = 8;
 /// Words that are looked at before the question whether to go on.
-const STRIDE: usize = 32;
+const STRIDE: usize = 16;
 
 /// The lines of a sample are so far apart: with pages of 4 KiB there are eight, the first line of
 /// the page and the last among them, each at another place of its 512 bytes.
@@ -116,7 +116,7 @@ pub(crate) fn equal(a: &Words, b: &Words) -> bool {
 pub(crate) fn is_zero(words: &Words) -> bool {
     let or = |words: &[u64]| words.iter().fold(0, |sum, word| sum | word);
     or(&words[..LINE]) == 0
-        && (words.chunks_exact(2 * STRIDE)).all(|part| {
+        && (words.chunks_exact(4 * STRIDE)).all(|part| {
             part.chunks_exact(STRIDE)
                 .fold(0, |sum, words| sum | or(words))
                 == 0
