@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 
 use crate::ground::{
     git::git,
+    interrupt,
     project::{self, Project},
     step, unpacked,
 };
@@ -52,11 +53,20 @@ pub fn oldest_rust(project: &Project) -> Result<Result<Command, String>> {
         // Cargo has set them, to its own toolchain's.
         command.env_remove("RUSTC").env_remove("RUSTDOC");
         command
-    } else if let Some(command) = of_debian(project, &oldest)? {
-        command
     } else {
+        let why = match of_debian(project, &oldest) {
+            Ok(Some(mut command)) => {
+                command.current_dir(&project.root);
+                return Ok(Ok(command));
+            }
+            Ok(None) => "is not installed".to_owned(),
+            Err(error) => {
+                interrupt::check()?;
+                format!("is not installed, nor can it be fetched from Debian ({error:#})")
+            }
+        };
         return Ok(Err(format!(
-            "Rust {oldest} is not installed; `rustup toolchain install {oldest} --profile minimal` does it"
+            "Rust {oldest} {why}; `rustup toolchain install {oldest} --profile minimal` does it"
         )));
     };
     command.current_dir(&project.root);
