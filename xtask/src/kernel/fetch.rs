@@ -59,12 +59,7 @@ fn unpack(project: &Project, base: Base, patched: bool) -> Result<Source> {
     }
     for old in superseded(&source.dir)? {
         // Whoever builds from it still has it until then.
-        let Some(_alone) = (Source {
-            tree: old.join("tree"),
-            dir: old.clone(),
-        })
-        .try_change()?
-        else {
+        let Some(_alone) = Source::at(&old).try_change()? else {
             continue;
         };
         let step = Step::begin(format!("removing {}", old.display()));

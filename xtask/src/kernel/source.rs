@@ -23,6 +23,10 @@ pub struct Source {
     pub tree: PathBuf,
 }
 
+fn trees(project: &Project) -> PathBuf {
+    project.cache.join("linux")
+}
+
 impl Source {
     /// It need not be there yet.
     pub fn named(project: &Project, key: &str, patched: bool) -> Self {
@@ -30,11 +34,25 @@ impl Source {
             true => key.to_owned(),
             false => format!("{key}{UNPATCHED}"),
         };
-        let dir = project.cache.join("linux").join(name);
+        Self::at(&trees(project).join(name))
+    }
+
+    /// The one whose tree and all that is made from it are in there.
+    pub fn at(dir: &Path) -> Self {
         Self {
             tree: dir.join("tree"),
-            dir,
+            dir: dir.to_owned(),
         }
+    }
+
+    /// All that are in the cache.
+    pub fn all(project: &Project) -> Result<Vec<Self>> {
+        let trees = trees(project);
+        if !trees.is_dir() {
+            return Ok(Vec::new());
+        }
+        let entries = fs::read_dir(trees)?;
+        entries.map(|entry| Ok(Self::at(&entry?.path()))).collect()
     }
 
     /// Nobody changes the tree while this lives. Needs the cache's lock to be taken.
