@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use super::base::Base;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Arch {
     /// User-Mode Linux
@@ -23,6 +25,11 @@ pub enum Arch {
 
 impl Arch {
     pub const ALL: [Arch; 4] = [Arch::Um, Arch::X86_64, Arch::Debug, Arch::Kcsan];
+
+    /// What a kernel of this base is called, as in `um`, or `um-7.3` where that is not the first one.
+    pub fn of(self, base: Base) -> String {
+        base.named(&self.to_string())
+    }
 
     /// As the kernel's Makefile calls it.
     pub fn make(self) -> &'static str {

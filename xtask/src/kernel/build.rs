@@ -37,9 +37,9 @@ impl Kernel {
         self.image.with_file_name("made-of")
     }
 
-    /// As in `um`, or `um-7.3` where it is not of the first base.
+    /// See [`Arch::of`].
     pub fn name(&self) -> String {
-        self.base.named(&self.arch.to_string())
+        self.arch.of(self.base)
     }
 
     /// The same with its symbols; only of a kernel that says which of its code ran.

@@ -90,16 +90,18 @@ pub fn checks(args: &Args, kernels: &[Tested]) -> Vec<Check> {
     }
     let mut checks = Vec::new();
     for &of in NAMES {
-        let of_kernels = KERNELS.contains(&of);
-        // It takes minutes, and bases differ little in what it would find.
-        let once = of == DEB_KERNEL && !args.all;
-        let origins = match of_kernels {
-            _ if args.quick && of == DEB_KERNEL => continue,
-            true => origins.iter().cloned().map(Some).collect(),
-            false => vec![None],
+        if !KERNELS.contains(&of) {
+            checks.push(Check { of, origin: None });
+            continue;
+        }
+        // That one takes minutes, and bases differ little in what it would find.
+        let most = match of == DEB_KERNEL {
+            true if args.quick => 0,
+            true if !args.all => 1,
+            _ => origins.len(),
         };
-        let made = origins.into_iter().map(|origin| Check { of, origin });
-        checks.extend(made.take(if once { 1 } else { usize::MAX }));
+        let origins = origins.iter().take(most).cloned().map(Some);
+        checks.extend(origins.map(|origin| Check { of, origin }));
     }
     checks.retain(|check| args.wants(&check.name()));
     checks
@@ -116,10 +118,14 @@ pub fn run_late(run: &Run, checks: &[Check]) -> Result<()> {
 }
 
 fn run_these<'a>(run: &Run, checks: impl Iterator<Item = &'a Check>) -> Result<()> {
+    let checks: Vec<_> = checks.collect();
+    if checks.is_empty() {
+        return Ok(());
+    }
+    // The tools that most of them are, and the source if any of them needs Debian's.
+    let mut origins = checks.iter().filter_map(|check| check.origin.as_ref());
+    packages::ensure(run.project, origins.all(Origin::needs_no_package))?;
     for check in checks {
-        // The tools that most of them are.
-        let installed = check.origin.as_ref().map(Origin::needs_no_package);
-        packages::ensure(run.project, installed.unwrap_or(true))?;
         if check.of == "host/test" {
             unit_tests::run(run, check.of)?;
             continue;

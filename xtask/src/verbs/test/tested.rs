@@ -31,7 +31,7 @@ impl Tested {
 
     /// The first part of the names of its tests: `um`, or `um-7.3` where it is not of the first base.
     pub fn name(&self) -> String {
-        self.origin.base.named(&self.arch.to_string())
+        self.arch.of(self.origin.base)
     }
 
     /// That, and without the base: who narrows tests down need not know which base is tested where.
@@ -52,7 +52,7 @@ impl Tested {
         let starts = |name: &str| pattern.starts_with(&format!("{name}/"));
         let mut others = Base::ALL
             .into_iter()
-            .flat_map(|base| Arch::ALL.map(|arch| base.named(&arch.to_string())));
+            .flat_map(|base| Arch::ALL.map(|arch| arch.of(base)));
         self.names().iter().any(|name| starts(name))
             || !(starts("host") || others.any(|name| starts(&name)))
     }
