@@ -3,7 +3,7 @@
 use std::sync::atomic::{
     AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst,
 };
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::memory::map::{Map, WRITE};
 use crate::page::PAGE;
@@ -39,8 +39,6 @@ struct Block {
     /// Of these, frames that failed since the last time that all was to begin anew.
     poisoned: AtomicU64,
     areas_taken: [AtomicBool; AREAS],
-    /// Seconds that were added to the time.
-    longer: AtomicU64,
     stop: AtomicBool,
     differences: AtomicUsize,
     text_len: AtomicUsize,
@@ -67,7 +65,6 @@ impl Shared {
     pub fn renew(&mut self, end: Instant) {
         self.end = end;
         let block = self.block;
-        block.longer.store(0, Relaxed);
         block.poisoned.store(0, Relaxed);
         block.children.store(0, Relaxed);
         block
@@ -79,22 +76,12 @@ impl Shared {
     }
 
     pub fn running(&self) -> bool {
-        !self.block.stop.load(Relaxed) && Instant::now() < self.end()
+        !self.block.stop.load(Relaxed) && Instant::now() < self.end
     }
 
-    fn end(&self) -> Instant {
-        self.end + self.prolonged()
-    }
-
-    pub fn left(&self) -> Duration {
-        self.end().saturating_duration_since(Instant::now())
-    }
-
-    pub fn prolong(&self, seconds: u64) {
-        self.block.longer.fetch_add(seconds, Relaxed);
-    }
-    pub fn prolonged(&self) -> Duration {
-        Duration::from_secs(self.block.longer.load(Relaxed))
+    /// For everybody the time is over.
+    pub fn stop(&self) {
+        self.block.stop.store(true, SeqCst);
     }
 
     pub fn count_operation(&self) {
@@ -187,7 +174,7 @@ impl Shared {
             }
             self.block.text_len.store(text.len().min(TEXT), SeqCst);
         }
-        self.block.stop.store(true, SeqCst);
+        self.stop();
     }
 
     pub fn difference(&self) -> Option<String> {

@@ -52,9 +52,8 @@ struct Options {
 
 /// For the last verification and the exit of all processes.
 const WINDING_UP: Duration = Duration::from_secs(400);
-/// How much longer a run may take that has not come by everything, as on a busy machine, and in what steps.
-const LONGER: Duration = Duration::from_secs(300);
-const STEP: Duration = Duration::from_secs(5);
+/// How much longer a run may take that has not come by everything, as on a busy machine.
+const LONGER: Duration = Duration::from_secs(600);
 /// Between two lines that tell how far it is.
 const TELL_EVERY: Duration = Duration::from_secs(2);
 
@@ -102,7 +101,9 @@ fn run(options: &Options, seed: u64, time: Duration) -> Result<String> {
     };
     let system = System::new(mix)?;
     let groups = &system.groups;
-    let shared = Shared::new(Instant::now() + time)?;
+    let begun = Instant::now();
+    // Ended before that where all has been done: whoever is to see that may have to wait for a processor himself.
+    let shared = Shared::new(begun + time + LONGER)?;
     let spawn = |number: u64| {
         // Seeds of neighbouring runs share no process.
         let seed = seed.wrapping_mul(1_000_003).wrapping_add(number);
@@ -154,15 +155,13 @@ fn run(options: &Options, seed: u64, time: Duration) -> Result<String> {
     };
     let mut told = Instant::now();
     disturb::run(&mut disturbers, seed, &shared, || {
-        if shared.left() < STEP && shared.prolonged() < LONGER {
-            let never = summary().map_or(0, |summary| summary.never(time).len());
-            if never > 0 {
-                shared.prolong(STEP.as_secs());
-            }
+        let passed = begun.elapsed();
+        if passed >= time && summary().map_or(true, |summary| summary.never(time).is_empty()) {
+            shared.stop();
         }
         if told.elapsed() >= TELL_EVERY {
             told = Instant::now();
-            tell(&shared, &start);
+            tell(&shared, &start, time.saturating_sub(passed));
         }
     });
     drop(disturbers);
@@ -224,11 +223,11 @@ fn tell_scanner(scanner: Scanner) -> Result<()> {
     Ok(())
 }
 
-fn tell(shared: &Shared, start: &Counters) {
+fn tell(shared: &Shared, start: &Counters, left: Duration) {
     let merged = start.change().map_or(0, |change| change.pages_merged);
     eprintln!(
         "{} s left, {} operations, {merged} pages merged",
-        shared.left().as_secs(),
+        left.as_secs(),
         shared.operations()
     );
 }
