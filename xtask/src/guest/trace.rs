@@ -3,19 +3,22 @@
 use std::{
     fs::File,
     io::{BufRead, BufReader, Read, Write},
-    os::unix::net::UnixStream,
+    os::unix::{net::UnixStream, process::CommandExt},
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
 };
 
 use anyhow::{Context, Result, bail};
+use rustix::process::{Resource, Rlimit, setrlimit};
 
 /// Where the kernel's code is on x86_64 without address randomisation.
 const KERNEL: &str = "0xffffffff80000000..0xffffffffffffffff";
 const PROMPT: &[u8] = b"(qemu) ";
 /// For an answer of QEMU's monitor, on a busy host.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// Of the log, in bytes: many times what a measurement writes. A kernel that never comes to its end would fill the disk.
+const LONGEST: u64 = 4 << 30;
 
 #[derive(Clone)]
 pub struct Trace {
@@ -36,6 +39,14 @@ impl Trace {
         let monitor = format!("unix:{},server=on,wait=off", self.monitor.display());
         qemu.args(["-monitor", &monitor, "-dfilter", KERNEL, "-D"]);
         qemu.arg(&self.log);
+        let limit = Rlimit {
+            current: Some(LONGEST),
+            maximum: Some(LONGEST),
+        };
+        // SAFETY: one system call, which is allowed between fork and exec.
+        unsafe {
+            qemu.pre_exec(move || Ok(setrlimit(Resource::Fsize, limit)?));
+        }
     }
 
     /// From now on.

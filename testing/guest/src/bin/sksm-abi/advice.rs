@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use libc::{EINVAL, ENOMEM};
 use sksm_guest::harness::report::{Test, test};
+use sksm_guest::machine::slow::quarter_where_slow;
 use sksm_guest::machine::sysfs::Counters;
 use sksm_guest::machine::tracefs::Trace;
 use sksm_guest::memory::map::{Map, READ};
@@ -164,12 +165,12 @@ fn absent_pages_stay_absent() -> Result<()> {
 /// A merge of many pages must not outlive SIGKILL.
 fn fatal_signal() -> Result<()> {
     // Many times what is done until somebody notices that it has begun.
-    const PAGES: usize = 160 * 1024;
+    let pages = quarter_where_slow(160 * 1024)?;
     let start = Counters::now()?;
     let child = Child::spawn(|parent| {
-        let map = Map::anon(PAGES)?;
+        let map = Map::anon(pages)?;
         map.no_huge();
-        (0..PAGES).for_each(|page| map.put(page, 511, page as u64 + 1));
+        (0..pages).for_each(|page| map.put(page, 511, page as u64 + 1));
         parent.go()?;
         map.merge()
     })?;
@@ -187,12 +188,12 @@ fn fatal_signal() -> Result<()> {
     ensure!(child.ended()? == Ended::Signal(libc::SIGKILL), "not killed");
     let scanned = start.change()?.pages_scanned;
     eprintln!(
-        "gone {:?} after SIGKILL, with {scanned} of {PAGES} pages scanned",
+        "gone {:?} after SIGKILL, with {scanned} of {pages} pages scanned",
         killed.elapsed()
     );
     ensure!(
-        scanned < PAGES as i64 * 9 / 10,
-        "{scanned} of {PAGES} pages were scanned before the process died"
+        scanned < pages as i64 * 9 / 10,
+        "{scanned} of {pages} pages were scanned before the process died"
     );
     Ok(())
 }

@@ -188,7 +188,7 @@ fn swaps_for_all(map: &Map, children: &[i32], group: &Cgroup) -> Result<()> {
 /// 13.5 ms for ordinary pages in scattered frames. The cost is the scattering's.
 fn cost_of_fork() -> Result<()> {
     const MANY: usize = (16 << 20) / PAGE;
-    const ROUNDS: usize = 60;
+    let rounds = quarter_where_slow(60)?;
     #[derive(Clone, Copy, PartialEq)]
     enum Kind {
         Merged,
@@ -213,7 +213,7 @@ fn cost_of_fork() -> Result<()> {
                 map.merge()?;
                 ensure!(copies(&map.pfns()?) == MANY / 2, "not merged");
             }
-            for _ in 0..ROUNDS {
+            for _ in 0..rounds {
                 parent.pause()?;
                 let start = Instant::now();
                 let pid = fork()?;
@@ -232,7 +232,7 @@ fn cost_of_fork() -> Result<()> {
         measured(Kind::Scattered)?,
     ];
     let mut times = [const { Vec::new() }; 3];
-    for _ in 0..ROUNDS {
+    for _ in 0..rounds {
         for (child, times) in kinds.iter().zip(&mut times) {
             child.go()?;
             times.push(Duration::from_nanos(child.receive()?));
@@ -240,10 +240,10 @@ fn cost_of_fork() -> Result<()> {
     }
     let [merged, ordinary, scattered] = times.map(|mut times| {
         times.sort_unstable();
-        times[ROUNDS / 2]
+        times[rounds / 2]
     });
     eprintln!(
-        "fork, exit and wait with {MANY} pages, median of {ROUNDS}: merged {merged:?}, ordinary {ordinary:?}, ordinary \
+        "fork, exit and wait with {MANY} pages, median of {rounds}: merged {merged:?}, ordinary {ordinary:?}, ordinary \
          in scattered frames {scattered:?}"
     );
     kinds.into_iter().try_for_each(Child::join)

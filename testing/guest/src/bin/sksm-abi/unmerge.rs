@@ -12,6 +12,7 @@ use libc::{
 };
 use sksm_guest::harness::report::{Test, test};
 use sksm_guest::machine::cgroup::Cgroup;
+use sksm_guest::machine::slow::quarter_where_slow;
 use sksm_guest::machine::swap::Swap;
 use sksm_guest::machine::sysfs::{Counters, KSM, SKSM, zero_pages_here};
 use sksm_guest::memory::file::with_contents;
@@ -373,10 +374,10 @@ extern "C" fn ignore(_: i32) {}
 
 /// A signal ends it, with all contents right; written again it does the rest.
 fn interrupted() -> Result<()> {
-    const PAGES: usize = 32 * 1024;
+    let pages = quarter_where_slow(32 * 1024)?;
     let id = |page: usize| 1 + page as u64 / 2;
     let start = Counters::now()?;
-    let map = Map::anon(PAGES)?;
+    let map = Map::anon(pages)?;
     map.no_huge();
     map.fill_all(id);
     map.merge()?;
@@ -409,7 +410,7 @@ fn interrupted() -> Result<()> {
     let error = result.err().and_then(|error| error.raw_os_error());
     ensure!(error == Some(EINTR), "interrupted: error {error:?}");
     let left = start.change()?.pages_sharing;
-    eprintln!("{left} of {} pages are still shared", PAGES / 2);
+    eprintln!("{left} of {} pages are still shared", pages / 2);
     ensure!(left > 0, "nothing was left to do");
     map.expect_all(id)?;
     SKSM.write("unmerge", 1)?;
