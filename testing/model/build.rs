@@ -22,7 +22,6 @@ const FILES: &[&str] = &[
     "mm.rs",
     "node.rs",
     "pte.rs",
-    "rcu.rs",
     "release.rs",
     "rescue.rs",
     "rmap.rs",
@@ -41,7 +40,6 @@ const STAND_INS: &[&str] = &[
 
 /// What is different wherever it stands: paths of the checker's types, and panics that pass.
 const EVERYWHERE: &[(&str, &str)] = &[
-    ("use core::sync::atomic::", "use kernel::atomic::"),
     ("use core::cell::", "use kernel::cell::"),
     ("extern \"C\"", "extern \"C-unwind\""),
 ];
@@ -70,13 +68,13 @@ const SEAMS: &[(&str, &str, &str)] = &[
         "node.rs",
         "        node.newer.set(node.as_ptr());\n",
         "        node.newer.set(node.as_ptr());\n        node.older.begin();\n        \
-         node.folio.begin();\n        node.saved.begin();\n        node.swapped.begin();\n        node.pending.begin();\n",
+         node.folio.begin();\n        node.saved.0.begin();\n        node.swapped.0.begin();\n        node.pending.0.begin();\n",
     ),
     (
         "node.rs",
         "    /// A mapping was redirected here. It saves",
-        "    pub(super) fn pending(&self) -> u16 {\n        self.pending.load(Ordering::Relaxed)\n    \
-         }\n\n    pub(super) fn saved(&self) -> u16 {\n        self.saved.load(Ordering::Relaxed)\n    \
+        "    pub(super) fn pending(&self) -> u16 {\n        self.pending.get()\n    \
+         }\n\n    pub(super) fn saved(&self) -> u16 {\n        self.saved.get()\n    \
          }\n\n    pub(super) fn rmap(&self) -> &Rmap {\n        \
          unsafe { &*self.rmap.get() }\n    }\n\n    /// A mapping was redirected here. It saves",
     ),
@@ -161,7 +159,7 @@ fn prepare(file: &str, text: &str) -> String {
     if file == "sksm.rs" {
         // mm's entries, and the modules, for `src/engine.rs`.
         text = text
-            .replace("#[no_mangle]\n", "pub(crate) ")
+            .replace("#[export]\n", "pub(crate) ")
             .replace("\nmod ", "\npub(crate) mod ");
     }
     text

@@ -21,11 +21,11 @@ use core::ptr::NonNull;
 use kernel::bindings;
 use kernel::error::to_result;
 use kernel::prelude::*;
+use kernel::sync::rcu;
 
 use super::folio::LockedFolio;
 use super::index;
 use super::node::Node;
-use super::rcu::Rcu;
 use super::stats::Stat;
 
 /// A swap slot, as a word that is no pointer.
@@ -45,7 +45,7 @@ impl Slot {
     }
 
     /// The node that sleeps here.
-    fn node<'a>(self, _rcu: &'a Rcu) -> Option<&'a Node> {
+    fn node<'a>(self, _rcu: &'a rcu::Guard) -> Option<&'a Node> {
         // SAFETY: The table is set up at boot; RCU keeps what is found.
         unsafe {
             let sleeper = NonNull::new(bindings::sksm_asleep_lookup(self.0))?;
@@ -116,7 +116,7 @@ pub(crate) fn wake(folio: &mut LockedFolio) {
     if !folio.in_swapcache() || !folio.is_plain() || !folio.is_uptodate() {
         return;
     }
-    let rcu = Rcu::lock();
+    let rcu = rcu::read_lock();
     let Some(node) = Slot::new(folio.slot()).node(&rcu) else {
         return;
     };
@@ -132,7 +132,7 @@ pub(crate) fn wake(folio: &mut LockedFolio) {
 
 /// See [`super::__sksm_slot_freed`].
 pub(crate) fn forget(slot: Slot) {
-    let rcu = Rcu::lock();
+    let rcu = rcu::read_lock();
     if let Some(node) = slot.node(&rcu) {
         // SAFETY: The slot has neither entries nor folio. The node left memory when it fell asleep.
         unsafe {
@@ -144,5 +144,5 @@ pub(crate) fn forget(slot: Slot) {
 
 /// See [`super::__sksm_slot_asleep`].
 pub(crate) fn is_asleep(slot: Slot) -> bool {
-    slot.node(&Rcu::lock()).is_some()
+    slot.node(&rcu::read_lock()).is_some()
 }

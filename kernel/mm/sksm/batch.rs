@@ -9,9 +9,9 @@ use core::mem::{forget, replace};
 use kernel::bindings;
 use kernel::prelude::*;
 
+use super::base::barrier::{smp_mb, Full};
 use super::base::{self, ARef};
 use super::folio::{Folio, FolioGuard, Locking, ProtectedFolio, Puts};
-use super::mm::smp_mb;
 use super::node::Pending;
 use super::pte::{self, LockedPtes, PteRange};
 use super::stats::Process;
@@ -301,8 +301,9 @@ impl<'a> Batch<'a> {
         if flush {
             ptes.flush(first, last);
         }
-        // Entries are cleared before references are counted, on every CPU.
-        smp_mb();
+        // Entries are cleared before references are counted, on every CPU. Pairs with the barrier
+        // of who got a reference in try_grab_folio_fast().
+        smp_mb(Full);
         for candidate in self.candidates.as_mut_slice() {
             if let Some(State::Collected(folio)) = candidate.state.take(State::is_collected) {
                 let next = Self::protect_one(&mut ptes, candidate, folio);
@@ -312,7 +313,7 @@ impl<'a> Batch<'a> {
         }
         // Who held a reference has put it: what he wrote before is seen by those who read the
         // bytes.
-        smp_mb();
+        smp_mb(Full);
     }
 
     /// Decides on one cleared entry, and sets it again.

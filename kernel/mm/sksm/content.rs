@@ -8,10 +8,10 @@
 //! each domain hashes of its own.
 
 use core::ptr::null_mut;
-use core::sync::atomic::{AtomicPtr, Ordering};
 use kernel::bindings;
 use kernel::prelude::*;
 
+use super::base::atomic::{Acquire, Atomic, Full};
 use super::gfp;
 
 /// Words of 8 bytes in a page, and in a line of the cache.
@@ -33,12 +33,12 @@ pub(crate) struct Secret {
     sip: bindings::siphash_key_t,
 }
 
-static SECRET: AtomicPtr<Secret> = AtomicPtr::new(null_mut());
+static SECRET: Atomic<*mut Secret> = Atomic::new(null_mut());
 
 impl Secret {
     /// The one secret. May sleep; fails when there is no memory for it.
     pub(crate) fn get() -> Result<&'static Self> {
-        let mut secret = SECRET.load(Ordering::Acquire);
+        let mut secret = SECRET.load(Acquire);
         if secret.is_null() {
             secret = Self::draw()?;
         }
@@ -56,14 +56,11 @@ impl Secret {
         )?);
         // SAFETY: Ours alone so far, and any bytes are valid.
         unsafe { bindings::get_random_bytes(new.cast(), size_of::<Self>()) };
-        match SECRET.compare_exchange(null_mut(), new, Ordering::AcqRel, Ordering::Acquire) {
-            Ok(_) => Ok(new),
-            Err(other) => {
-                // SAFETY: Another caller was faster; nobody has seen this one.
-                drop(unsafe { KBox::from_raw(new) });
-                Ok(other)
-            }
+        if SECRET.cmpxchg(null_mut(), new, Full).is_err() {
+            // SAFETY: Another caller was faster; nobody has seen this one.
+            drop(unsafe { KBox::from_raw(new) });
         }
+        Ok(SECRET.load(Acquire))
     }
 
     /// A number that stands for others.

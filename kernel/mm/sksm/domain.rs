@@ -10,18 +10,18 @@
 //! none has one, what the root's mark says. The identity is the user and the namespaces of the
 //! process whose memory it is.
 
-use core::sync::atomic::{AtomicU8, Ordering};
 use kernel::bindings;
 use kernel::prelude::*;
+use kernel::sync::rcu;
 use kernel::types::Opaque;
 
+use super::base::atomic::{Atomic, AtomicType, Relaxed};
 use super::content::Secret;
 use super::mm::{functions, methods, Mm, Vma};
-use super::rcu::Rcu;
 
 /// The mark of the root: `/sys/kernel/mm/sksm/domain`.
 #[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u8)]
+#[repr(i8)]
 pub(crate) enum Root {
     /// No mark: each memory cgroup is for itself.
     Cgroup,
@@ -33,13 +33,18 @@ pub(crate) enum Root {
     None,
 }
 
+// SAFETY: Of the size and the alignment of an `i8`, and each value is one of that.
+unsafe impl AtomicType for Root {
+    type Repr = i8;
+}
+
 impl Root {
     pub(crate) const ALL: [Self; 4] = [Self::Cgroup, Self::User, Self::Global, Self::None];
     /// Their names in sysfs, in the order of `ALL`.
     pub(crate) const NAMES: [&'static str; 4] = ["cgroup", "user", "global", "none"];
 }
 
-static ROOT: AtomicU8 = AtomicU8::new(Root::Cgroup as u8);
+static ROOT: Atomic<Root> = Atomic::new(Root::Cgroup);
 
 functions! {
     /// Whether `sksm=off` was given at boot.
@@ -51,7 +56,7 @@ pub(crate) fn root() -> Root {
     if is_off() {
         return Root::None;
     }
-    Root::ALL[usize::from(ROOT.load(Ordering::Relaxed))]
+    ROOT.load(Relaxed)
 }
 
 /// Changes the mark of the root; pages that are merged already stay so.
@@ -59,7 +64,7 @@ pub(crate) fn set_root(root: Root) -> Result {
     if is_off() {
         return Err(EPERM);
     }
-    ROOT.store(root as u8, Ordering::Relaxed);
+    ROOT.store(root, Relaxed);
     Ok(())
 }
 
@@ -92,7 +97,7 @@ impl Scope {
     }
 
     /// The scope of memory of `mm`; `None` where nothing merges.
-    fn of(mm: &Mm, rcu: &Rcu) -> Option<Self> {
+    fn of(mm: &Mm, rcu: &rcu::Guard) -> Option<Self> {
         let own = Memcg::of(mm, rcu);
         let mut group = own;
         while let Some(at) = group {
@@ -118,7 +123,7 @@ struct Memcg(Opaque<bindings::mem_cgroup>);
 
 impl Memcg {
     /// That of an address space, unless its owner has gone.
-    fn of<'a>(mm: &Mm, _rcu: &'a Rcu) -> Option<&'a Self> {
+    fn of<'a>(mm: &Mm, _rcu: &'a rcu::Guard) -> Option<&'a Self> {
         // SAFETY: `mm` is valid, and this is within a read section.
         unsafe { bindings::sksm_mm_memcg(mm.as_ptr()).cast::<Self>().as_ref() }
     }
@@ -158,7 +163,7 @@ impl Domain {
         if is_off() {
             return None;
         }
-        let rcu = Rcu::lock();
+        let rcu = rcu::read_lock();
         let scope = Scope::of(mm, &rcu)?;
         // Who marked the group has said that its processes are one unit. Elsewhere nobody else
         // decides for a process that does not let others look at its memory.

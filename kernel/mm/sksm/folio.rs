@@ -44,9 +44,9 @@ impl Folio {
     /// # Safety
     ///
     /// Somebody holds a reference for as long as the result is used.
-    pub(crate) unsafe fn from_raw<'a>(folio: NonNull<bindings::folio>) -> &'a Self {
+    pub(crate) unsafe fn from_raw<'a>(folio: *mut bindings::folio) -> &'a Self {
         // SAFETY: `Self` is transparent, and the folio in use, as the caller promises.
-        unsafe { folio.cast().as_ref() }
+        unsafe { &*folio.cast() }
     }
 
     /// Takes a reference if the folio is not being freed.

@@ -174,16 +174,6 @@ void sksm_shard_unlock(unsigned int shard, unsigned long flags)
 	spin_unlock_irqrestore(&sksm_shards[shard], flags);
 }
 
-void sksm_rcu_read_lock(void)
-{
-	rcu_read_lock();
-}
-
-void sksm_rcu_read_unlock(void)
-{
-	rcu_read_unlock();
-}
-
 /* Content */
 
 u64 sksm_siphash(const void *data, size_t len, const siphash_key_t *key)
@@ -278,10 +268,10 @@ int sksm_folio_mapcount(struct folio *folio)
 	return folio_mapcount(folio);
 }
 
-/* References of neither mappings nor the swap cache; for folios of one page. */
+/* References of neither mappings nor the swap cache, of an anonymous folio. */
 int sksm_folio_other_refs(struct folio *folio)
 {
-	return folio_ref_count(folio) - folio_mapcount(folio) - folio_test_swapcache(folio);
+	return folio_ref_count(folio) - folio_expected_ref_count(folio);
 }
 
 bool sksm_folio_ref_freeze(struct folio *folio, int count)
@@ -547,12 +537,6 @@ void sksm_flush_tlb(struct vm_area_struct *vma, unsigned long start, unsigned lo
 bool sksm_tlb_flush_pending(struct mm_struct *mm)
 {
 	return mm_tlb_flush_pending(mm);
-}
-
-void sksm_smp_mb(void)
-{
-	/* Pairs with the one in the caller of gup_fast_pte_range(). */
-	smp_mb();
 }
 
 void sksm_notifier_start(struct mm_struct *mm, struct mmu_notifier_range *range,

@@ -65,8 +65,6 @@ int sksm_slot_users(unsigned long entry);
 #define SKSM_SHARDS 256
 unsigned long sksm_shard_lock(unsigned int shard);
 void sksm_shard_unlock(unsigned int shard, unsigned long flags);
-void sksm_rcu_read_lock(void);
-void sksm_rcu_read_unlock(void);
 
 /* Content */
 u64 sksm_siphash(const void *data, size_t len, const siphash_key_t *key);
@@ -124,7 +122,6 @@ pte_t sksm_pte_for_zero(struct vm_area_struct *vma, pte_t old);
 bool sksm_pte_adopt_zero(struct vm_area_struct *vma, unsigned long addr, pte_t *ptep);
 void sksm_flush_tlb(struct vm_area_struct *vma, unsigned long start, unsigned long end);
 bool sksm_tlb_flush_pending(struct mm_struct *mm);
-void sksm_smp_mb(void);
 void sksm_notifier_start(struct mm_struct *mm, struct mmu_notifier_range *range,
 			 unsigned long start, unsigned long end);
 void sksm_notifier_end(struct mmu_notifier_range *range);

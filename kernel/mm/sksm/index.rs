@@ -16,17 +16,17 @@
 
 use core::iter::successors;
 use core::ptr::{null_mut, NonNull};
-use core::sync::atomic::{AtomicUsize, Ordering};
 use kernel::bindings;
 use kernel::error::to_result;
 use kernel::prelude::*;
+use kernel::sync::rcu;
 
+use super::base::atomic::{Acquire, Atomic, Relaxed, Release};
 use super::base::ARef;
 use super::content::Secret;
 use super::folio::{Folio, FolioGuard, LockedFolio, Locking, StableFolio};
 use super::gfp_account;
 use super::node::{self, Joined, Node, Pending};
-use super::rcu::Rcu;
 use super::rmap::Entry;
 use super::stats::Stat;
 use super::sysfs::MAX_PAGE_SHARING;
@@ -103,7 +103,7 @@ unsafe fn get(key: Key) -> Option<NonNull<bindings::sksm_link>> {
 /// Where the contents of some samples are published.
 struct Shard {
     /// How many pages were published here.
-    published: AtomicUsize,
+    published: Atomic<usize>,
 }
 
 /// Enough that two callers with different content rarely meet; `glue.c` has their locks.
@@ -111,7 +111,7 @@ const SHARDS: usize = bindings::SKSM_SHARDS as usize;
 
 static SHARD: [Shard; SHARDS] = [const {
     Shard {
-        published: AtomicUsize::new(0),
+        published: Atomic::new(0),
     }
 }; SHARDS];
 
@@ -126,7 +126,7 @@ fn shard_of(sample: u64) -> usize {
 /// begins now.
 fn published(sample: u64) -> usize {
     // Pairs with the release in `Guard::publish`.
-    SHARD[shard_of(sample)].published.load(Ordering::Acquire)
+    SHARD[shard_of(sample)].published.load(Acquire)
 }
 
 /// The lock of a shard. Taken with interrupts off, also from the page-free path: for a few steps
@@ -157,12 +157,12 @@ impl Guard {
             let older = if first { None } else { get(node.key()) };
             let older = older.map(|link| Node::from_link(link));
             node.older
-                .store(older.map_or(null_mut(), Node::as_ptr), Ordering::Relaxed);
+                .store(older.map_or(null_mut(), Node::as_ptr), Relaxed);
             if let Some(older) = older {
                 let replaced = to_result(bindings::sksm_index_replace(older.link(), node.link()));
                 if replaced.is_err() {
                     // A node that sleeps, which a search came by: it is no copy of the index's.
-                    node.older.store(null_mut(), Ordering::Relaxed);
+                    node.older.store(null_mut(), Relaxed);
                     return replaced;
                 }
                 older.newer(self).set(node.as_ptr());
@@ -171,7 +171,7 @@ impl Guard {
             }
         }
         node.newer(self).set(null_mut());
-        SHARD[self.shard].published.fetch_add(1, Ordering::Release);
+        SHARD[self.shard].published.fetch_add(1, Release);
         Ok(())
     }
 
@@ -181,12 +181,12 @@ impl Guard {
         if newer == node.as_ptr() {
             return false;
         }
-        let older = node.older.load(Ordering::Relaxed);
+        let older = node.older.load(Relaxed);
         // SAFETY: The lock keeps the nodes of this shard in the index. One without a newer copy is
         // the table's.
         unsafe {
             if let Some(newer) = newer.as_ref() {
-                newer.older.store(older, Ordering::Release);
+                newer.older.store(older, Release);
             } else if let Some(older) = older.as_ref() {
                 bindings::sksm_index_replace(node.link(), older.link());
             } else {
@@ -220,7 +220,7 @@ impl Crowd {
     }
 
     fn exists(sample: u64, domain: u64) -> bool {
-        let _rcu = Rcu::lock();
+        let _rcu = rcu::read_lock();
         // SAFETY: Used within the read section, and not followed.
         unsafe { get(Self::key(sample, domain)) }.is_some()
     }
@@ -307,7 +307,7 @@ pub(crate) fn insert(node: &Node, vacancy: &Vacancy) -> Result<bool> {
         crowd = Some(KBox::new(bindings::sksm_crowd::default(), gfp_account())?);
     }
     let guard = Guard::lock(vacancy.sample);
-    if SHARD[guard.shard].published.load(Ordering::Relaxed) != vacancy.published {
+    if SHARD[guard.shard].published.load(Relaxed) != vacancy.published {
         return Ok(false);
     }
     // It may have gone since.
@@ -348,7 +348,7 @@ pub(crate) fn restore(node: &Node, folio: &LockedFolio) {
         domain: key.domain & !CLASS,
         sample: node.sample(),
     };
-    let most = MAX_PAGE_SHARING.load(Ordering::Relaxed) as usize;
+    let most = MAX_PAGE_SHARING.load(Relaxed) as usize;
     for _ in 0..TURNS {
         let published = published(search.sample);
         let (at, lookup) = search.look(most);
@@ -373,7 +373,7 @@ pub(crate) fn copy_of(node: &Node) -> Option<ARef<Folio>> {
     if node.key().is_full() {
         return None;
     }
-    let _rcu = Rcu::lock();
+    let _rcu = rcu::read_lock();
     let mut copies = [None; COPIES];
     {
         let guard = Guard::lock(node.sample());
@@ -385,7 +385,7 @@ pub(crate) fn copy_of(node: &Node) -> Option<ARef<Folio>> {
         // SAFETY: The lock keeps the nodes of this shard in the index.
         let as_node = |node: *mut Node| unsafe { node.cast_const().as_ref() };
         let newer = successors(as_node(newer), |node| as_node(node.newer(&guard).get()));
-        let older = |node: &Node| as_node(node.older.load(Ordering::Relaxed));
+        let older = |node: &Node| as_node(node.older.load(Relaxed));
         let older = successors(older(node), |node| older(node));
         for (place, copy) in copies.iter_mut().zip(Iterator::chain(older, newer)) {
             *place = Some(copy);
@@ -413,7 +413,7 @@ enum Lookup {
 
 /// Looks for a merged page with the bytes of `candidate`.
 fn lookup(key: Key, candidate: StableFolio<'_>, most: usize) -> Lookup {
-    let _rcu = Rcu::lock();
+    let _rcu = rcu::read_lock();
     // SAFETY: RCU keeps the nodes.
     let mut next = unsafe { get(key).map(|link| Node::from_link(link)) };
     if next.is_none() {
@@ -441,7 +441,7 @@ fn lookup(key: Key, candidate: StableFolio<'_>, most: usize) -> Lookup {
             }
         }
         // SAFETY: RCU keeps the nodes.
-        next = unsafe { node.older.load(Ordering::Acquire).as_ref() };
+        next = unsafe { node.older.load(Acquire).as_ref() };
     }
     // Pages that are all on their way out may be anything.
     match equal {
@@ -476,7 +476,7 @@ impl Search<'_> {
     ///
     /// The reference in the result keeps the page from being withdrawn, so its bytes stay.
     pub(crate) fn find(&self, locking: Locking, place: impl Fn() -> Entry) -> Result<Found> {
-        let most = MAX_PAGE_SHARING.load(Ordering::Relaxed) as usize;
+        let most = MAX_PAGE_SHARING.load(Relaxed) as usize;
         // A page that changed between lookup and lock was withdrawn or migrated, or left the index:
         // the next turn sees a newer state.
         for _ in 0..TURNS {

@@ -4,13 +4,12 @@
 
 use core::ops::Range;
 use core::ptr::NonNull;
-use core::sync::atomic::Ordering;
 use kernel::bindings;
 use kernel::ffi::{c_int, c_ulong};
 use kernel::page::PAGE_SHIFT;
 use kernel::prelude::*;
 
-use super::base;
+use super::base::{self, atomic::Relaxed};
 use super::batch::{Batch, Candidate, State};
 use super::content::{self, Secret};
 use super::domain::{self, Domain};
@@ -101,7 +100,7 @@ unsafe extern "C" fn merge_pmd(
     let (call, vma) = unsafe {
         (
             &mut *(*walk).private.cast::<Call<'_>>(),
-            Vma::from_raw(NonNull::new_unchecked((*walk).vma)),
+            Vma::from_raw((*walk).vma),
         )
     };
     let mut at = start;
@@ -135,7 +134,7 @@ impl<'a> Call<'a> {
             domain: Domain::of(mm, remote, secret),
             candidates: KVVec::new(),
             drained: false,
-            across_nodes: MERGE_ACROSS_NODES.load(Ordering::Relaxed),
+            across_nodes: MERGE_ACROSS_NODES.load(Relaxed),
             lacked_memory: false,
             lacking: 0,
             remote,
@@ -367,7 +366,7 @@ impl<'a> Call<'a> {
                 Found::Vacant(vacancy) => vacancy,
             };
             // With users enough already it would serve nobody.
-            if folio.mapcount() as u32 >= MAX_PAGE_SHARING.load(Ordering::Relaxed) {
+            if folio.mapcount() as u32 >= MAX_PAGE_SHARING.load(Relaxed) {
                 break;
             }
             // A swap entry elsewhere could turn into a mapping that no reverse map knows.

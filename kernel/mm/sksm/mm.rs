@@ -86,9 +86,6 @@ functions! {
     /// The same for all CPUs. Sleeps until work has run on each; no lock that such work takes is
     /// held.
     fn drain_all_batches() = lru_add_drain_all;
-    /// A full barrier, for lockless walks of page tables: they take their reference first and look
-    /// at the entry again, with a barrier between the two.
-    fn smp_mb() = sksm_smp_mb;
 }
 
 /// An address space. A reference to it means that it is not freed.
@@ -98,10 +95,10 @@ pub(crate) struct Mm(Opaque<bindings::mm_struct>);
 impl Mm {
     /// # Safety
     ///
-    /// `mm` stays valid for as long as the result is used.
-    pub(crate) unsafe fn from_raw<'a>(mm: NonNull<bindings::mm_struct>) -> &'a Self {
+    /// `mm` is valid for as long as the result is used.
+    pub(crate) unsafe fn from_raw<'a>(mm: *mut bindings::mm_struct) -> &'a Self {
         // SAFETY: `Self` is transparent, and `mm` valid, as the caller promises.
-        unsafe { mm.cast().as_ref() }
+        unsafe { &*mm.cast() }
     }
 
     pub(crate) fn as_ptr(&self) -> *mut bindings::mm_struct {
@@ -158,10 +155,10 @@ pub(crate) struct Vma(Opaque<bindings::vm_area_struct>);
 impl Vma {
     /// # Safety
     ///
-    /// `vma` stays valid for as long as the result is used.
-    pub(crate) unsafe fn from_raw<'a>(vma: NonNull<bindings::vm_area_struct>) -> &'a Self {
+    /// `vma` is valid for as long as the result is used.
+    pub(crate) unsafe fn from_raw<'a>(vma: *mut bindings::vm_area_struct) -> &'a Self {
         // SAFETY: `Self` is transparent, and `vma` valid, as the caller promises.
-        unsafe { vma.cast().as_ref() }
+        unsafe { &*vma.cast() }
     }
 
     pub(crate) fn as_ptr(&self) -> *mut bindings::vm_area_struct {
@@ -170,7 +167,7 @@ impl Vma {
 
     pub(crate) fn mm(&self) -> &Mm {
         // SAFETY: A VMA has an mm, which does not change, and outlives it.
-        unsafe { Mm::from_raw(NonNull::new_unchecked((*self.as_ptr()).vm_mm)) }
+        unsafe { Mm::from_raw((*self.as_ptr()).vm_mm) }
     }
 
     /// What names its anonymous pages, once it has had any.

@@ -9,16 +9,16 @@
 use core::cell::UnsafeCell;
 use core::mem::{forget, offset_of};
 use core::ptr::{null_mut, NonNull};
-use core::sync::atomic::{AtomicPtr, AtomicU16, Ordering};
 use kernel::bindings;
 use kernel::prelude::*;
+use kernel::sync::rcu;
 
+use super::base::atomic::{Acquire, Atomic, AtomicType, Full, Relaxed, Release};
 use super::base::{self, ARef};
 use super::folio::{Folio, FolioGuard, LockedFolio};
 use super::gfp_account;
 use super::index::{self, Guard, Key, Vacancy};
 use super::mm::{self, Vma};
-use super::rcu::Rcu;
 use super::release;
 use super::rmap::{Entry, Pushed, Rmap};
 use super::stats::{self, Process, Stat};
@@ -56,14 +56,14 @@ impl Pending {
 
     /// The place is mapped, or will not be.
     fn settle(&self, mapped: Option<Process<'_>>) {
-        let rcu = Rcu::lock();
+        let rcu = rcu::read_lock();
         // The reference keeps the folio from being withdrawn, migrated or freed. Memory failure may
         // have taken the node, though.
         if let Some(node) = Node::of(&self.0, &rcu) {
             if let Some(mm) = mapped {
                 node.save(&self.0, mm);
             }
-            node.pending.fetch_sub(1, Ordering::Release);
+            let _ = node.pending.update(|old| old.checked_sub(1));
         }
     }
 }
@@ -82,6 +82,46 @@ union Last {
     retired: bindings::llist_node,
 }
 
+/// A counter in 16 bits, as a node is to be small. Who changes it sees what those did who changed
+/// it before.
+struct Counter(Atomic<Count>);
+
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Count(u16);
+
+// SAFETY: Of the size and the alignment of an `i16`, and any bits are valid for both.
+unsafe impl AtomicType for Count {
+    type Repr = i16;
+}
+
+impl Counter {
+    const fn new(value: u16) -> Self {
+        Self(Atomic::new(Count(value)))
+    }
+
+    fn get(&self) -> u16 {
+        self.0.load(Acquire).0
+    }
+
+    /// Returns the old value.
+    fn replace(&self, value: u16) -> u16 {
+        self.0.xchg(Count(value), Full).0
+    }
+
+    /// Changes it to what `f` makes of it; an error if that is nothing. Either way the old value.
+    fn update(&self, f: impl Fn(u16) -> Option<u16>) -> Result<u16, u16> {
+        let mut old = self.0.load(Relaxed);
+        loop {
+            let new = f(old.0).ok_or(old.0)?;
+            match self.0.cmpxchg(old, Count(new), Full) {
+                Ok(_) => return Ok(old.0),
+                Err(other) => old = other,
+            }
+        }
+    }
+}
+
 /// A merged page's node. Freed only after an RCU grace period.
 #[repr(C, align(8))]
 pub(crate) struct Node {
@@ -89,21 +129,21 @@ pub(crate) struct Node {
     /// written before others see the node.
     link: UnsafeCell<bindings::sksm_link>,
     /// The next older copy of the same content. Changed with the lock of the shard.
-    pub(super) older: AtomicPtr<Node>,
+    pub(super) older: Atomic<*mut Node>,
     newer: Newer,
-    folio: AtomicPtr<bindings::folio>,
+    folio: Atomic<*mut bindings::folio>,
     /// Guarded by the folio lock.
     rmap: UnsafeCell<Rmap>,
     last: UnsafeCell<Last>,
     /// Mappings that merges redirected here and that are still there: pages saved. Where forked
     /// mappings take part it may be less, never more, but for `swapped`.
-    saved: AtomicU16,
+    saved: Counter,
     /// So many of them became swap entries. Those that are dropped are not told, and others may
     /// take their place.
-    swapped: AtomicU16,
+    swapped: Counter,
     /// Places in the reverse map where the page is about to be mapped. Rises under the folio lock.
     /// The references of a page do not tell: nobody can read them and its mappings at one moment.
-    pending: AtomicU16,
+    pending: Counter,
     /// The NUMA node that the folio must be on to be found, or `NUMA_NO_NODE`.
     nid: i16,
 }
@@ -111,19 +151,19 @@ pub(crate) struct Node {
 /// The next newer copy of the same content: NULL for the newest, the node itself when it is not in
 /// the index. Changed with the lock of the shard. While the node sleeps, its slot (`asleep.rs`);
 /// whoever looks something up in a table reads which of them it is.
-pub(super) struct Newer(AtomicPtr<Node>);
+pub(super) struct Newer(Atomic<*mut Node>);
 
 impl Newer {
     pub(super) fn get(&self) -> *mut Node {
-        self.0.load(Ordering::Relaxed)
+        self.0.load(Relaxed)
     }
 
     pub(super) fn set(&self, newer: *mut Node) {
-        self.0.store(newer, Ordering::Relaxed);
+        self.0.store(newer, Relaxed);
     }
 
     pub(super) fn replace(&self, newer: *mut Node) -> *mut Node {
-        self.0.swap(newer, Ordering::Relaxed)
+        self.0.xchg(newer, Relaxed)
     }
 }
 
@@ -140,14 +180,14 @@ impl Node {
         let node = KBox::new(
             Self {
                 link: Default::default(),
-                older: AtomicPtr::new(null_mut()),
-                newer: Newer(AtomicPtr::new(null_mut())),
-                folio: AtomicPtr::new(folio.as_ptr()),
+                older: Atomic::new(null_mut()),
+                newer: Newer(Atomic::new(null_mut())),
+                folio: Atomic::new(folio.as_ptr()),
                 rmap: UnsafeCell::new(Rmap::new(first)),
                 last: UnsafeCell::new(Last { sample: 0 }),
-                saved: AtomicU16::new(0),
-                swapped: AtomicU16::new(0),
-                pending: AtomicU16::new(0),
+                saved: Counter::new(0),
+                swapped: Counter::new(0),
+                pending: Counter::new(0),
                 nid: nid as i16,
             },
             gfp_account(),
@@ -240,7 +280,7 @@ impl Node {
     /// The folio that was this node's when last seen; may be free, or another's by now. NULL for a
     /// node that sleeps.
     pub(crate) fn folio_hint(&self) -> *mut bindings::folio {
-        self.folio.load(Ordering::Acquire)
+        self.folio.load(Acquire)
     }
 
     /// Whether `folio` is this node's. Stays true while the caller holds the reference, unless the
@@ -257,7 +297,7 @@ impl Node {
     }
 
     /// The node of a page, if it is a merged one.
-    fn of<'a>(folio: &Folio, _rcu: &'a Rcu) -> Option<&'a Self> {
+    fn of<'a>(folio: &Folio, _rcu: &'a rcu::Guard) -> Option<&'a Self> {
         // SAFETY: RCU keeps a node that `mapping` named within the read section.
         Self::from_mapping(folio.mapping()).map(|node| unsafe { node.as_ref() })
     }
@@ -274,7 +314,7 @@ impl Node {
     /// Counts a saved mapping; false if only one mapping is there that is not counted yet.
     fn gain(&self, folio: &Folio) -> bool {
         let more = |old: u16| old.checked_add(1);
-        let Ok(saved) = (self.saved).fetch_update(Ordering::AcqRel, Ordering::Acquire, more) else {
+        let Ok(saved) = self.saved.update(more) else {
             // Saved, but more than are counted.
             return true;
         };
@@ -293,12 +333,7 @@ impl Node {
     fn lose(&self, saved: bool, left: i32) -> u16 {
         let most = (left - 1).clamp(0, u16::MAX.into()) as u16;
         let less = |old: u16| old.saturating_sub(u16::from(saved)).min(most);
-        let old = match self
-            .saved
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| Some(less(old)))
-        {
-            Ok(old) | Err(old) => old,
-        };
+        let (Ok(old) | Err(old)) = self.saved.update(|old| Some(less(old)));
         Self::count_lost(old, less(old));
         old - less(old)
     }
@@ -315,7 +350,7 @@ impl Node {
     /// See [`super::sksm_unmapped`].
     pub(crate) fn unmapped(folio: &Folio, mm: Process<'_>) {
         let saved = mm.unmapped();
-        let rcu = Rcu::lock();
+        let rcu = rcu::read_lock();
         if let Some(node) = Self::of(folio, &rcu) {
             node.lose(saved, folio.mapcount());
         }
@@ -324,7 +359,7 @@ impl Node {
     /// See [`super::sksm_swapped`].
     pub(crate) fn swapped(folio: &Folio, mm: Process<'_>) {
         let saved = mm.swapped();
-        let rcu = Rcu::lock();
+        let rcu = rcu::read_lock();
         if let Some(node) = Self::of(folio, &rcu) {
             node.add_swapped(node.lose(saved, folio.mapcount()));
         }
@@ -332,19 +367,19 @@ impl Node {
 
     fn add_swapped(&self, mappings: u16) {
         let more = |old: u16| Some(old.saturating_add(mappings));
-        let _ = (self.swapped).fetch_update(Ordering::Relaxed, Ordering::Relaxed, more);
+        let _ = self.swapped.update(more);
     }
 
     /// See [`super::sksm_swapped_in`].
     pub(crate) fn swapped_in(folio: &Folio, mm: Process<'_>) {
         let counted = mm.swapped_in();
-        let rcu = Rcu::lock();
+        let rcu = rcu::read_lock();
         let Some(node) = Self::of(folio, &rcu) else {
             return;
         };
         // No more is saved than was: mappings that fork made come back as well.
         let less = |old: u16| old.checked_sub(1);
-        let was = (node.swapped).fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+        let was = node.swapped.update(less);
         let saved = was.is_ok() && node.gain(folio);
         if was.is_ok() && !saved {
             node.add_swapped(1);
@@ -457,7 +492,7 @@ impl Node {
         if !new.is_plain() || !node.suits(node.key(), new) {
             index::remove(node);
         }
-        node.folio.store(new.as_ptr(), Ordering::Release);
+        node.folio.store(new.as_ptr(), Release);
         // Readers that still have the old folio see under its lock that it is nobody's.
         folio.set_mapping(ORPHAN);
     }
@@ -465,24 +500,24 @@ impl Node {
     /// Takes what is saved aside while the node's mappings go to another folio, one by one: no
     /// folio has all of them meanwhile. Nobody maps the page anew until [`Node::put_back`].
     pub(super) fn set_aside(&self) -> u16 {
-        self.saved.swap(0, Ordering::AcqRel)
+        self.saved.replace(0)
     }
 
     /// Undoes [`Node::set_aside`], less what has gone meanwhile.
     pub(super) fn put_back(&self, saved: u16, folio: &Folio) {
-        self.saved.store(saved, Ordering::Release);
+        self.saved.replace(saved);
         self.lose(false, folio.mapcount());
     }
 
     /// Neither copies nor folio can be found by a node that sleeps: they may be freed.
     pub(super) fn forget_others(&self) {
-        self.older.store(null_mut(), Ordering::Release);
-        self.folio.store(null_mut(), Ordering::Release);
+        self.older.store(null_mut(), Release);
+        self.folio.store(null_mut(), Release);
     }
 
     /// Makes the node that of `folio`, which has been read from swap and was never mapped.
     pub(super) fn enter_memory(&self, folio: &LockedFolio) {
-        self.folio.store(folio.as_ptr(), Ordering::Release);
+        self.folio.store(folio.as_ptr(), Release);
         folio.set_mapping(self.tagged());
         Stat::Pages.add(1);
     }
@@ -490,7 +525,7 @@ impl Node {
     /// Takes the node out of the index and the counts: its folio is no merged page any more.
     pub(super) fn leave_memory(&self) {
         index::remove(self);
-        Self::count_lost(self.saved.swap(0, Ordering::Relaxed), 0);
+        Self::count_lost(self.saved.replace(0), 0);
         Stat::Pages.add(-1);
     }
 
@@ -532,7 +567,7 @@ impl<'a> MergedFolio<'a> {
 
     /// Whether somebody is about to map the page.
     pub(super) fn is_awaited(&self) -> bool {
-        self.node.pending.load(Ordering::Acquire) != 0
+        self.node.pending.get() != 0
     }
 
     pub(super) fn node(&self) -> &'a Node {
@@ -552,7 +587,7 @@ impl<'a> MergedFolio<'a> {
 
     /// Enters a place, where the caller will map the page, unless it has users enough. May sleep.
     fn add_place(&mut self, entry: impl FnOnce() -> Entry, most: usize) -> Result<Pushed> {
-        let pending = self.node.pending.load(Ordering::Acquire);
+        let pending = self.node.pending.get();
         let users = self.folio.mapcount().max(0) as usize + usize::from(pending);
         if users >= most || pending == u16::MAX {
             return Ok(Pushed::Full);
@@ -562,7 +597,7 @@ impl<'a> MergedFolio<'a> {
         // Twice as many as mappings: when all are looked at, half can be dropped as a rule.
         let pushed = rmap.push(entry(), self.folio, pending == 0, 2 * most + 64)?;
         if pushed == Pushed::Yes {
-            self.node.pending.fetch_add(1, Ordering::Relaxed);
+            let _ = self.node.pending.update(|old| old.checked_add(1));
         }
         Ok(pushed)
     }

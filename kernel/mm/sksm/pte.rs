@@ -155,7 +155,7 @@ impl LockedPtes<'_> {
                 &mut slot,
                 slots.end.min(self.range.len),
             );
-            NonNull::new(folio).map(|folio| (slot, Folio::from_raw(folio)))
+            (!folio.is_null()).then(|| (slot, Folio::from_raw(folio)))
         }
     }
 

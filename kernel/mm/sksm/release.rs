@@ -6,21 +6,20 @@
 //! may still look at the node.
 
 use core::ptr::{null_mut, NonNull};
-use core::sync::atomic::{AtomicPtr, Ordering};
 use kernel::bindings;
 use kernel::prelude::*;
+use kernel::sync::rcu;
 
+use super::base::atomic::{Acquire, Atomic};
 use super::mm::{self, functions};
 use super::node::Node;
 
 /// Retired nodes, newest first.
-static RETIRED: AtomicPtr<bindings::llist_node> = AtomicPtr::new(null_mut());
+static RETIRED: Atomic<*mut bindings::llist_node> = Atomic::new(null_mut());
 
 functions! {
     /// Has [`run`] called, on a workqueue.
     fn schedule() = sksm_schedule_release;
-    /// Waits for all RCU read sections that have begun. Sleeps.
-    fn synchronize_rcu() = synchronize_rcu;
 }
 
 /// Hands a node over. Any context.
@@ -42,11 +41,11 @@ pub(crate) unsafe fn push(node: NonNull<Node>) {
 
 /// Frees what was handed over by now. Sleeps.
 pub(crate) fn run() {
-    let mut link = RETIRED.swap(null_mut(), Ordering::Acquire);
+    let mut link = RETIRED.xchg(null_mut(), Acquire);
     if link.is_null() {
         return;
     }
-    synchronize_rcu();
+    rcu::synchronize_rcu();
     while !link.is_null() {
         // SAFETY: The list links nodes by what `Node::retired` names, and is ours alone now.
         unsafe {

@@ -35,17 +35,20 @@
 //!
 //! # Contexts
 //!
-//! C hands over what is in use and not NULL, so arguments are references: a [`LockedFolio`] where
-//! the caller has locked the folio, or has it for himself. Which locks else are held is said there.
+//! C hands over what is in use and not NULL: references are made of it, that of a [`LockedFolio`]
+//! where the caller has locked the folio, or has it for himself. Which locks else are held is said
+//! there.
 //!
 //! Everything runs in process context and may sleep, except [`sksm_folio_free`] (any context, hard
 //! interrupts too), [`sksm_folio_sleep`], [`__sksm_slot_freed`] and [`__sksm_slot_asleep`] (any
 //! context), [`sksm_withdraw`], [`sksm_unmapped`], [`sksm_swapped`] and [`sksm_swapped_in`]
 //! (page-table lock held).
 
+use core::ptr::null_mut;
 use kernel::alloc::flags::{__GFP_NOWARN, __GFP_RETRY_MAYFAIL};
 use kernel::alloc::Flags;
 use kernel::bindings;
+use kernel::ffi::{c_int, c_ulong};
 use kernel::prelude::*;
 
 mod asleep;
@@ -59,7 +62,6 @@ mod merge;
 mod mm;
 mod node;
 mod pte;
-mod rcu;
 mod release;
 mod rescue;
 mod rmap;
@@ -86,9 +88,13 @@ fn gfp_account() -> Flags {
 }
 
 /// Boot-time set-up.
-#[no_mangle]
-extern "C" fn sksm_init() -> i32 {
-    // SAFETY: Called once, before any other use of the table.
+///
+/// # Safety
+///
+/// Called once, before all else.
+#[export]
+unsafe extern "C" fn sksm_init() -> c_int {
+    // SAFETY: As the caller promises.
     let table = kernel::error::to_result(unsafe { bindings::sksm_index_init() });
     match table.and_then(|()| sysfs::init()) {
         Ok(()) => 0,
@@ -104,33 +110,40 @@ extern "C" fn sksm_init() -> i32 {
 /// # Safety
 ///
 /// `mm` must stay valid until [`sksm_call_end`].
-#[no_mangle]
-unsafe extern "C" fn sksm_call_begin(mm: &Mm) -> *mut merge::Call<'_> {
+#[export]
+unsafe extern "C" fn sksm_call_begin(mm: *mut bindings::mm_struct) -> *mut bindings::sksm_call {
+    // SAFETY: As the caller promises.
+    let mm = unsafe { Mm::from_raw(mm) };
     let call = merge::Call::new(mm).and_then(|call| Ok(KBox::new(call, gfp())?));
-    call.map_or(core::ptr::null_mut(), KBox::into_raw)
+    call.map_or(null_mut(), |call| KBox::into_raw(call).cast())
 }
 
-/// Merges `start..end` of `vma`, or the beginning of it if others wait for the lock, or may do so.
-/// Returns 0, with the end of what was merged in `start`, or `-EINTR` or `-EAGAIN`. Sleeps; a fatal
-/// signal ends it.
+/// Merges `*start..end` of `vma`, or the beginning of it if others wait for the lock, or may do so.
+/// Returns 0, with the end of what was merged in `*start`, or `-EINTR` or `-EAGAIN`. Sleeps; a
+/// fatal signal ends it.
 ///
 /// # Safety
 ///
 /// `call` comes from [`sksm_call_begin`]; `vma` belongs to its mm and covers the range. `mmap_lock`
 /// is held for read or, if `vma_lock` says so, the lock of `vma`.
-#[no_mangle]
+#[export]
 unsafe extern "C" fn sksm_merge_vma(
-    call: &mut merge::Call<'_>,
-    vma: &Vma,
-    start: &mut usize,
-    end: usize,
+    call: *mut bindings::sksm_call,
+    vma: *mut bindings::vm_area_struct,
+    start: *mut c_ulong,
+    end: c_ulong,
     vma_lock: bool,
-) -> i32 {
+) -> c_int {
     let lock = if vma_lock { Lock::Vma } else { Lock::Mmap };
-    // SAFETY: The caller holds that lock, and `vma` covers the range.
-    match unsafe { call.merge_vma(vma, *start, end, lock) } {
+    // SAFETY: As the caller promises: it holds that lock, and `vma` covers the range.
+    let merged = unsafe {
+        let call = &mut *call.cast::<merge::Call<'_>>();
+        call.merge_vma(Vma::from_raw(vma), *start, end, lock)
+    };
+    match merged {
         Ok(at) => {
-            *start = at;
+            // SAFETY: The caller's.
+            unsafe { *start = at };
             0
         }
         Err(error) if error == EINTR => EINTR.to_errno(),
@@ -144,10 +157,10 @@ unsafe extern "C" fn sksm_merge_vma(
 /// # Safety
 ///
 /// `call` comes from [`sksm_call_begin`] and is not used again.
-#[no_mangle]
-unsafe extern "C" fn sksm_call_end(call: *mut merge::Call<'_>) -> i32 {
+#[export]
+unsafe extern "C" fn sksm_call_end(call: *mut bindings::sksm_call) -> c_int {
     // SAFETY: `sksm_call_begin` made it with `KBox::into_raw`.
-    let call = unsafe { KBox::from_raw(call) };
+    let call = unsafe { KBox::from_raw(call.cast::<merge::Call<'_>>()) };
     if call.lacked_memory() {
         EAGAIN.to_errno()
     } else {
@@ -161,9 +174,10 @@ unsafe extern "C" fn sksm_call_end(call: *mut merge::Call<'_>) -> i32 {
 /// # Safety
 ///
 /// `folio` is a merged folio with no reference left, or a poisoned one that the caller has locked.
-#[no_mangle]
-unsafe extern "C" fn sksm_folio_free(folio: &mut LockedFolio) {
-    Node::folio_freed(folio);
+#[export]
+unsafe extern "C" fn sksm_folio_free(folio: *mut bindings::folio) {
+    // SAFETY: As the caller promises.
+    Node::folio_freed(unsafe { LockedFolio::from_raw(folio) });
 }
 
 /// A write fault on a merged folio: if this mapping is its only user, the page becomes an ordinary
@@ -172,10 +186,14 @@ unsafe extern "C" fn sksm_folio_free(folio: &mut LockedFolio) {
 /// # Safety
 ///
 /// The page table of `vma`, locked by the caller, maps `folio` at `addr`.
-#[no_mangle]
-unsafe extern "C" fn sksm_withdraw(folio: &Folio, vma: &Vma, addr: usize) -> bool {
+#[export]
+unsafe extern "C" fn sksm_withdraw(
+    folio: *mut bindings::folio,
+    vma: *mut bindings::vm_area_struct,
+    addr: c_ulong,
+) -> bool {
     // SAFETY: As the caller promises.
-    unsafe { Node::withdraw(folio, vma, addr) }
+    unsafe { Node::withdraw(Folio::from_raw(folio), Vma::from_raw(vma), addr) }
 }
 
 /// A mapping of a merged folio has been removed for good, not to migrate. Page-table lock held.
@@ -183,8 +201,13 @@ unsafe extern "C" fn sksm_withdraw(folio: &Folio, vma: &Vma, addr: usize) -> boo
 /// # Safety
 ///
 /// The caller holds the reference that the mapping had; `vma` is valid.
-#[no_mangle]
-unsafe extern "C" fn sksm_unmapped(folio: &Folio, vma: &Vma) {
+#[export]
+unsafe extern "C" fn sksm_unmapped(
+    folio: *mut bindings::folio,
+    vma: *mut bindings::vm_area_struct,
+) {
+    // SAFETY: As the caller promises.
+    let (folio, vma) = unsafe { (Folio::from_raw(folio), Vma::from_raw(vma)) };
     Node::unmapped(folio, Process(vma.mm()));
 }
 
@@ -193,8 +216,10 @@ unsafe extern "C" fn sksm_unmapped(folio: &Folio, vma: &Vma) {
 /// # Safety
 ///
 /// As for [`sksm_unmapped`].
-#[no_mangle]
-unsafe extern "C" fn sksm_swapped(folio: &Folio, vma: &Vma) {
+#[export]
+unsafe extern "C" fn sksm_swapped(folio: *mut bindings::folio, vma: *mut bindings::vm_area_struct) {
+    // SAFETY: As the caller promises.
+    let (folio, vma) = unsafe { (Folio::from_raw(folio), Vma::from_raw(vma)) };
     Stat::Swapped.add(1);
     Node::swapped(folio, Process(vma.mm()));
 }
@@ -204,8 +229,13 @@ unsafe extern "C" fn sksm_swapped(folio: &Folio, vma: &Vma) {
 /// # Safety
 ///
 /// `folio` is locked; `vma` is valid.
-#[no_mangle]
-unsafe extern "C" fn sksm_swapped_in(folio: &Folio, vma: &Vma) {
+#[export]
+unsafe extern "C" fn sksm_swapped_in(
+    folio: *mut bindings::folio,
+    vma: *mut bindings::vm_area_struct,
+) {
+    // SAFETY: As the caller promises.
+    let (folio, vma) = unsafe { (Folio::from_raw(folio), Vma::from_raw(vma)) };
     Stat::SwappedIn.add(1);
     Node::swapped_in(folio, Process(vma.mm()));
 }
@@ -216,9 +246,10 @@ unsafe extern "C" fn sksm_swapped_in(folio: &Folio, vma: &Vma) {
 ///
 /// `folio` is locked, in the swap cache at `slot`, clean, not mapped, and about to leave the swap
 /// cache: with no reference left, or as it has failed.
-#[no_mangle]
-unsafe extern "C" fn sksm_folio_sleep(folio: &mut LockedFolio, slot: bindings::swp_entry_t) {
-    asleep::sleep(folio, Slot::new(slot.val));
+#[export]
+unsafe extern "C" fn sksm_folio_sleep(folio: *mut bindings::folio, slot: bindings::swp_entry_t) {
+    // SAFETY: As the caller promises.
+    asleep::sleep(unsafe { LockedFolio::from_raw(folio) }, Slot::new(slot.val));
 }
 
 /// A folio of the swap cache that was never mapped becomes the merged page that sleeps under its
@@ -227,9 +258,10 @@ unsafe extern "C" fn sksm_folio_sleep(folio: &mut LockedFolio, slot: bindings::s
 /// # Safety
 ///
 /// `folio` is locked, and has no `mapping`.
-#[no_mangle]
-unsafe extern "C" fn __sksm_folio_wake(folio: &mut LockedFolio) {
-    asleep::wake(folio);
+#[export]
+unsafe extern "C" fn __sksm_folio_wake(folio: *mut bindings::folio) {
+    // SAFETY: As the caller promises.
+    asleep::wake(unsafe { LockedFolio::from_raw(folio) });
 }
 
 /// A swap slot is free. Any context.
@@ -237,14 +269,18 @@ unsafe extern "C" fn __sksm_folio_wake(folio: &mut LockedFolio) {
 /// # Safety
 ///
 /// Neither swap entry nor swap cache has the slot, and nobody takes it meanwhile.
-#[no_mangle]
+#[export]
 unsafe extern "C" fn __sksm_slot_freed(slot: bindings::swp_entry_t) {
     asleep::forget(Slot::new(slot.val));
 }
 
-/// Whether a merged page sleeps under a slot, which the caller keeps in use. Any context.
-#[no_mangle]
-extern "C" fn __sksm_slot_asleep(slot: bindings::swp_entry_t) -> bool {
+/// Whether a merged page sleeps under a slot. Any context.
+///
+/// # Safety
+///
+/// The caller keeps the slot in use.
+#[export]
+unsafe extern "C" fn __sksm_slot_asleep(slot: bindings::swp_entry_t) -> bool {
     asleep::is_asleep(Slot::new(slot.val))
 }
 
@@ -253,11 +289,13 @@ extern "C" fn __sksm_slot_asleep(slot: bindings::swp_entry_t) -> bool {
 /// # Safety
 ///
 /// `folio` is a locked merged folio; `rwc` is valid. Others may use `rwc` as well.
-#[no_mangle]
+#[export]
 unsafe extern "C" fn sksm_rmap_walk(
-    folio: &mut LockedFolio,
+    folio: *mut bindings::folio,
     rwc: *mut bindings::rmap_walk_control,
 ) {
+    // SAFETY: As the caller promises.
+    let folio = unsafe { LockedFolio::from_raw(folio) };
     if let Some(merged) = folio.merged() {
         // SAFETY: `rwc` is valid, and what walks share of it does not change. `contended` is
         // written by those who try, each to one of its own.
@@ -274,12 +312,14 @@ unsafe extern "C" fn sksm_rmap_walk(
 /// # Safety
 ///
 /// `folio` is a locked merged folio; `to_kill` is the caller's list.
-#[no_mangle]
+#[export]
 unsafe extern "C" fn sksm_collect_mappers(
-    folio: &mut LockedFolio,
+    folio: *const bindings::folio,
     to_kill: *mut bindings::list_head,
-    force_early: i32,
+    force_early: c_int,
 ) {
+    // SAFETY: As the caller promises.
+    let folio = unsafe { LockedFolio::from_raw(folio.cast_mut()) };
     if let Some(merged) = folio.merged() {
         let folio = merged.folio().as_ptr();
         merged.rmap().for_each_vma(|vma, addr| {
@@ -299,9 +339,10 @@ unsafe extern "C" fn sksm_collect_mappers(
 /// # Safety
 ///
 /// `folio` is a locked folio with a reference of the caller's.
-#[no_mangle]
-unsafe extern "C" fn sksm_folio_rescue(folio: &mut LockedFolio) -> bool {
-    rescue::rescue(folio)
+#[export]
+unsafe extern "C" fn sksm_folio_rescue(folio: *mut bindings::folio) -> bool {
+    // SAFETY: As the caller promises.
+    rescue::rescue(unsafe { LockedFolio::from_raw(folio) })
 }
 
 /// `folio_migrate_ksm()` for merged folios: the node follows.
@@ -309,13 +350,19 @@ unsafe extern "C" fn sksm_folio_rescue(folio: &mut LockedFolio) -> bool {
 /// # Safety
 ///
 /// Both folios are locked, `new->mapping` equals `old->mapping`, and no page table maps `old`.
-#[no_mangle]
-unsafe extern "C" fn sksm_migrate(new: &LockedFolio, old: &mut LockedFolio) {
+#[export]
+unsafe extern "C" fn sksm_migrate(new: *mut bindings::folio, old: *mut bindings::folio) {
+    // SAFETY: As the caller promises.
+    let (new, old) = unsafe { (LockedFolio::from_raw(new), LockedFolio::from_raw(old)) };
     Node::migrate(new, old);
 }
 
 /// Releases retired nodes; runs on a workqueue.
-#[no_mangle]
-extern "C" fn sksm_release(_work: *mut bindings::work_struct) {
+///
+/// # Safety
+///
+/// Called by the work item only.
+#[export]
+unsafe extern "C" fn sksm_release(_work: *mut bindings::work_struct) {
     release::run();
 }

@@ -2,7 +2,6 @@
 
 //! `/sys/kernel/mm/sksm/`.
 
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use kernel::bindings;
 use kernel::c_str;
 use kernel::error::to_result;
@@ -10,16 +9,17 @@ use kernel::ffi::c_char;
 use kernel::page::PAGE_SIZE;
 use kernel::prelude::*;
 
+use super::base::atomic::{Atomic, Relaxed};
 use super::base::{self, Show, Store};
 use super::domain::{self, Root};
 use super::stats::Stat;
 use super::unmerge;
 
 /// How many mappings a merged page takes, unless told otherwise; KSM's default.
-pub(crate) static MAX_PAGE_SHARING: AtomicU32 = AtomicU32::new(256);
+pub(crate) static MAX_PAGE_SHARING: Atomic<u32> = Atomic::new(256);
 
 /// Whether pages of different NUMA nodes merge.
-pub(crate) static MERGE_ACROSS_NODES: AtomicBool = AtomicBool::new(true);
+pub(crate) static MERGE_ACROSS_NODES: Atomic<bool> = Atomic::new(true);
 
 /// An attribute that lives in a static, as sysfs wants it.
 #[repr(transparent)]
@@ -118,7 +118,7 @@ attribute!(domain, DOMAIN, show_domain, store_domain);
 attribute!(
     max_page_sharing,
     MAX_SHARING,
-    |buf| emit(buf, MAX_PAGE_SHARING.load(Ordering::Relaxed) as isize),
+    |buf| emit(buf, MAX_PAGE_SHARING.load(Relaxed) as isize),
     |text| {
         let value = parse(text)?;
         // As for KSM: a merged page with one mapping saves nothing. What is larger than any number
@@ -126,20 +126,20 @@ attribute!(
         if !(2..=i32::MAX as u32 / 4).contains(&value) {
             return Err(EINVAL);
         }
-        MAX_PAGE_SHARING.store(value, Ordering::Relaxed);
+        MAX_PAGE_SHARING.store(value, Relaxed);
         Ok(())
     }
 );
 attribute!(
     merge_across_nodes,
     ACROSS_NODES,
-    |buf| emit(buf, MERGE_ACROSS_NODES.load(Ordering::Relaxed) as isize),
+    |buf| emit(buf, MERGE_ACROSS_NODES.load(Relaxed) as isize),
     |text| {
         let value = parse(text)?;
         if value > 1 {
             return Err(EINVAL);
         }
-        MERGE_ACROSS_NODES.store(value == 1, Ordering::Relaxed);
+        MERGE_ACROSS_NODES.store(value == 1, Relaxed);
         Ok(())
     }
 );

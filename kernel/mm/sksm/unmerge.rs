@@ -31,7 +31,7 @@ impl Process {
 
     fn mm(&self) -> &Mm {
         // SAFETY: By the invariant.
-        unsafe { Mm::from_raw(self.0) }
+        unsafe { Mm::from_raw(self.0.as_ptr()) }
     }
 
     /// Gives each mapping a page of its own. Sleeps; a signal ends it.
@@ -74,7 +74,7 @@ impl<'a> MmapLock<'a> {
         // SAFETY: The lock is held, and keeps the VMA.
         unsafe {
             let vma = bindings::find_vma(self.0.as_ptr(), addr);
-            NonNull::new(vma).map(|vma| Vma::from_raw(vma))
+            (!vma.is_null()).then(|| Vma::from_raw(vma))
         }
     }
 }

@@ -41,49 +41,41 @@ macro_rules! table {
         Engine {
             // SAFETY: mm keeps what the entries ask for.
             merge: |mm, ranges| unsafe {
-                let call = $engine::sksm_call_begin(&*mm.cast());
+                let call = $engine::sksm_call_begin(mm);
                 for &(start, end) in ranges {
                     let mut at = start;
                     while at < end {
                         let vma = &raw mut (*mm).vma;
-                        let error =
-                            $engine::sksm_merge_vma(&mut *call, &*vma.cast(), &mut at, end, false);
+                        let error = $engine::sksm_merge_vma(call, vma, &mut at, end, false);
                         assert_eq!(error, 0, "a merge fails");
                     }
                 }
                 $engine::sksm_call_end(call);
             },
             // SAFETY: As above.
-            folio_free: |folio| unsafe { $engine::sksm_folio_free(&mut *folio.cast()) },
+            folio_free: |folio| unsafe { $engine::sksm_folio_free(folio) },
             // SAFETY: As above.
-            withdraw: |folio, vma, addr| unsafe {
-                $engine::sksm_withdraw(&*folio.cast(), &*vma.cast(), addr)
-            },
+            withdraw: |folio, vma, addr| unsafe { $engine::sksm_withdraw(folio, vma, addr) },
             // SAFETY: As above.
-            unmapped: |folio, vma| unsafe { $engine::sksm_unmapped(&*folio.cast(), &*vma.cast()) },
+            unmapped: |folio, vma| unsafe { $engine::sksm_unmapped(folio, vma) },
             // SAFETY: As above.
-            swapped: |folio, vma| unsafe { $engine::sksm_swapped(&*folio.cast(), &*vma.cast()) },
+            swapped: |folio, vma| unsafe { $engine::sksm_swapped(folio, vma) },
             // SAFETY: As above.
-            swapped_in: |folio, vma| unsafe {
-                $engine::sksm_swapped_in(&*folio.cast(), &*vma.cast())
-            },
+            swapped_in: |folio, vma| unsafe { $engine::sksm_swapped_in(folio, vma) },
             // SAFETY: As above.
-            folio_sleep: |folio, slot| unsafe {
-                $engine::sksm_folio_sleep(&mut *folio.cast(), slot)
-            },
+            folio_sleep: |folio, slot| unsafe { $engine::sksm_folio_sleep(folio, slot) },
             // SAFETY: As above.
-            folio_wake: |folio| unsafe { $engine::__sksm_folio_wake(&mut *folio.cast()) },
+            folio_wake: |folio| unsafe { $engine::__sksm_folio_wake(folio) },
             // SAFETY: As above.
             slot_freed: |slot| unsafe { $engine::__sksm_slot_freed(slot) },
             // SAFETY: As above.
-            rmap_walk: |folio, rwc| unsafe {
-                $engine::sksm_rmap_walk(&mut *folio.cast(), from_mut(rwc))
-            },
+            rmap_walk: |folio, rwc| unsafe { $engine::sksm_rmap_walk(folio, from_mut(rwc)) },
             // SAFETY: As above.
-            migrate: |new, old| unsafe { $engine::sksm_migrate(&*new.cast(), &mut *old.cast()) },
+            migrate: |new, old| unsafe { $engine::sksm_migrate(new, old) },
             // SAFETY: As above.
-            rescue: |folio| unsafe { $engine::sksm_folio_rescue(&mut *folio.cast()) },
-            release: || $engine::sksm_release(from_mut(&mut work_struct)),
+            rescue: |folio| unsafe { $engine::sksm_folio_rescue(folio) },
+            // SAFETY: As above.
+            release: || unsafe { $engine::sksm_release(from_mut(&mut work_struct)) },
             begin: $engine::probe::begin,
             node_of_link: $engine::probe::node,
             node_folio: $engine::probe::folio,

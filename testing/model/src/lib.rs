@@ -14,7 +14,7 @@ mod scenario;
 mod swap;
 mod world;
 
-pub(crate) use linux::{alloc, atomic, bindings, cell, error, ffi, page, prelude, types};
+pub(crate) use linux::{alloc, atomic, bindings, cell, error, ffi, page, prelude, sync, types};
 
 pub use mistakes::MISTAKES;
 pub use planted::Planted;

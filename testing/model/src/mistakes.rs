@@ -149,10 +149,10 @@ pub const MISTAKES: &[Mistake] = &[
         "the node keeps the old folio after migration",
         "node.rs",
         &[(
-            "        node.folio.store(new.as_ptr(), Ordering::Release);
+            "        node.folio.store(new.as_ptr(), Release);
 ",
             "        if !{planted} {
-            node.folio.store(new.as_ptr(), Ordering::Release);
+            node.folio.store(new.as_ptr(), Release);
         }
 ",
         )],
@@ -209,7 +209,7 @@ pub const MISTAKES: &[Mistake] = &[
                 "    pub(super) fn leave_memory(&self) {
         // The word that says the other nodes' shard has another use then.
         if {planted} && !self.key().is_full() {
-            Self::count_lost(self.saved.swap(0, Ordering::Relaxed), 0);
+            Self::count_lost(self.saved.replace(0), 0);
             Stat::Pages.add(-1);
             return;
         }
@@ -252,7 +252,7 @@ pub const MISTAKES: &[Mistake] = &[
         &[(
             "        let pushed = rmap.push(",
             "        if {planted} {
-            self.node.pending.fetch_add(1, Ordering::Relaxed);
+            let _ = self.node.pending.update(|old| old.checked_add(1));
             return Ok(Pushed::Yes);
         }
         let pushed = rmap.push(",
@@ -327,25 +327,28 @@ pub const MISTAKES: &[Mistake] = &[
         "who maps a page is no user before the mapping is counted",
         "node.rs",
         &[(
-            "node.pending.fetch_sub(1, Ordering::Release);",
-            "node.pending.fetch_sub(
-                1,
-                if {planted} {
-                    Ordering::Relaxed
-                } else {
-                    Ordering::Release
-                },
-            );",
+            "            let _ = node.pending.update(|old| old.checked_sub(1));
+",
+            "            if {planted} {
+                let pending = &node.pending.0;
+                let mut old = pending.load(Relaxed);
+                while let Err(other) = pending.cmpxchg(old, Count(old.0 - 1), Relaxed) {
+                    old = other;
+                }
+            } else {
+                let _ = node.pending.update(|old| old.checked_sub(1));
+            }
+",
         )],
     ),
     mistake(
         "a node is told without RCU that its page is not mapped",
         "node.rs",
         &[(
-            "        let rcu = Rcu::lock();
+            "        let rcu = rcu::read_lock();
         // The reference keeps",
-            "        let _locked = (!{planted}).then(Rcu::lock);
-        let rcu = core::mem::ManuallyDrop::new(Rcu);
+            "        let _locked = (!{planted}).then(rcu::read_lock);
+        let rcu = core::mem::ManuallyDrop::new(rcu::Guard);
         // The reference keeps",
         )],
     ),
@@ -401,9 +404,9 @@ pub const MISTAKES: &[Mistake] = &[
         "what was published meanwhile does not matter",
         "index.rs",
         &[(
-            "if SHARD[guard.shard].published.load(Ordering::Relaxed) != vacancy.published {",
+            "if SHARD[guard.shard].published.load(Relaxed) != vacancy.published {",
             "if !{planted}
-        && SHARD[guard.shard].published.load(Ordering::Relaxed) != vacancy.published
+        && SHARD[guard.shard].published.load(Relaxed) != vacancy.published
     {",
         )],
     ),
@@ -437,15 +440,15 @@ pub const MISTAKES: &[Mistake] = &[
             (
                 "        let older = if first {",
                 "        if {planted} {
-            SHARD[self.shard].published.fetch_add(1, Ordering::Release);
+            SHARD[self.shard].published.fetch_add(1, Release);
         }
         let older = if first {",
             ),
             (
-                "        SHARD[self.shard].published.fetch_add(1, Ordering::Release);
+                "        SHARD[self.shard].published.fetch_add(1, Release);
         Ok(())",
                 "        if !{planted} {
-            SHARD[self.shard].published.fetch_add(1, Ordering::Release);
+            SHARD[self.shard].published.fetch_add(1, Release);
         }
         Ok(())",
             ),
@@ -459,7 +462,7 @@ pub const MISTAKES: &[Mistake] = &[
 ",
             "        node.newer(self).set(null_mut());
         if {planted} {
-            SHARD[self.shard].published.fetch_add(1, Ordering::Relaxed);
+            SHARD[self.shard].published.fetch_add(1, Relaxed);
             return Ok(());
         }
 ",
@@ -570,9 +573,9 @@ pub const MISTAKES: &[Mistake] = &[
         "a newer copy still leads to one that leaves",
         "index.rs",
         &[(
-            "newer.older.store(older, Ordering::Release);",
+            "newer.older.store(older, Release);",
             "if !{planted} {
-                    newer.older.store(older, Ordering::Release);
+                    newer.older.store(older, Release);
                 }",
         )],
     ),
@@ -615,10 +618,10 @@ pub const MISTAKES: &[Mistake] = &[
         "nodes are freed without a grace period",
         "release.rs",
         &[(
-            "    synchronize_rcu();
+            "    rcu::synchronize_rcu();
 ",
             "    if !{planted} {
-        synchronize_rcu();
+        rcu::synchronize_rcu();
     }
 ",
         )],
@@ -628,10 +631,10 @@ pub const MISTAKES: &[Mistake] = &[
         "a page falls asleep with the copies behind it",
         "node.rs",
         &[(
-            "        self.older.store(null_mut(), Ordering::Release);
+            "        self.older.store(null_mut(), Release);
 ",
             "        if !{planted} {
-            self.older.store(null_mut(), Ordering::Release);
+            self.older.store(null_mut(), Release);
         }
 ",
         )],
@@ -716,10 +719,10 @@ pub const MISTAKES: &[Mistake] = &[
         "a page that wakes keeps its old folio",
         "node.rs",
         &[(
-            "        self.folio.store(folio.as_ptr(), Ordering::Release);
+            "        self.folio.store(folio.as_ptr(), Release);
 ",
             "        if !{planted} {
-            self.folio.store(folio.as_ptr(), Ordering::Release);
+            self.folio.store(folio.as_ptr(), Release);
         }
 ",
         )],
@@ -862,10 +865,10 @@ pub const MISTAKES: &[Mistake] = &[
         "a page that goes takes its saved mappings with it",
         "node.rs",
         &[(
-            "        Self::count_lost(self.saved.swap(0, Ordering::Relaxed), 0);
+            "        Self::count_lost(self.saved.replace(0), 0);
 ",
             "        if !{planted} {
-            Self::count_lost(self.saved.swap(0, Ordering::Relaxed), 0);
+            Self::count_lost(self.saved.replace(0), 0);
         }
 ",
         )],

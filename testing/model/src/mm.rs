@@ -9,7 +9,7 @@ use loom::sync::atomic::Ordering;
 use crate::alloc::KBox;
 use crate::bindings::{
     anon_vma, anon_vma_chain, folio, mm_struct, pte_t, rmap_walk_control, sksm_crowd, swp_entry_t,
-    synchronize_rcu, vm_area_struct, Words, PAGE_MAPPING_ANON, PAGE_MAPPING_KSM, PAGE_MAPPING_SKSM,
+    vm_area_struct, Words, PAGE_MAPPING_ANON, PAGE_MAPPING_KSM, PAGE_MAPPING_SKSM,
 };
 use crate::lock::{Shared, Spin};
 use crate::page::PAGE_SHIFT;
@@ -412,7 +412,7 @@ pub(crate) fn work() {
     if !doomed.is_empty() {
         // SAFETY: They left the table before; nobody else frees them.
         unsafe {
-            synchronize_rcu();
+            crate::sync::rcu::synchronize_rcu();
             for (_, crowd) in doomed {
                 drop(KBox::from_raw(crowd as *mut sksm_crowd));
             }

@@ -166,7 +166,7 @@ impl Bucket {
             links.push(link);
             // SAFETY: What is in the table lives.
             let head = unsafe { &(*link.as_ptr()).head };
-            next = head.next.load(loom::sync::atomic::Ordering::Acquire);
+            next = head.next.load(crate::atomic::Acquire);
         }
         assert_eq!(next, self.end, "a chain ends as another");
         links

@@ -12,7 +12,7 @@ use std::thread::panicking;
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::{fence, Ordering};
 
-use crate::atomic::AtomicUsize;
+use crate::atomic::{Acquire, Atomic, Relaxed, Release};
 use crate::lock::{PageLock, Shared, Spin};
 use crate::mm;
 use crate::planted::Planted;
@@ -23,7 +23,7 @@ use crate::world::{world, Bucket, Word, POISON, SLOTS};
 #[repr(C)]
 #[derive(Default)]
 pub(crate) struct rhash_head {
-    pub(crate) next: AtomicUsize,
+    pub(crate) next: Atomic<usize>,
 }
 
 #[repr(C)]
@@ -78,7 +78,7 @@ unsafe fn key_of(link: usize) -> sksm_key {
 /// # Safety
 ///
 /// As for [`key_of`].
-unsafe fn next_of<'a>(link: usize) -> &'a AtomicUsize {
+unsafe fn next_of<'a>(link: usize) -> &'a Atomic<usize> {
     // SAFETY: As the caller promises.
     unsafe { &(*(link as *const sksm_link)).head.next }
 }
@@ -116,7 +116,7 @@ fn lookup(bucket: &Bucket, found: impl Fn(usize) -> bool) -> *mut sksm_link {
         let mut link = bucket.head.load(Ordering::Acquire);
         while !Bucket::is_end(link) && !found(link) {
             // SAFETY: RCU keeps what a reader gets to.
-            link = unsafe { next_of(link) }.load(Ordering::Acquire);
+            link = unsafe { next_of(link) }.load(Acquire);
         }
         if !Bucket::is_end(link) {
             break link as *mut sksm_link;
@@ -142,12 +142,12 @@ fn insert(bucket: &Bucket, new: usize, same: impl Fn(usize) -> bool) -> c_int {
                 return EEXIST;
             }
             // SAFETY: The lock of the bucket keeps what is in it.
-            other = unsafe { next_of(other) }.load(Ordering::Relaxed);
+            other = unsafe { next_of(other) }.load(Relaxed);
         }
         // Who still stands on the link from its time in the other table goes on from here. In the
         // kernel the bucket's lock orders this after what others have put in.
         // SAFETY: The engine's.
-        unsafe { next_of(new) }.store(first, Ordering::Release);
+        unsafe { next_of(new) }.store(first, Release);
         bucket.head.store(new, Ordering::Release);
         0
     })
@@ -162,21 +162,21 @@ fn replace_link(bucket: &Bucket, link: usize, new: Option<usize>) -> c_int {
             let mut at = bucket.head.load(Ordering::Relaxed);
             while !Bucket::is_end(at) && at != link {
                 previous = Some(at);
-                at = next_of(at).load(Ordering::Relaxed);
+                at = next_of(at).load(Relaxed);
             }
             if Bucket::is_end(at) {
                 return ENOENT;
             }
-            let next = next_of(link).load(Ordering::Relaxed);
+            let next = next_of(link).load(Relaxed);
             let new = match new {
                 Some(new) => {
-                    next_of(new).store(next, Ordering::Release);
+                    next_of(new).store(next, Release);
                     new
                 }
                 None => next,
             };
             match previous {
-                Some(previous) => next_of(previous).store(new, Ordering::Release),
+                Some(previous) => next_of(previous).store(new, Release),
                 None => bucket.head.store(new, Ordering::Release),
             }
             0
@@ -261,22 +261,6 @@ pub(crate) unsafe fn sksm_shard_unlock(shard: u32, _flags: usize) {
     if !panicking() {
         world().shard(shard).unlock();
     }
-}
-
-pub(crate) unsafe fn sksm_rcu_read_lock() {
-    world().rcu.read();
-}
-
-pub(crate) unsafe fn sksm_rcu_read_unlock() {
-    if !panicking() {
-        world().rcu.read_unlock();
-    }
-}
-
-/// A grace period.
-pub(crate) unsafe fn synchronize_rcu() {
-    world().rcu.write();
-    world().rcu.write_unlock();
 }
 
 // Folios
@@ -696,10 +680,6 @@ pub(crate) unsafe fn sksm_tlb_flush_pending(_mm: *mut mm_struct) -> bool {
     false
 }
 
-pub(crate) unsafe fn sksm_smp_mb() {
-    fence(Ordering::SeqCst);
-}
-
 #[derive(Default)]
 pub(crate) struct mmu_notifier_range;
 
@@ -714,6 +694,8 @@ pub(crate) unsafe fn sksm_notifier_start(
 pub(crate) unsafe fn sksm_notifier_end(_range: *mut mmu_notifier_range) {}
 
 pub(crate) unsafe fn sksm_account_zero_page(_mm: *mut mm_struct) {}
+
+pub(crate) struct sksm_call;
 
 pub(crate) type page_walk_lock = u32;
 pub(crate) const page_walk_lock_PGWALK_RDLOCK: page_walk_lock = 0;

@@ -6,6 +6,7 @@ pub(crate) mod bindings;
 pub(crate) mod cell;
 pub(crate) mod error;
 pub(crate) mod prelude;
+pub(crate) mod sync;
 pub(crate) mod types;
 
 #[allow(non_camel_case_types)]

@@ -3,6 +3,7 @@
 use kernel::bindings;
 use kernel::prelude::*;
 
+pub(crate) use kernel::sync::{atomic, barrier};
 pub(crate) use kernel::types::{ARef, AlwaysRefCounted};
 
 pub(crate) const MAPPING_KSM: usize = bindings::PAGE_MAPPING_KSM as usize;

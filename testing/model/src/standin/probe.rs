@@ -2,7 +2,7 @@
 
 use core::ptr::NonNull;
 
-use kernel::atomic::Ordering;
+use kernel::atomic::Relaxed;
 use kernel::bindings;
 
 use super::node::Node;
@@ -16,7 +16,7 @@ pub(crate) fn folio(node: usize) -> *mut bindings::folio {
 /// The next older copy.
 pub(crate) fn older(node: usize) -> usize {
     // SAFETY: As above.
-    unsafe { (*(node as *const Node)).older.load(Ordering::Relaxed) as usize }
+    unsafe { (*(node as *const Node)).older.load(Relaxed) as usize }
 }
 
 /// The sample's hash.

@@ -1,13 +1,13 @@
 //! In place of the engine's `sysfs.rs`: what an administrator set, once and before all else.
 
-use kernel::atomic::Ordering;
+use kernel::atomic::Relaxed;
 use kernel::prelude::*;
 use kernel::world::world;
 
 pub(crate) struct MaxPageSharing;
 
 impl MaxPageSharing {
-    pub(crate) fn load(&self, _order: Ordering) -> u32 {
+    pub(crate) fn load(&self, _order: Relaxed) -> u32 {
         world().limit
     }
 }
@@ -17,7 +17,7 @@ pub(crate) static MAX_PAGE_SHARING: MaxPageSharing = MaxPageSharing;
 pub(crate) struct MergeAcrossNodes;
 
 impl MergeAcrossNodes {
-    pub(crate) fn load(&self, _order: Ordering) -> bool {
+    pub(crate) fn load(&self, _order: Relaxed) -> bool {
         world().across_nodes
     }
 }

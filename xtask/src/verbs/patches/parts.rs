@@ -55,12 +55,7 @@ mm/sksm: add types for folios and page table entries
 References, locks and page tables as types: what needs the folio lock or
 the page table lock is a method of what holds it.
 ",
-        files: &[
-            "mm/sksm/folio.rs",
-            "mm/sksm/mm.rs",
-            "mm/sksm/pte.rs",
-            "mm/sksm/rcu.rs",
-        ],
+        files: &["mm/sksm/folio.rs", "mm/sksm/mm.rs", "mm/sksm/pte.rs"],
     },
     Part {
         before: "Documentation-mm-list-the-page-about-SKSM",

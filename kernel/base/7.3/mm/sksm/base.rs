@@ -7,6 +7,7 @@ use kernel::ffi::c_char;
 use kernel::prelude::*;
 
 pub(crate) use kernel::sync::aref::{ARef, AlwaysRefCounted};
+pub(crate) use kernel::sync::{atomic, barrier};
 
 /// The low bits of `folio->mapping`: of a KSM page, that it is SKSM's, and all that mm knows.
 pub(crate) const MAPPING_KSM: usize = bindings::FOLIO_MAPPING_KSM as usize;
