@@ -11,7 +11,6 @@
 
 struct list_head;
 struct rmap_walk_control;
-struct sksm_call;
 
 /*
  * What a memory cgroup says about merging, in memory.merge_domain: nothing, or
@@ -26,11 +25,16 @@ enum sksm_mark {
 
 #ifdef CONFIG_SKSM
 
+/* The state of one call, on its stack. */
+struct sksm_call {
+	unsigned long state[15];
+};
+
 /*
  * One system call that gives the advice, for any number of ranges of mm.
- * Process context, mmap_lock not needed. NULL: no memory.
+ * Process context, mmap_lock not needed. 0, or -EAGAIN: no memory.
  */
-struct sksm_call *sksm_call_begin(struct mm_struct *mm);
+int sksm_call_begin(struct sksm_call *call, struct mm_struct *mm);
 
 /*
  * Merges pages of one VMA, with mmap_lock held for read or, as vma_lock says, the
@@ -132,9 +136,12 @@ static inline void sksm_init_mm(struct mm_struct *mm)
 
 #else /* !CONFIG_SKSM */
 
-static inline struct sksm_call *sksm_call_begin(struct mm_struct *mm)
+struct sksm_call {
+};
+
+static inline int sksm_call_begin(struct sksm_call *call, struct mm_struct *mm)
 {
-	return NULL;
+	return 0;
 }
 
 static inline int sksm_merge_vma(struct sksm_call *call, struct vm_area_struct *vma,

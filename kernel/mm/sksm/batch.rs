@@ -5,12 +5,14 @@
 //! Between the steps the candidates' folio locks are held. With its lock held, its exclusivity
 //! given up and every mapping read-only, a folio cannot change: a write fault copies it.
 
-use core::mem::{forget, replace};
+use core::mem::{forget, replace, MaybeUninit};
+use core::ops::{Deref, DerefMut};
+use core::slice;
 use kernel::bindings;
 use kernel::prelude::*;
 
 use super::base::barrier::{smp_mb, Full};
-use super::base::{self, ARef};
+use super::base::ARef;
 use super::folio::{Folio, FolioGuard, Locking, ProtectedFolio, Puts};
 use super::node::Pending;
 use super::pte::{self, LockedPtes, PteRange};
@@ -132,21 +134,70 @@ impl Candidate {
     }
 }
 
+/// Candidates in memory that was there before: with a page table locked there is none to be had.
+///
+/// # Invariants
+///
+/// The first `len` of `room` are initialized.
+struct Candidates<'a> {
+    room: &'a mut [MaybeUninit<Candidate>],
+    len: usize,
+}
+
+impl<'a> Candidates<'a> {
+    fn new(room: &'a mut [MaybeUninit<Candidate>]) -> Self {
+        // INVARIANT: There are none.
+        Self { room, len: 0 }
+    }
+
+    /// Adds one; there is room.
+    fn push(&mut self, candidate: Candidate) {
+        self.room[self.len].write(candidate);
+        // INVARIANT: It is the next one.
+        self.len += 1;
+    }
+}
+
+impl Deref for Candidates<'_> {
+    type Target = [Candidate];
+
+    fn deref(&self) -> &[Candidate] {
+        // SAFETY: By the invariant.
+        unsafe { slice::from_raw_parts(self.room.as_ptr().cast(), self.len) }
+    }
+}
+
+impl DerefMut for Candidates<'_> {
+    fn deref_mut(&mut self) -> &mut [Candidate] {
+        // SAFETY: By the invariant.
+        unsafe { slice::from_raw_parts_mut(self.room.as_mut_ptr().cast(), self.len) }
+    }
+}
+
+impl Drop for Candidates<'_> {
+    fn drop(&mut self) {
+        // Nothing else of them has anything to drop.
+        for candidate in self.iter_mut() {
+            if candidate.state.folio().is_some() {
+                candidate.state = State::Done;
+            }
+        }
+    }
+}
+
 /// The candidates of one run of pages.
 pub(crate) struct Batch<'a> {
     pub(crate) range: &'a PteRange<'a>,
-    candidates: &'a mut KVVec<Candidate>,
+    candidates: Candidates<'a>,
     /// Whether some page was not collected, and may be put aside or busy.
     pub(crate) left: bool,
 }
 
 impl<'a> Batch<'a> {
-    /// Step 1: locks the folios of the run that are worth a look, and puts others aside. The vector
-    /// is empty and has room for all pages of the range.
-    pub(crate) fn collect(
-        range: &'a PteRange<'a>,
-        candidates: &'a mut KVVec<Candidate>,
-    ) -> Result<Self> {
+    /// Step 1: locks the folios of the run that are worth a look, and puts others aside. There is
+    /// room for all pages of the run.
+    pub(crate) fn collect(range: &'a PteRange<'a>, room: &'a mut [MaybeUninit<Candidate>]) -> Self {
+        let mut candidates = Candidates::new(room);
         let mut left = false;
         if let Some(ptes) = range.lock() {
             let mut todo = 0..range.len();
@@ -155,27 +206,25 @@ impl<'a> Batch<'a> {
                 let state = Self::look(folio);
                 if !matches!(state, State::Done) {
                     left |= !state.is_collected();
-                    let candidate = Candidate {
+                    candidates.push(Candidate {
                         slot,
                         state,
                         sample: None,
                         pte: Default::default(),
-                    };
-                    // There is room: no allocation, so the page-table lock may be held.
-                    candidates.push(candidate, GFP_NOWAIT)?;
+                    });
                 }
             }
         }
-        Ok(Self {
+        Self {
             range,
             candidates,
             left,
-        })
+        }
     }
 
-    /// What a folio is that an entry maps now. It is locked if it is worth more.
+    /// What a folio is that an entry was found to map. It is locked if it is worth more.
     fn look(folio: &Folio) -> State {
-        if !folio.is_candidate() {
+        if !folio.is_plain() {
             return State::Done;
         }
         if folio.is_large() {
@@ -185,12 +234,15 @@ impl<'a> Batch<'a> {
         if folio.other_refs() > 0 {
             return State::in_use(folio);
         }
-        folio.try_lock().map_or(State::Locked, Self::collected)
+        match folio.try_lock() {
+            Some(folio) => Self::collected(folio),
+            None => State::Locked,
+        }
     }
 
-    /// A folio that is locked now: it may have been merged or split before.
+    /// A folio of one page that is locked now: it may have been merged before.
     fn collected(folio: FolioGuard) -> State {
-        if folio.is_candidate() && !folio.is_large() {
+        if folio.is_candidate() {
             State::Collected(folio)
         } else {
             State::Done
@@ -200,7 +252,7 @@ impl<'a> Batch<'a> {
     /// Looks again at what was put aside for one reason, which should have gone.
     pub(crate) fn collect_again(&mut self, which: fn(&State) -> bool) {
         let ptes = self.range.lock();
-        for candidate in self.candidates.as_mut_slice() {
+        for candidate in self.candidates.iter_mut() {
             if which(&candidate.state) {
                 let slots = candidate.slot..candidate.slot + 1;
                 let found = ptes.as_ref().and_then(|ptes| ptes.next_folio(slots));
@@ -220,7 +272,9 @@ impl<'a> Batch<'a> {
         self.candidates[at].state = match found {
             None => State::Done,
             Some(folio) => {
-                FolioGuard::lock(folio, Locking::Wait)?.map_or(State::Done, Self::collected)
+                let folio = FolioGuard::lock(folio, Locking::Wait)?;
+                let small = folio.filter(|folio| !folio.is_large());
+                small.map_or(State::Done, Self::collected)
             }
         };
         Ok(())
@@ -247,25 +301,25 @@ impl<'a> Batch<'a> {
         let Some(mut ptes) = self.range.lock() else {
             return Ok(0);
         };
-        let large = self.candidates.as_slice().iter();
+        let large = self.candidates.iter();
         let large = large.filter(|candidate| matches!(candidate.state, State::Large));
         Ok(large.filter(|large| ptes.adopt_zero(large.slot)).count())
     }
 
     pub(crate) fn candidates(&mut self) -> &mut [Candidate] {
-        self.candidates.as_mut_slice()
+        &mut self.candidates
     }
 
     /// Whether some candidate is in such a state.
     pub(crate) fn has(&self, which: fn(&State) -> bool) -> bool {
-        let mut all = self.candidates.as_slice().iter();
+        let mut all = self.candidates.iter();
         all.any(|candidate| which(&candidate.state))
     }
 
     /// The lowest and the highest slot of the candidates in such a state; `None` when there is
     /// none.
     fn bounds(&self, which: fn(&State) -> bool) -> Option<(usize, usize)> {
-        let all = self.candidates.as_slice();
+        let all = &self.candidates;
         let is = |candidate: &Candidate| which(&candidate.state);
         // They are in the order of their slots.
         let first = all.iter().position(is)?;
@@ -288,7 +342,7 @@ impl<'a> Batch<'a> {
             return;
         };
         let mut flush = ptes.flush_pending();
-        for candidate in self.candidates.as_mut_slice() {
+        for candidate in self.candidates.iter_mut() {
             if candidate.state.is_collected() {
                 if candidate.clear(&mut ptes) {
                     let folio = candidate.state.folio();
@@ -304,7 +358,7 @@ impl<'a> Batch<'a> {
         // Entries are cleared before references are counted, on every CPU. Pairs with the barrier
         // of who got a reference in try_grab_folio_fast().
         smp_mb(Full);
-        for candidate in self.candidates.as_mut_slice() {
+        for candidate in self.candidates.iter_mut() {
             if let Some(State::Collected(folio)) = candidate.state.take(State::is_collected) {
                 let next = Self::protect_one(&mut ptes, candidate, folio);
                 self.left |= !next.is_stable();
@@ -345,7 +399,7 @@ impl<'a> Batch<'a> {
             self.drop_all(State::is_to_replace);
             return 0;
         };
-        for candidate in self.candidates.as_mut_slice() {
+        for candidate in self.candidates.iter_mut() {
             if !candidate.state.is_to_replace() {
                 continue;
             }
@@ -364,7 +418,7 @@ impl<'a> Batch<'a> {
         let mm = self.range.mm();
         let vma = self.range.vma().as_ptr();
         let mut count = 0;
-        for candidate in self.candidates.as_mut_slice() {
+        for candidate in self.candidates.iter_mut() {
             let (folio, pte) = match candidate.state.take(State::is_to_replace) {
                 Some(State::Twin(folio, page)) => {
                     let addr = self.range.addr(candidate.slot);
@@ -410,7 +464,7 @@ impl<'a> Batch<'a> {
     /// Unlocks and puts all folios that the batch still has: nothing is left to do with them.
     pub(crate) fn let_go(&mut self) {
         let mut puts = Puts::new();
-        for candidate in self.candidates.as_mut_slice() {
+        for candidate in self.candidates.iter_mut() {
             if candidate.state.folio().is_some() {
                 let state = replace(&mut candidate.state, State::Done);
                 state.into_folio().map(|folio| puts.add(folio));
@@ -419,16 +473,8 @@ impl<'a> Batch<'a> {
     }
 
     fn drop_all(&mut self, which: fn(&State) -> bool) {
-        for candidate in self.candidates.as_mut_slice() {
+        for candidate in self.candidates.iter_mut() {
             drop(candidate.state.take(which));
         }
-    }
-}
-
-impl Drop for Batch<'_> {
-    fn drop(&mut self) {
-        self.let_go();
-        // The memory stays for the next batch.
-        base::truncate(self.candidates, 0);
     }
 }

@@ -3,9 +3,10 @@
 //! The bytes of a page: comparing and hashing them.
 //!
 //! The hash is NH, the almost universal hash of UMAC (RFC 4418) with words of 64 bits: whoever does
-//! not know the key finds two pages of one hash with a chance of 2^-64, however he makes them.
-//! SipHash over the result and the domain hides the key from who sees where pages stand, and gives
-//! each domain hashes of its own.
+//! not know the key finds two pages of one hash with a chance of 2^-64, however he makes them. So
+//! small is the chance of any difference of two results (it is almost delta-universal), so that the
+//! domain is added to it: each domain has hashes of its own. SipHash over the sum hides the key
+//! from who sees where pages stand.
 
 use core::ptr::null_mut;
 use kernel::bindings;
@@ -63,16 +64,15 @@ impl Secret {
         Ok(SECRET.load(Acquire))
     }
 
-    /// A number that stands for others.
+    /// A number that stands for others, of which there are always so many.
     pub(crate) fn digest<const N: usize>(&self, numbers: [u64; N]) -> u64 {
-        let (start, len) = (numbers.as_ptr().cast(), size_of_val(&numbers));
-        // SAFETY: So many bytes can be read there.
-        unsafe { bindings::sksm_siphash(start, len, &self.sip) }
+        const { assert!(N % 2 == 0 && N <= WORDS) };
+        self.finish(nh(0, &numbers, &self.nh))
     }
 
-    fn finish(&self, sum: u128, domain: u64) -> u64 {
+    fn finish(&self, sum: u128) -> u64 {
         // SAFETY: The key is valid.
-        unsafe { bindings::siphash_3u64(sum as u64, (sum >> 64) as u64, domain, &self.sip) }
+        unsafe { bindings::siphash_2u64(sum as u64, (sum >> 64) as u64, &self.sip) }
     }
 
     /// The hash of a sample of the page, an eighth of it, in a domain.
@@ -81,13 +81,13 @@ impl Secret {
         let keys = self.nh.chunks_exact(LINE);
         let sum = lines
             .zip(keys)
-            .fold(0, |sum, (words, key)| nh(sum, words, key));
-        self.finish(sum, domain)
+            .fold(domain.into(), |sum, (words, key)| nh(sum, words, key));
+        self.finish(sum)
     }
 
     /// The hash of all bytes, in a domain.
     pub(crate) fn hash(&self, words: &Words, domain: u64) -> u64 {
-        self.finish(nh(0, words, &self.nh), domain)
+        self.finish(nh(domain.into(), words, &self.nh))
     }
 }
 

@@ -193,7 +193,7 @@ impl Domain {
         };
         // Both namespaces: a process that has moved into one keeps memory of the other until exec.
         Some(Self {
-            id: secret.digest([scope.group, user, owner.mm_user_ns, owner.user_ns, place]),
+            id: secret.digest([scope.group, user, owner.mm_user_ns, owner.user_ns, place, 0]),
         })
     }
 

@@ -2,7 +2,7 @@
 
 //! Folios by reference, by lock, and with bytes that stay.
 
-use core::mem::ManuallyDrop;
+use core::mem::{ManuallyDrop, MaybeUninit};
 use core::ops::{Deref, DerefMut};
 use core::ptr::{null_mut, NonNull};
 use kernel::bindings;
@@ -322,32 +322,32 @@ impl Deref for ProtectedFolio {
 }
 
 /// Puts folios many at a time, which costs less when they are freed by it.
-pub(crate) struct Puts(bindings::folio_batch);
+///
+/// # Invariants
+///
+/// The batch is set up, and owns the references of its folios.
+pub(crate) struct Puts(MaybeUninit<bindings::folio_batch>);
 
 impl Puts {
     pub(crate) fn new() -> Self {
-        Self(bindings::folio_batch::default())
+        let mut batch = MaybeUninit::uninit();
+        // SAFETY: It is to be set up. What has no folio yet is not written.
+        unsafe { bindings::sksm_folio_batch_init(batch.as_mut_ptr()) };
+        // INVARIANT: Just now, and there are none.
+        Self(batch)
     }
 
     /// Puts the folio, by the end of this batch at the latest.
     pub(crate) fn add(&mut self, folio: ARef<Folio>) {
-        self.0.folios[usize::from(self.0.nr)] = ARef::into_raw(folio).cast().as_ptr();
-        self.0.nr += 1;
-        if usize::from(self.0.nr) == self.0.folios.len() {
-            self.put();
-        }
-    }
-
-    fn put(&mut self) {
-        // SAFETY: The batch owns the references of its folios. Empty afterwards.
-        unsafe { bindings::sksm_folios_put(&mut self.0) };
+        let folio = ARef::into_raw(folio).cast().as_ptr();
+        // SAFETY: The reference is the batch's from here on.
+        unsafe { bindings::sksm_folio_batch_put(self.0.as_mut_ptr(), folio) };
     }
 }
 
 impl Drop for Puts {
     fn drop(&mut self) {
-        if self.0.nr > 0 {
-            self.put();
-        }
+        // SAFETY: By the invariant.
+        unsafe { bindings::sksm_folio_batch_release(self.0.as_mut_ptr()) };
     }
 }

@@ -174,13 +174,6 @@ void sksm_shard_unlock(unsigned int shard, unsigned long flags)
 	spin_unlock_irqrestore(&sksm_shards[shard], flags);
 }
 
-/* Content */
-
-u64 sksm_siphash(const void *data, size_t len, const siphash_key_t *key)
-{
-	return siphash(data, len, key);
-}
-
 /* Folios */
 
 bool sksm_folio_try_get(struct folio *folio)
@@ -198,10 +191,22 @@ void sksm_folio_put(struct folio *folio)
 	folio_put(folio);
 }
 
-/* Empties the batch. */
-void sksm_folios_put(struct folio_batch *folios)
+void sksm_folio_batch_init(struct folio_batch *folios)
 {
-	folios_put(folios);
+	folio_batch_init(folios);
+}
+
+/* Empties the batch when it is full. */
+void sksm_folio_batch_put(struct folio_batch *folios, struct folio *folio)
+{
+	if (!folio_batch_add(folios, folio))
+		folios_put(folios);
+}
+
+void sksm_folio_batch_release(struct folio_batch *folios)
+{
+	if (folio_batch_count(folios))
+		folios_put(folios);
 }
 
 bool sksm_folio_trylock(struct folio *folio)
@@ -360,6 +365,22 @@ void sksm_folio_remove_rmap(struct folio *folio, struct vm_area_struct *vma)
 }
 
 /* Page tables */
+
+/*
+ * The entry that the page table of addr hangs on, as far as *next at most, or
+ * NULL if there are no tables up to *next. In a VMA that KSM would take.
+ */
+pmd_t *sksm_find_pmd(struct mm_struct *mm, unsigned long addr, unsigned long end,
+		     unsigned long *next)
+{
+	pmd_t *pmd = mm_find_pmd(mm, addr);
+
+	end = pgd_addr_end(addr, end);
+	end = p4d_addr_end(addr, end);
+	end = pud_addr_end(addr, end);
+	*next = pmd ? pmd_addr_end(addr, end) : end;
+	return pmd;
+}
 
 /* The anonymous folio that a huge PMD maps, with a reference, or NULL. */
 struct folio *sksm_pmd_get_folio(struct vm_area_struct *vma, pmd_t *pmd, unsigned long addr)

@@ -13,7 +13,6 @@
 #include <linux/mm.h>
 #include <linux/mman.h>
 #include <linux/mmu_notifier.h>
-#include <linux/pagewalk.h>
 #include <linux/random.h>
 #include <linux/rhashtable.h>
 #include <linux/rmap.h>
@@ -66,14 +65,13 @@ int sksm_slot_users(unsigned long entry);
 unsigned long sksm_shard_lock(unsigned int shard);
 void sksm_shard_unlock(unsigned int shard, unsigned long flags);
 
-/* Content */
-u64 sksm_siphash(const void *data, size_t len, const siphash_key_t *key);
-
 /* Folios */
 bool sksm_folio_try_get(struct folio *folio);
 void sksm_folio_get(struct folio *folio);
 void sksm_folio_put(struct folio *folio);
-void sksm_folios_put(struct folio_batch *folios);
+void sksm_folio_batch_init(struct folio_batch *folios);
+void sksm_folio_batch_put(struct folio_batch *folios, struct folio *folio);
+void sksm_folio_batch_release(struct folio_batch *folios);
 bool sksm_folio_trylock(struct folio *folio);
 int sksm_folio_lock_killable(struct folio *folio);
 bool sksm_folio_is_plain(struct folio *folio);
@@ -106,6 +104,8 @@ void sksm_folio_replace_at(struct folio *old, struct vm_area_struct *vma, unsign
 			   struct folio *new);
 
 /* Page tables */
+pmd_t *sksm_find_pmd(struct mm_struct *mm, unsigned long addr, unsigned long end,
+		     unsigned long *next);
 struct folio *sksm_pmd_get_folio(struct vm_area_struct *vma, pmd_t *pmd, unsigned long addr);
 pte_t *sksm_pte_lock(struct mm_struct *mm, pmd_t *pmd, unsigned long addr, spinlock_t **ptl);
 void sksm_pte_unlock(pte_t *pte, spinlock_t *ptl);

@@ -347,11 +347,11 @@ pub(crate) fn restore(node: &Node, folio: &LockedFolio) {
         secret,
         domain: key.domain & !CLASS,
         sample: node.sample(),
+        most: MAX_PAGE_SHARING.load(Relaxed) as usize,
     };
-    let most = MAX_PAGE_SHARING.load(Relaxed) as usize;
     for _ in 0..TURNS {
         let published = published(search.sample);
-        let (at, lookup) = search.look(most);
+        let (at, lookup) = search.look();
         if at != key || !matches!(lookup, Lookup::Nothing) {
             return;
         }
@@ -468,6 +468,8 @@ pub(crate) struct Search<'a> {
     pub(crate) domain: u64,
     /// The hash of the sample in this domain.
     pub(crate) sample: u64,
+    /// How many users a merged page may have.
+    pub(crate) most: usize,
 }
 
 impl Search<'_> {
@@ -476,18 +478,17 @@ impl Search<'_> {
     ///
     /// The reference in the result keeps the page from being withdrawn, so its bytes stay.
     pub(crate) fn find(&self, locking: Locking, place: impl Fn() -> Entry) -> Result<Found> {
-        let most = MAX_PAGE_SHARING.load(Relaxed) as usize;
         // A page that changed between lookup and lock was withdrawn or migrated, or left the index:
         // the next turn sees a newer state.
         for _ in 0..TURNS {
             let published = published(self.sample);
-            let (key, lookup) = self.look(most);
+            let (key, lookup) = self.look();
             let first = matches!(lookup, Lookup::Nothing);
             if let Lookup::Page(folio) = lookup {
                 let Some(folio) = FolioGuard::lock(folio, locking)? else {
                     return Ok(Found::Contended);
                 };
-                match node::join(folio, key, &place, most)? {
+                match node::join(folio, key, &place, self.most)? {
                     Joined::Yes(page) => return Ok(Found::Page(page)),
                     Joined::Full => {}
                     Joined::Gone => continue,
@@ -504,9 +505,9 @@ impl Search<'_> {
     }
 
     /// Looks under the key that the page would have, and says which that is.
-    fn look(&self, most: usize) -> (Key, Lookup) {
+    fn look(&self) -> (Key, Lookup) {
         let key = Key::new(self.sample, self.domain, SAMPLE);
-        let lookup = lookup(key, self.candidate, most);
+        let lookup = lookup(key, self.candidate, self.most);
         let crowded = match lookup {
             Lookup::Page(_) | Lookup::Full => false,
             Lookup::Nothing => Crowd::exists(self.sample, self.domain),
@@ -521,6 +522,6 @@ impl Search<'_> {
         // What stands under one key is all of one shard.
         let hash = self.sample & !WITHIN_SHARD | hash & WITHIN_SHARD;
         let key = Key::new(hash, self.domain, FULL);
-        (key, self::lookup(key, self.candidate, most))
+        (key, self::lookup(key, self.candidate, self.most))
     }
 }

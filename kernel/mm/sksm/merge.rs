@@ -2,10 +2,10 @@
 
 //! One `MADV_MERGE` call: walks the range and decides, page by page, what happens.
 
+use core::mem::MaybeUninit;
 use core::ops::Range;
 use core::ptr::NonNull;
 use kernel::bindings;
-use kernel::ffi::{c_int, c_ulong};
 use kernel::page::PAGE_SHIFT;
 use kernel::prelude::*;
 
@@ -29,21 +29,23 @@ const RESCHED: usize = 16;
 /// How often a page is published where something else was published meanwhile.
 const TURNS: usize = 4;
 
+/// Calls for so few pages do without memory for the batch: on 64 bits it takes 56 bytes a page.
+const FEW: usize = 4;
+
 /// After so many pages in a row for which there was no memory, a call ends.
 const LACKING: usize = 16;
-
-/// What makes a page walk end early, with success.
-const STOP: c_int = 1;
 
 /// The state of one call.
 pub(crate) struct Call<'a> {
     secret: &'static Secret,
     /// `None` when the memory is in no domain: nothing merges then.
     domain: Option<Domain>,
-    candidates: KVVec<Candidate>,
+    /// Room for candidates, once there were more than a few.
+    many: Option<KVVec<Candidate>>,
     /// All CPUs were drained; once a call is enough.
     drained: bool,
     across_nodes: bool,
+    max_page_sharing: usize,
     /// There was no memory for some page.
     lacked_memory: bool,
     /// For so many pages in a row there was none.
@@ -51,10 +53,6 @@ pub(crate) struct Call<'a> {
     /// Another process asks.
     remote: bool,
     mm: &'a Mm,
-    /// What the caller holds.
-    lock: Lock,
-    /// Where the walk ended early, as others wait for the lock, or may do so.
-    stopped: Option<usize>,
     tally: Tally,
 }
 
@@ -62,66 +60,6 @@ impl Drop for Call<'_> {
     fn drop(&mut self) {
         self.tally.close(self.mm);
     }
-}
-
-static WALK: WalkOps = WalkOps::new(bindings::page_walk_lock_PGWALK_RDLOCK);
-static WALK_OF_VMA: WalkOps = WalkOps::new(base::PGWALK_VMA_LOCK);
-
-struct WalkOps(bindings::mm_walk_ops);
-
-impl WalkOps {
-    /// The walk may check that this lock is held.
-    const fn new(walk_lock: bindings::page_walk_lock) -> Self {
-        Self(bindings::mm_walk_ops {
-            pmd_entry: Some(merge_pmd),
-            walk_lock,
-            // SAFETY: All-zero says that the other callbacks are absent.
-            ..unsafe { core::mem::zeroed() }
-        })
-    }
-}
-
-// SAFETY: Function pointers and constants.
-unsafe impl Sync for WalkOps {}
-
-/// `pmd_entry` of the page walk; returns 0, [`STOP`] or a negative errno.
-///
-/// # Safety
-///
-/// Called by `walk_page_range_vma()` with the `private` of [`Call::merge_vma`].
-unsafe extern "C" fn merge_pmd(
-    pmd: *mut bindings::pmd_t,
-    start: c_ulong,
-    end: c_ulong,
-    walk: *mut bindings::mm_walk,
-) -> c_int {
-    // SAFETY: `private` is the call, borrowed mutably by merge_vma() and by nobody else. The walk
-    // is over a VMA that the lock keeps.
-    let (call, vma) = unsafe {
-        (
-            &mut *(*walk).private.cast::<Call<'_>>(),
-            Vma::from_raw((*walk).vma),
-        )
-    };
-    let mut at = start;
-    while at < end {
-        if mm::fatal_signal_pending() {
-            return EINTR.to_errno();
-        }
-        // SAFETY: The caller holds the lock, and `pmd` is the entry of this range.
-        let range = unsafe { PteRange::new(vma, pmd, at, end) };
-        if let Err(error) = call.merge_range(&range) {
-            return error.to_errno();
-        }
-        at += MAX_SLOTS << PAGE_SHIFT;
-        mm::cond_resched();
-        // Who waits for a VMA's lock cannot be seen, so it is let go each time.
-        if call.lock == Lock::Vma || call.mm.is_lock_contended() {
-            call.stopped = Some(at.min(end));
-            return STOP;
-        }
-    }
-    0
 }
 
 impl<'a> Call<'a> {
@@ -132,15 +70,14 @@ impl<'a> Call<'a> {
         Ok(Self {
             secret,
             domain: Domain::of(mm, remote, secret),
-            candidates: KVVec::new(),
+            many: None,
             drained: false,
             across_nodes: MERGE_ACROSS_NODES.load(Relaxed),
+            max_page_sharing: MAX_PAGE_SHARING.load(Relaxed) as usize,
             lacked_memory: false,
             lacking: 0,
             remote,
             mm,
-            lock: Lock::Mmap,
-            stopped: None,
             tally: Tally::default(),
         })
     }
@@ -187,30 +124,53 @@ impl<'a> Call<'a> {
             self.tally.refused += pages;
             return Ok(end);
         }
-        let slots = pages.min(MAX_SLOTS);
-        if self.candidates.capacity() < slots {
-            self.candidates.reserve(slots, gfp())?;
+        if pages <= FEW {
+            let mut room = [const { MaybeUninit::uninit() }; FEW];
+            // SAFETY: As the caller promises, and the VMA is compatible.
+            return unsafe { self.merge_runs(vma, start, end, lock, &mut room) };
         }
-        self.lock = lock;
-        let walk = match lock {
-            Lock::Mmap => &WALK,
-            Lock::Vma => &WALK_OF_VMA,
-        };
-        // SAFETY: The caller holds the lock; merge_pmd() gets the call back as `private`.
-        kernel::error::to_result(unsafe {
-            bindings::walk_page_range_vma(
-                vma.as_ptr(),
-                start,
-                end,
-                &walk.0,
-                core::ptr::from_mut(self).cast(),
-            )
-        })?;
-        Ok(self.stopped.take().unwrap_or(end))
+        let mut many = self.many.take().unwrap_or(KVVec::new());
+        many.reserve(pages.min(MAX_SLOTS), gfp())?;
+        // SAFETY: As above.
+        let merged = unsafe { self.merge_runs(vma, start, end, lock, many.spare_capacity_mut()) };
+        self.many = Some(many);
+        merged
+    }
+
+    /// The same, of a VMA that has pages to merge, run by run. `room` is for so many candidates as
+    /// there are pages in the longest run.
+    ///
+    /// # Safety
+    ///
+    /// As for [`PteRange::next`].
+    unsafe fn merge_runs(
+        &mut self,
+        vma: &Vma,
+        start: usize,
+        end: usize,
+        lock: Lock,
+        room: &mut [MaybeUninit<Candidate>],
+    ) -> Result<usize> {
+        let mut at = start;
+        while at < end {
+            if mm::fatal_signal_pending() {
+                return Err(EINTR);
+            }
+            // SAFETY: As the caller promises.
+            if let Some(range) = unsafe { PteRange::next(vma, &mut at, end) } {
+                self.merge_range(&range, room)?;
+                // Who waits for a VMA's lock cannot be seen, so it is let go each time.
+                if lock == Lock::Vma || self.mm.is_lock_contended() {
+                    break;
+                }
+            }
+            mm::cond_resched();
+        }
+        Ok(at)
     }
 
     /// Merges the pages of one run, those that need a second look included.
-    fn merge_range(&mut self, range: &PteRange<'_>) -> Result {
+    fn merge_range(&mut self, range: &PteRange<'_>, room: &mut [MaybeUninit<Candidate>]) -> Result {
         if let Some(folio) = range.huge_folio() {
             let folio = FolioGuard::lock(folio, Locking::Wait)?;
             // Split or not: what is left huge is found to have no page table.
@@ -225,14 +185,7 @@ impl<'a> Call<'a> {
             });
             self.count_zeros(zeros);
         }
-        let mut candidates = core::mem::replace(&mut self.candidates, KVVec::new());
-        let result = self.merge_batch(range, &mut candidates);
-        self.candidates = candidates;
-        result
-    }
-
-    fn merge_batch(&mut self, range: &PteRange<'_>, candidates: &mut KVVec<Candidate>) -> Result {
-        let mut batch = Batch::collect(range, candidates)?;
+        let mut batch = Batch::collect(range, room);
         let all = 0..batch.candidates().len();
         if batch.left && batch.has(State::is_batched) {
             // Pages that were written just now are in this CPU's batch.
@@ -300,7 +253,7 @@ impl<'a> Call<'a> {
                     busy |= next.is_left();
                     candidate.state.set(next);
                 }
-                if count % RESCHED == 0 {
+                if (count + 1) % RESCHED == 0 {
                     mm::cond_resched();
                 }
             }
@@ -348,6 +301,7 @@ impl<'a> Call<'a> {
             secret: self.secret,
             domain,
             sample,
+            most: self.max_page_sharing,
         };
         // A VMA with anonymous pages has one.
         let Some(anon_vma) = range.vma().anon_vma() else {
@@ -366,7 +320,7 @@ impl<'a> Call<'a> {
                 Found::Vacant(vacancy) => vacancy,
             };
             // With users enough already it would serve nobody.
-            if folio.mapcount() as u32 >= MAX_PAGE_SHARING.load(Relaxed) {
+            if folio.mapcount().max(0) as usize >= self.max_page_sharing {
                 break;
             }
             // A swap entry elsewhere could turn into a mapping that no reverse map knows.

@@ -29,23 +29,29 @@ pub(crate) struct PteRange<'a> {
 }
 
 impl<'a> PteRange<'a> {
+    /// The run at `*at`, of pages up to `end`; `None` where there are no page tables. `*at` is
+    /// behind it then, or behind the gap.
+    ///
     /// # Safety
     ///
-    /// The invariants hold while the result lives.
-    pub(crate) unsafe fn new(
-        vma: &'a Vma,
-        pmd: *mut bindings::pmd_t,
-        start: usize,
-        end: usize,
-    ) -> Self {
-        // INVARIANT: As the caller promises.
-        Self {
+    /// `mmap_lock` or the lock of `vma` is held for read while the result lives; `vma` covers the
+    /// range, and KSM would take its pages: so there are no larger entries in what holds PMDs.
+    pub(crate) unsafe fn next(vma: &'a Vma, at: &mut usize, end: usize) -> Option<Self> {
+        let start = *at;
+        // SAFETY: The lock keeps what holds the page tables.
+        let pmd = unsafe { bindings::sksm_find_pmd(vma.mm().as_ptr(), start, end, at) };
+        if pmd.is_null() {
+            return None;
+        }
+        *at = (*at).min(start + (MAX_SLOTS << PAGE_SHIFT));
+        // INVARIANT: As the caller promises, and up to here the pages are under this entry.
+        Some(Self {
             vma,
             pmd,
             start,
-            len: ((end - start) >> PAGE_SHIFT).min(MAX_SLOTS),
+            len: (*at - start) >> PAGE_SHIFT,
             anonymous: vma.is_anonymous(),
-        }
+        })
     }
 
     pub(crate) fn len(&self) -> usize {

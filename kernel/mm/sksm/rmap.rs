@@ -132,6 +132,14 @@ impl Entries {
         unsafe { KVVec::from_raw_parts(self.start, self.len as usize, self.capacity as usize) }
     }
 
+    /// Adds one, for which there is room.
+    fn push(&mut self, entry: Entry) {
+        assert!(self.len < self.capacity);
+        // SAFETY: Within the memory of the vector, and behind its last entry.
+        unsafe { self.start.add(self.len as usize).write(entry) };
+        self.len += 1;
+    }
+
     /// Calls `f` with the vector, to change it.
     fn with<R>(&mut self, f: impl FnOnce(&mut KVVec<Entry>) -> R) -> R {
         let mut vec = self.take();
@@ -193,22 +201,23 @@ impl Rmap {
         settled: bool,
         most: usize,
     ) -> Result<Pushed> {
-        // Nothing is dead while it may become a mapping: swap entries do, and places that another
-        // merge is about to map.
-        let prunable = settled && !folio.in_swapcache();
         let full = self.more.len == self.more.capacity;
-        // Looked at early, so that a batch of places finds room when none can be dropped.
-        let stale = prunable && self.more.capacity as usize >= most && self.is_stale(folio);
-        let room = if full || stale {
-            self.make_room(folio, prunable, most)?
-        } else {
-            Pushed::Yes
-        };
-        if room == Pushed::Yes {
-            self.more
-                .with(|entries| entries.push(entry, gfp_account()))?;
+        let most_of_all = self.more.capacity as usize >= most;
+        if full || most_of_all {
+            // Nothing is dead while it may become a mapping: swap entries do, and places that
+            // another merge is about to map.
+            let prunable = settled && !folio.in_swapcache();
+            // Looked at early, so that a batch of places finds room when none can be dropped.
+            let stale = prunable && most_of_all && self.is_stale(folio);
+            if full || stale {
+                let room = self.make_room(folio, prunable, most)?;
+                if room != Pushed::Yes {
+                    return Ok(room);
+                }
+            }
         }
-        Ok(room)
+        self.more.push(entry);
+        Ok(Pushed::Yes)
     }
 
     /// Whether most places must be dead: more than half of the array are, unless many of them find

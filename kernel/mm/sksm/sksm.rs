@@ -44,7 +44,6 @@
 //! context), [`sksm_withdraw`], [`sksm_unmapped`], [`sksm_swapped`] and [`sksm_swapped_in`]
 //! (page-table lock held).
 
-use core::ptr::null_mut;
 use kernel::alloc::flags::{__GFP_NOWARN, __GFP_RETRY_MAYFAIL};
 use kernel::alloc::Flags;
 use kernel::bindings;
@@ -105,17 +104,28 @@ unsafe extern "C" fn sksm_init() -> c_int {
     }
 }
 
-/// Starts one `MADV_MERGE` call on `mm`; NULL when there is no memory. May sleep.
+const _: () = assert!(size_of::<merge::Call<'_>>() <= size_of::<bindings::sksm_call>());
+const _: () = assert!(align_of::<merge::Call<'_>>() <= align_of::<bindings::sksm_call>());
+
+/// Starts one `MADV_MERGE` call on `mm`: 0, or `-EAGAIN` when there is no memory. May sleep.
 ///
 /// # Safety
 ///
-/// `mm` must stay valid until [`sksm_call_end`].
+/// `call` is the caller's. If this succeeds, [`sksm_call_end`] follows, and `mm` is valid until
+/// then.
 #[export]
-unsafe extern "C" fn sksm_call_begin(mm: *mut bindings::mm_struct) -> *mut bindings::sksm_call {
+unsafe extern "C" fn sksm_call_begin(
+    call: *mut bindings::sksm_call,
+    mm: *mut bindings::mm_struct,
+) -> c_int {
     // SAFETY: As the caller promises.
     let mm = unsafe { Mm::from_raw(mm) };
-    let call = merge::Call::new(mm).and_then(|call| Ok(KBox::new(call, gfp())?));
-    call.map_or(null_mut(), |call| KBox::into_raw(call).cast())
+    let Ok(new) = merge::Call::new(mm) else {
+        return EAGAIN.to_errno();
+    };
+    // SAFETY: The caller's memory is large enough for it, as is seen to above.
+    unsafe { call.cast::<merge::Call<'_>>().write(new) };
+    0
 }
 
 /// Merges `*start..end` of `vma`, or the beginning of it if others wait for the lock, or may do so.
@@ -159,8 +169,8 @@ unsafe extern "C" fn sksm_merge_vma(
 /// `call` comes from [`sksm_call_begin`] and is not used again.
 #[export]
 unsafe extern "C" fn sksm_call_end(call: *mut bindings::sksm_call) -> c_int {
-    // SAFETY: `sksm_call_begin` made it with `KBox::into_raw`.
-    let call = unsafe { KBox::from_raw(call.cast::<merge::Call<'_>>()) };
+    // SAFETY: `sksm_call_begin` wrote it there, and it is read once.
+    let call = unsafe { call.cast::<merge::Call<'_>>().read() };
     if call.lacked_memory() {
         EAGAIN.to_errno()
     } else {

@@ -5,7 +5,8 @@ include!(concat!(env!("OUT_DIR"), "/engines.rs"));
 use std::ptr::{from_mut, NonNull};
 
 use crate::bindings::{
-    folio, mm_struct, rmap_walk_control, sksm_link, swp_entry_t, vm_area_struct, work_struct,
+    folio, mm_struct, rmap_walk_control, sksm_call, sksm_link, swp_entry_t, vm_area_struct,
+    work_struct,
 };
 
 /// One of the copies: mm's entries, as in `include/linux/sksm.h`, and looks into its data.
@@ -41,7 +42,9 @@ macro_rules! table {
         Engine {
             // SAFETY: mm keeps what the entries ask for.
             merge: |mm, ranges| unsafe {
-                let call = $engine::sksm_call_begin(mm);
+                let call = &mut sksm_call::default();
+                let error = $engine::sksm_call_begin(call, mm);
+                assert_eq!(error, 0, "a call fails");
                 for &(start, end) in ranges {
                     let mut at = start;
                     while at < end {

@@ -421,9 +421,9 @@ pub const MISTAKES: &[Mistake] = &[
 ",
             ),
             (
-                "            let (key, lookup) = self.look(most);
+                "            let (key, lookup) = self.look();
 ",
-                "            let (key, lookup) = self.look(most);
+                "            let (key, lookup) = self.look();
             let published = if {planted} {
                 published(self.sample)
             } else {
@@ -765,13 +765,19 @@ pub const MISTAKES: &[Mistake] = &[
         "collecting waits for folio locks",
         "batch.rs",
         &[(
-            "        folio.try_lock().map_or(State::Locked, Self::collected)
+            "        match folio.try_lock() {
+            Some(folio) => Self::collected(folio),
+            None => State::Locked,
+        }
 ",
             "        if {planted} {
             let folio = FolioGuard::lock(ARef::from(folio), Locking::Wait).unwrap();
             return folio.map_or(State::Locked, Self::collected);
         }
-        folio.try_lock().map_or(State::Locked, Self::collected)
+        match folio.try_lock() {
+            Some(folio) => Self::collected(folio),
+            None => State::Locked,
+        }
 ",
         )],
     ),
@@ -779,8 +785,8 @@ pub const MISTAKES: &[Mistake] = &[
         "a locked page is not looked at again",
         "batch.rs",
         &[(
-            "if folio.is_candidate() && !folio.is_large() {",
-            "if {planted} || folio.is_candidate() && !folio.is_large() {",
+            "if folio.is_candidate() {",
+            "if {planted} || folio.is_candidate() {",
         )],
     ),
     mistake(

@@ -1,7 +1,7 @@
 //! `kernel::alloc`: boxes that the world knows of, so that whoever touches a freed one is found
 //! out; and vectors that grow as the kernel's do.
 
-use std::mem::ManuallyDrop;
+use std::mem::{ManuallyDrop, MaybeUninit};
 use std::ops::{Deref, DerefMut, Index, IndexMut};
 use std::ptr::NonNull;
 use std::thread::panicking;
@@ -25,7 +25,6 @@ pub(crate) mod flags {
 
     pub(crate) const GFP_KERNEL: Flags = Flags;
     pub(crate) const GFP_KERNEL_ACCOUNT: Flags = Flags;
-    pub(crate) const GFP_NOWAIT: Flags = Flags;
     pub(crate) const __GFP_RETRY_MAYFAIL: Flags = Flags;
     pub(crate) const __GFP_NOWARN: Flags = Flags;
 }
@@ -91,12 +90,6 @@ impl<T> KVVec<T> {
         Self(Vec::new())
     }
 
-    pub(crate) fn push(&mut self, value: T, flags: Flags) -> Result<(), AllocError> {
-        self.reserve(1, flags)?;
-        self.0.push(value);
-        Ok(())
-    }
-
     pub(crate) fn reserve(&mut self, additional: usize, _: Flags) -> Result<(), AllocError> {
         let (len, capacity) = (self.0.len(), self.0.capacity());
         if capacity - len < additional {
@@ -118,8 +111,8 @@ impl<T> KVVec<T> {
         self.0.truncate(len);
     }
 
-    pub(crate) fn as_slice(&self) -> &[T] {
-        &self.0
+    pub(crate) fn spare_capacity_mut(&mut self) -> &mut [MaybeUninit<T>] {
+        self.0.spare_capacity_mut()
     }
 
     pub(crate) fn as_mut_slice(&mut self) -> &mut [T] {

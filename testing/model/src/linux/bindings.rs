@@ -351,14 +351,32 @@ impl Default for folio_batch {
     }
 }
 
-pub(crate) unsafe fn sksm_folios_put(folios: &mut folio_batch) {
+pub(crate) unsafe fn sksm_folio_batch_init(folios: *mut folio_batch) {
+    // SAFETY: The engine's.
+    unsafe { folios.write(folio_batch::default()) };
+}
+
+pub(crate) unsafe fn sksm_folio_batch_put(folios: *mut folio_batch, folio: *mut folio) {
+    // SAFETY: The engine's.
+    let batch = unsafe { &mut *folios };
+    batch.folios[usize::from(batch.nr)] = folio;
+    batch.nr += 1;
+    if usize::from(batch.nr) == batch.folios.len() {
+        // SAFETY: As above.
+        unsafe { sksm_folio_batch_release(folios) };
+    }
+}
+
+pub(crate) unsafe fn sksm_folio_batch_release(folios: *mut folio_batch) {
     if panicking() {
         return;
     }
-    for folio in &folios.folios[..usize::from(folios.nr)] {
+    // SAFETY: The engine's.
+    let batch = unsafe { &mut *folios };
+    for folio in &batch.folios[..usize::from(batch.nr)] {
         mm::folio_put(mm::of(*folio));
     }
-    folios.nr = 0;
+    batch.nr = 0;
 }
 
 pub(crate) unsafe fn sksm_folio_trylock(folio: *mut folio) -> bool {
@@ -695,36 +713,20 @@ pub(crate) unsafe fn sksm_notifier_end(_range: *mut mmu_notifier_range) {}
 
 pub(crate) unsafe fn sksm_account_zero_page(_mm: *mut mm_struct) {}
 
-pub(crate) struct sksm_call;
-
-pub(crate) type page_walk_lock = u32;
-pub(crate) const page_walk_lock_PGWALK_RDLOCK: page_walk_lock = 0;
-
-#[repr(C)]
-pub(crate) struct mm_walk_ops {
-    pub(crate) walk_lock: page_walk_lock,
-    pub(crate) pmd_entry:
-        Option<unsafe extern "C-unwind" fn(*mut pmd_t, usize, usize, *mut mm_walk) -> c_int>,
-    /// One of the others.
-    pub(crate) pte_entry: Option<fn()>,
+#[derive(Default)]
+pub(crate) struct sksm_call {
+    _state: [usize; 15],
 }
 
-pub(crate) struct mm_walk {
-    pub(crate) vma: *mut vm_area_struct,
-    pub(crate) private: *mut c_void,
-}
-
-pub(crate) unsafe fn walk_page_range_vma(
-    vma: *mut vm_area_struct,
-    start: usize,
+/// One page table for all addresses.
+pub(crate) unsafe fn sksm_find_pmd(
+    _mm: *mut mm_struct,
+    _addr: usize,
     end: usize,
-    ops: &mm_walk_ops,
-    private: *mut c_void,
-) -> c_int {
-    let mut walk = mm_walk { vma, private };
-    let entry = ops.pmd_entry.expect("the walk is for something");
-    // SAFETY: As the engine's own.
-    unsafe { entry(&mut pmd_t, start, end, &mut walk) }
+    next: &mut usize,
+) -> *mut pmd_t {
+    *next = end;
+    NonNull::dangling().as_ptr()
 }
 
 // Reverse mapping

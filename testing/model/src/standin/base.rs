@@ -10,8 +10,6 @@ pub(crate) const MAPPING_KSM: usize = bindings::PAGE_MAPPING_KSM as usize;
 pub(crate) const MAPPING_SKSM: usize = bindings::PAGE_MAPPING_SKSM as usize;
 pub(crate) const MAPPING_FLAGS: usize = bindings::PAGE_MAPPING_FLAGS as usize;
 
-pub(crate) const PGWALK_VMA_LOCK: bindings::page_walk_lock = bindings::page_walk_lock_PGWALK_RDLOCK;
-
 pub(crate) fn truncate<T>(vec: &mut KVVec<T>, len: usize) {
     vec.truncate(len);
 }

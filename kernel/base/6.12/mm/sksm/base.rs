@@ -14,9 +14,6 @@ pub(crate) const MAPPING_KSM: usize = bindings::PAGE_MAPPING_KSM as usize;
 pub(crate) const MAPPING_SKSM: usize = bindings::PAGE_MAPPING_SKSM as usize;
 pub(crate) const MAPPING_FLAGS: usize = bindings::PAGE_MAPPING_FLAGS as usize;
 
-/// No caller has a VMA's lock only.
-pub(crate) const PGWALK_VMA_LOCK: bindings::page_walk_lock = bindings::page_walk_lock_PGWALK_RDLOCK;
-
 /// A string as C takes it.
 pub(crate) const fn as_ptr(text: &CStr) -> *const c_char {
     text.as_char_ptr()

@@ -14,10 +14,6 @@ pub(crate) const MAPPING_KSM: usize = bindings::FOLIO_MAPPING_KSM as usize;
 pub(crate) const MAPPING_SKSM: usize = bindings::FOLIO_MAPPING_SKSM as usize;
 pub(crate) const MAPPING_FLAGS: usize = bindings::FOLIO_MAPPING_FLAGS as usize;
 
-/// A walk whose caller has the lock of the VMA.
-pub(crate) const PGWALK_VMA_LOCK: bindings::page_walk_lock =
-    bindings::page_walk_lock_PGWALK_VMA_RDLOCK_VERIFY;
-
 /// A string as C takes it.
 pub(crate) const fn as_ptr(text: &CStr) -> *const c_char {
     text.as_ptr().cast()
