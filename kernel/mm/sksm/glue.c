@@ -379,7 +379,7 @@ pmd_t *sksm_find_pmd(struct mm_struct *mm, unsigned long addr, unsigned long end
 	end = p4d_addr_end(addr, end);
 	end = pud_addr_end(addr, end);
 	*next = pmd ? pmd_addr_end(addr, end) : end;
-	return pmd;
+	return pmd && !pmd_none(pmdp_get_lockless(pmd)) ? pmd : NULL;
 }
 
 /* The anonymous folio that a huge PMD maps, with a reference, or NULL. */
