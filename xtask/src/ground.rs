@@ -1,6 +1,8 @@
 //! What all the rest stands on: where things are, files, processes and signals, and the packages of Debian's that are needed.
 
+pub mod apt;
 pub mod cache;
+pub mod cross;
 pub mod files;
 pub mod git;
 pub mod interrupt;

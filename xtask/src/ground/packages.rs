@@ -12,7 +12,8 @@ use crate::{
     ground::{
         interrupt,
         project::{self, Project},
-        qemu, step,
+        qemu::{self, Emulator},
+        step,
     },
     terminal::progress::Step,
 };
@@ -50,7 +51,7 @@ const NEEDED: &[&[&[&str]]] = &[
     &[&["openssl"]],
     &[&["sqlite3"]],
     &[&["xz-utils"]],
-    &[&[qemu::PACKAGE]],
+    &[&[qemu::X86_64.package]],
     &[&["busybox-static"]],
     &[&["pkgconf"]],
     // For the package for Python: to install it as people do, and programs that it is tried on.
@@ -87,7 +88,7 @@ pub struct Plan {
     /// What apt is to install.
     pub names: Vec<String>,
     /// QEMU, which cannot be installed beside what is there, is unpacked into the cache.
-    pub own_qemu: bool,
+    pub own_qemu: Vec<&'static Emulator>,
     /// apt does not know all of them yet.
     update: bool,
 }
@@ -102,9 +103,18 @@ impl Plan {
     ) -> Self {
         let update = !missing.iter().all(|&package| available(package));
         let mut others = missing.to_vec();
-        others.retain(|&package| package != qemu::PACKAGE);
-        let own_qemu = others.len() < missing.len() && !update && !fit(missing) && fit(&others);
-        let names = if own_qemu { &others } else { missing };
+        others.retain(|&package| qemu::of_package(package).is_none());
+        let emulators = missing
+            .iter()
+            .filter_map(|&package| qemu::of_package(package));
+        let mut own_qemu: Vec<_> = emulators.collect();
+        if own_qemu.is_empty() || update || fit(missing) || !fit(&others) {
+            own_qemu.clear();
+        }
+        let names = match own_qemu.is_empty() {
+            true => missing,
+            false => &others,
+        };
         Self {
             names: names.iter().map(|&name| name.to_owned()).collect(),
             own_qemu,
@@ -118,8 +128,8 @@ impl Plan {
 
     /// What a QEMU in the cache needs from outside it.
     pub fn add_libraries(&mut self) -> Result<()> {
-        if self.own_qemu {
-            self.names.extend(qemu::libraries()?);
+        for emulator in &self.own_qemu {
+            self.names.extend(emulator.libraries()?);
         }
         Ok(())
     }
@@ -164,7 +174,7 @@ pub fn ensure_packaging(project: &Project) -> Result<()> {
 /// Installs what only some verb needs.
 pub fn ensure_packages(project: &Project, names: &[&'static str]) -> Result<()> {
     install(project, || {
-        let installed = installed()?;
+        let installed = usable_here(project)?;
         let mut missing = names.to_vec();
         missing.retain(|&name| !installed.iter().any(|other| other == name));
         Ok(missing)
@@ -191,8 +201,8 @@ fn install(project: &Project, missing: impl Fn() -> Result<Vec<&'static str>>) -
         install.extend(plan.names.iter().map(String::as_str));
         apt(sudo, &install)?;
     }
-    if plan.own_qemu {
-        qemu::unpack(project)?;
+    for emulator in plan.own_qemu {
+        emulator.unpack(project)?;
     }
     Ok(())
 }
@@ -207,10 +217,7 @@ fn fit(packages: &[&str]) -> bool {
 
 /// The packages that are missing; `own_source` as above.
 pub fn missing(project: &Project, own_source: bool) -> Result<Vec<&'static str>> {
-    let mut packages = installed()?;
-    if qemu::is_unpacked(project) {
-        packages.push(qemu::PACKAGE.into());
-    }
+    let packages = usable_here(project)?;
     let installed = |package: &str| packages.iter().any(|name| name == package);
     let mut missing = choose(installed, available, bookworm(), own_source);
     if !(cargo_has("fmt") && cargo_has("clippy")) {
@@ -281,6 +288,23 @@ pub fn release_field<'a>(text: &'a str, field: &str) -> Option<&'a str> {
 fn bookworm() -> bool {
     fs::read_to_string(RELEASE)
         .is_ok_and(|text| release_field(&text, "VERSION_CODENAME") == Some("bookworm"))
+}
+
+/// What is installed, and what is unpacked in its place.
+fn usable_here(project: &Project) -> Result<Vec<String>> {
+    let mut packages = installed()?;
+    let unpacked = qemu::ALL.into_iter();
+    let unpacked = unpacked.filter(|emulator| emulator.is_unpacked(project));
+    packages.extend(unpacked.map(|emulator| emulator.package.to_owned()));
+    Ok(packages)
+}
+
+/// The version of a package, if it is installed.
+pub fn version(package: &str) -> Option<String> {
+    let format = "${db:Status-Abbrev} ${Version}\n";
+    let said = step::output(Command::new("dpkg-query").args(["-W", "-f", format, package]));
+    let said = said.ok()?;
+    Some(said.lines().next()?.strip_prefix("ii ")?.trim().to_owned())
 }
 
 fn installed() -> Result<Vec<String>> {
@@ -418,7 +442,7 @@ mod tests {
 
     #[test]
     fn qemu_is_in_the_way_only_if_the_others_are_not() {
-        let missing = ["bc", qemu::PACKAGE];
+        let missing = ["bc", qemu::X86_64.package];
         let names = |names: &[&str]| {
             names
                 .iter()
@@ -427,9 +451,12 @@ mod tests {
         };
         let plan = |known: bool, fit: fn(&[&str]) -> bool| Plan::of(&missing, |_| known, fit);
         let all = plan(true, |_| true);
-        assert_eq!((&all.names, all.own_qemu), (&names(&missing), false));
-        let rest = plan(true, |packages| !packages.contains(&qemu::PACKAGE));
-        assert_eq!((&rest.names, rest.own_qemu), (&names(&["bc"]), true));
+        assert_eq!((&all.names, all.own_qemu), (&names(&missing), vec![]));
+        let rest = plan(true, |packages| !packages.contains(&qemu::X86_64.package));
+        assert_eq!(
+            (&rest.names, rest.own_qemu),
+            (&names(&["bc"]), vec![&qemu::X86_64])
+        );
         // With no lists, or where something else is wrong, nothing fits.
         let unknown = plan(false, |_| false);
         assert!(
@@ -438,12 +465,15 @@ mod tests {
                 .starts_with("apt-get update && apt-get install ")
         );
         assert!(unknown.to_string().ends_with(" bc qemu-system-x86"));
-        assert!(!unknown.own_qemu);
+        assert!(unknown.own_qemu.is_empty());
         let broken = plan(true, |_| false);
-        assert_eq!((&broken.names, broken.own_qemu), (&names(&missing), false));
+        assert_eq!(
+            (&broken.names, &broken.own_qemu),
+            (&names(&missing), &vec![])
+        );
         assert!(broken.to_string().starts_with("apt-get install "));
         let other = Plan::of(&["bc"], |_| true, |_| false);
-        assert!(!other.own_qemu);
+        assert!(other.own_qemu.is_empty());
     }
 
     /// Whoever has run `cargo xtask setup` has all of it, and it is little of that.
@@ -455,7 +485,7 @@ mod tests {
             "linux-source-6.12",
             "clang-19",
             "rust-web-src",
-            qemu::PACKAGE,
+            qemu::X86_64.package,
         ] {
             assert!(all.contains(&of_kernels) && !PACKAGING.contains(&of_kernels));
         }

@@ -26,11 +26,13 @@ use super::{
     kvm::{self, NoKvm},
     memory,
     outcome::Outcome,
+    programs,
     running::Guest,
     trace::Trace,
 };
 use crate::{
     ground::{
+        cross::Cross,
         interrupt::Group,
         project::{Project, plain},
         qemu, step,
@@ -84,7 +86,7 @@ impl<'a> Boot<'a> {
         let nodes = "numa=fake=2 movablecore=40%";
         let (mem, smp, parameters) = match kernel.arch {
             Arch::Um => ("2G", 1, ""),
-            Arch::X86_64 | Arch::Without | Arch::Unpatched => ("2G", 2, nodes),
+            Arch::X86_64 | Arch::Arm64 | Arch::Without | Arch::Unpatched => ("2G", 2, nodes),
             Arch::Debug | Arch::Kcsan | Arch::Fuzz => ("3G", 2, nodes),
         };
         Self {
@@ -184,6 +186,7 @@ impl<'a> Boot<'a> {
     pub fn start(self) -> Result<Guest> {
         static KVM_FAILED: AtomicBool = AtomicBool::new(false);
         if self.kernel.arch == Arch::Um
+            || self.kernel.arch.foreign()
             || self.counting
             || KVM_FAILED.load(Ordering::Relaxed)
             || !kvm::offered()
@@ -211,13 +214,20 @@ impl<'a> Boot<'a> {
         }
         let scratch = scratch(self.project)?;
         let initrd = scratch.path().join("initrd");
-        // Not by its name: a newer one may have been built in the meantime.
-        let agent = Path::new("/proc/self/exe");
+        let (agent, busybox) = match arch.foreign() {
+            // Not by its name: a newer one may have been built in the meantime.
+            false => (PathBuf::from("/proc/self/exe"), initramfs::busybox()?),
+            true => {
+                let cross = Cross::prepare(self.project)?;
+                (programs::agent(self.project, &cross)?, cross.busybox())
+            }
+        };
         let archive = match &self.system {
-            Some(System { root, files }) => initramfs::system(arch, root, agent, files)?,
+            Some(System { root, files }) => initramfs::system(arch, root, &agent, files)?,
             None => initramfs::build(&Contents {
                 arch,
-                agent,
+                agent: &agent,
+                busybox: &busybox,
                 visible: visible(self.project)?,
             })?,
         };
@@ -304,10 +314,22 @@ impl<'a> Boot<'a> {
     }
 
     fn qemu(&self, initrd: &Path, console: &Path, kvm: bool) -> Command {
-        let mut command = qemu::command(self.project);
+        let (emulator, machine, cpu, console_at, timer) = match self.kernel.arch.foreign() {
+            false => (&qemu::X86_64, "q35", "max", "ttyS0", "no_timer_check"),
+            true => (
+                &qemu::ARM64,
+                // Memory tags, and virtualisation for tests that make machines.
+                "virt,mte=on,virtualization=on,gic-version=3",
+                // The architecture's own algorithm takes most of the time of an emulator.
+                "max,pauth-impdef=on",
+                "ttyAMA0",
+                "",
+            ),
+        };
+        let mut command = emulator.command(self.project);
         command
             .args(["-nodefaults", "-no-user-config", "-display", "none"])
-            .args(["-machine", "q35", "-cpu", "max", "-no-reboot"]);
+            .args(["-machine", machine, "-cpu", cpu, "-no-reboot"]);
         let (accel, extra) = match (kvm, self.counting) {
             (true, _) => ("kvm", ""),
             (false, false) => ("tcg,thread=multi", ""),
@@ -345,7 +367,7 @@ impl<'a> Boot<'a> {
             // After an oops locks may be held for good. Emulation on a busy host is slow, which is no lockup and no broken timer.
             .arg("-append")
             .arg(format!(
-                "console=ttyS0 oops=panic panic=-1 rdinit=/init no_timer_check \
+                "console={console_at} oops=panic panic=-1 rdinit=/init {timer} \
                  rcupdate.rcu_cpu_stall_timeout=120 watchdog_thresh=60 \
                  sysctl.kernel.hung_task_timeout_secs=600 {} {extra}",
                 self.parameters

@@ -20,13 +20,22 @@ pub struct Contents<'a> {
     pub arch: Arch,
     /// This tool, which is its own agent.
     pub agent: &'a Path,
+    pub busybox: &'a Path,
     /// Host directories that must stay visible.
     pub visible: Vec<PathBuf>,
 }
 
-fn busybox() -> Result<Vec<u8>> {
-    let found = BUSYBOX.iter().find_map(|path| fs::read(path).ok());
-    found.context("no busybox in /bin; `cargo xtask setup` installs busybox-static")
+/// This machine's.
+pub fn busybox() -> Result<PathBuf> {
+    let found = BUSYBOX.map(PathBuf::from).into_iter();
+    found
+        .filter(|path| path.is_file())
+        .next()
+        .context("no busybox in /bin; `cargo xtask setup` installs busybox-static")
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
 }
 
 /// That of a machine inside a guest, which fills its memory: with copies of one file, with what no other has, and with a table.
@@ -35,7 +44,7 @@ pub fn machine() -> Result<Vec<u8>> {
     for dir in ["bin", "dev", "proc", "tmp"] {
         archive.directory(dir);
     }
-    archive.file("bin/busybox", 0o755, &busybox()?);
+    archive.file("bin/busybox", 0o755, &read(&busybox()?)?);
     archive.file("init", 0o755, MACHINE.as_bytes());
     Ok(archive.finish())
 }
@@ -73,9 +82,8 @@ done
 
 /// The archive, ready to boot.
 pub fn build(contents: &Contents) -> Result<Vec<u8>> {
-    let busybox = busybox()?;
-    let agent = fs::read(contents.agent)
-        .with_context(|| format!("cannot read {}", contents.agent.display()))?;
+    let busybox = read(contents.busybox)?;
+    let agent = read(contents.agent)?;
     let script = script(contents)?;
     let mut archive = Cpio::default();
     for dir in ["bin", "dev", "host", "proc", "root"] {
@@ -96,7 +104,7 @@ pub fn system(
 ) -> Result<Vec<u8>> {
     let mut own = Cpio::default();
     own.link("init", "lib/systemd/systemd");
-    let agent = fs::read(agent).with_context(|| format!("cannot read {}", agent.display()))?;
+    let agent = read(agent)?;
     own.file("sksm-agent", 0o755, &agent);
     let service = SERVICE.replace("CHANNEL", channel(arch));
     let units = "etc/systemd/system";
@@ -115,7 +123,7 @@ pub fn system(
         }
         own.file(path, 0o644, content);
     }
-    let mut archive = fs::read(root).with_context(|| format!("cannot read {}", root.display()))?;
+    let mut archive = read(root)?;
     // The kernel unpacks one after the other.
     archive.resize(archive.len().next_multiple_of(4), 0);
     archive.extend(own.finish());
@@ -145,8 +153,18 @@ fn script(contents: &Contents) -> Result<String> {
         _ => "-t 9p -o ro,trans=virtio,version=9p2000.L,msize=512000,cache=loose hostroot",
     };
     let channel = channel(contents.arch);
+    let foreign = contents.arch.foreign();
+    let system = match foreign {
+        false => HOST,
+        true => OWN,
+    };
     let mut binds = String::new();
-    for path in covered(&contents.visible) {
+    // Of a system of its own, all but what it must be able to write to.
+    let is_shown = |path: &Path| match foreign {
+        false => is_covered(path),
+        true => !COVERED.iter().any(|mount| path == Path::new(mount)),
+    };
+    for path in hidden(&contents.visible, is_shown) {
         let Some(path) = path.to_str().filter(|path| !path.contains('\'')) else {
             bail!(
                 "{} cannot be shown to the guest; move it to a directory with a plain name",
@@ -181,8 +199,7 @@ bind() {{
 }}
 
 mnt {root} /host
-$b mount -o bind /host /root || fail mount -o bind /host /root
-mnt -t proc proc /root/proc
+{system}mnt -t proc proc /root/proc
 mnt -t sysfs sysfs /root/sys
 mnt -t devtmpfs devtmpfs /root/dev
 $b mkdir -p /root/dev/pts /root/dev/shm
@@ -208,16 +225,36 @@ exec $b switch_root /root /run/sksm-agent guest-agent {channel}
     ))
 }
 
-/// Those of `paths` that the guest's own mounts would hide, without what lies inside another.
-fn covered(paths: &[PathBuf]) -> Vec<&Path> {
+/// The host's system is the guest's.
+const HOST: &str = "$b mount -o bind /host /root || fail mount -o bind /host /root
+";
+
+/// A system of busybox alone, as the host's programs are another processor's.
+const OWN: &str = "# To know where it is, to which its links lead.
+mnt -t proc proc /proc
+mnt -t tmpfs -o mode=755 tmpfs /root
+for i in bin dev etc proc run sbin sys tmp usr/bin usr/sbin var; do
+	$b mkdir -p /root/$i
+done
+$b cp $b /root/bin/busybox || fail cp
+$b --install -s /root/bin || fail install
+echo 'root:x:0:0:root:/root:/bin/sh' >/root/etc/passwd
+echo 'root:x:0:' >/root/etc/group
+";
+
+/// Whether the guest's own mounts would hide it.
+fn is_covered(path: &Path) -> bool {
+    let mut mounts = COVERED.iter().map(Path::new);
+    mounts.any(|mount| path.starts_with(mount) && path != mount)
+}
+
+/// Those of `paths` that the guest does not have by itself, without what lies inside another.
+fn hidden(paths: &[PathBuf], is_hidden: impl Fn(&Path) -> bool) -> Vec<&Path> {
     let mut hidden: Vec<&Path> = paths
         .iter()
         .map(PathBuf::as_path)
-        .filter(|path| {
-            COVERED
-                .iter()
-                .any(|mount| path.starts_with(mount) && *path != Path::new(mount))
-        })
+        // All of the host's system cannot be beside the guest's own.
+        .filter(|path| path.parent().is_some() && is_hidden(path))
         .collect();
     hidden.sort();
     hidden.dedup_by(|inner, outer| inner.starts_with(outer));
@@ -330,7 +367,10 @@ mod tests {
             "/tmp/a",
         ];
         let paths: Vec<PathBuf> = paths.iter().map(PathBuf::from).collect();
-        assert_eq!(covered(&paths), [Path::new("/tmp/a"), Path::new("/tmp/ab")]);
+        let covered = hidden(&paths, is_covered);
+        assert_eq!(covered, [Path::new("/tmp/a"), Path::new("/tmp/ab")]);
+        let all = hidden(&paths, |_| true);
+        assert_eq!(all, ["/home/x", "/tmp", "/tmpx"].map(Path::new));
     }
 
     #[test]
@@ -338,6 +378,7 @@ mod tests {
         let contents = Contents {
             arch: Arch::Um,
             agent: Path::new("/agent"),
+            busybox: Path::new("/busybox"),
             visible: vec!["/tmp/it's".into()],
         };
         assert!(script(&contents).is_err());

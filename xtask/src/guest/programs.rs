@@ -11,7 +11,9 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use crate::ground::{
-    cache, files,
+    cache,
+    cross::Cross,
+    files,
     project::{self, Project},
     step,
 };
@@ -71,6 +73,46 @@ fn python(project: &Project, dir: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What runs on arm64: all that needs nothing of this machine's.
+const ON_ARM64: [&str; 6] = [
+    "sksm-selftest",
+    "sksm-abi",
+    "sksm-random",
+    "sksm-replay",
+    "sksm-off",
+    // The stress is scanned.
+    "sksm",
+];
+
+/// Builds that.
+pub fn arm64_programs(project: &Project) -> Result<PathBuf> {
+    project.check_target()?;
+    arm64(project, &Cross::prepare(project)?, &ON_ARM64)
+        .context("the guest's programs do not build for arm64")
+}
+
+/// This tool as arm64's agent.
+pub fn agent(project: &Project, cross: &Cross) -> Result<PathBuf> {
+    let programs =
+        arm64(project, cross, &["xtask"]).context("this tool does not build for arm64")?;
+    Ok(programs.join("xtask"))
+}
+
+fn arm64(project: &Project, cross: &Cross, programs: &[&str]) -> Result<PathBuf> {
+    let mut cargo = cross.build(project);
+    cargo
+        // All of them, so that crates have the same features whichever are built.
+        .args(["--package", "sksm-guest", "--package", "sksm-cli"])
+        .args(["--package", "xtask"])
+        // Static programs load nothing, so the command carries nothing to preload.
+        .env("SKSM_PRELOAD_OBJECT", "/dev/null");
+    for program in programs {
+        cargo.args(["--bin", program]);
+    }
+    release(&mut cargo)?;
+    Ok(Cross::programs(project))
 }
 
 /// Builds the one program of the experiment, for those who wait for nothing else.

@@ -6,14 +6,14 @@ use std::{
     process::Command,
 };
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 
 use super::{
     arch::Arch, base::Base, config, coverage, fetch, objects, origin::Origin, source::Source,
     toolchain::Toolchain, tree,
 };
 use crate::{
-    ground::{cache, files, packages, project::Project, step},
+    ground::{cache, files, lock::Lock, packages, project::Project, qemu, step},
     terminal::progress::Step,
 };
 
@@ -74,6 +74,9 @@ const SAME_EACH_TIME: [(&str, &str); 4] = [
 /// Builds whatever is not up to date, from the packages on.
 pub fn build(project: &Project, arch: Arch, origin: &Origin) -> Result<Kernel> {
     packages::ensure(project, origin.needs_no_package())?;
+    if arch == Arch::Arm64 {
+        packages::ensure_packages(project, &[qemu::ARM64.package])?;
+    }
     // Nobody has to be waited for when there is nothing to do.
     if let Some(kernel) = built(project, arch, origin)? {
         return Ok(kernel);
@@ -81,30 +84,16 @@ pub fn build(project: &Project, arch: Arch, origin: &Origin) -> Result<Kernel> {
     let kernel = Kernel::of(project, arch, origin.base);
     let stamp = kernel.stamp();
     let (target, image) = arch.target();
-    let filling = project.lock_cache()?;
-    // Beside each other: unpacking leaves all CPUs but one to bindgen's build.
-    let (toolchain, source) = std::thread::scope(|scope| {
-        let toolchain = scope.spawn(|| Toolchain::prepare(project, origin.base));
-        let source = fetch::source(project, origin, arch.patched());
-        (toolchain.join().expect("it does not panic"), source)
-    });
-    let (toolchain, source) = (toolchain?, source?);
-    let made_of = ingredients(project, arch, origin.base, &source.dir)?;
-    let changes = match arch.patched() {
-        true => tree::sync(project, origin.base, &source)?,
-        false => tree::Changes::default(),
-    };
-    // Others may build from the same tree meanwhile.
-    let _kept = source.keep()?;
-    drop(filling);
-    let objects = source.dir.join(format!(
-        "{arch}-{}",
-        &cache::fingerprint(&toolchain.version)[..8]
-    ));
+    let Prepared {
+        toolchain,
+        source,
+        changes,
+        kept: _kept,
+        made_of,
+    } = Prepared::new(project, arch, origin)?;
+    let objects = objects_of(&source, &arch.to_string(), &toolchain);
     let log = project.log(&format!("build-{}", kernel.name()))?;
-    // The source as it came.
-    let unpacked = fs::read_to_string(source.dir.join("unpacked"))?;
-    let kconfig = format!("{}\n{unpacked}\n{}", toolchain.version, changes.kconfig);
+    let kconfig = kconfig_of(&source, &toolchain, &changes)?;
     let complete = objects.join(".sksm-built");
     let made = objects.join(image);
     objects::with(&objects, || {
@@ -136,6 +125,112 @@ pub fn build(project: &Project, arch: Arch, origin: &Origin) -> Result<Kernel> {
         cache::write(&stamp, made_of)?;
     }
     Ok(kernel)
+}
+
+/// Pages of another size than that of the kernels which are run.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Pages {
+    Of16K,
+    Of64K,
+}
+
+impl Pages {
+    /// The last of the configuration's fragments, and what the objects are called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Pages::Of16K => "arm64-16k",
+            Pages::Of64K => "arm64-64k",
+        }
+    }
+}
+
+/// Compiles the engine for arm64 with such pages, and nothing that it does not need.
+pub fn compile_engine(project: &Project, pages: Pages, origin: &Origin) -> Result<()> {
+    let arch = Arch::Arm64;
+    packages::ensure(project, origin.needs_no_package())?;
+    let prepared = Prepared::new(project, arch, origin)?;
+    let Prepared {
+        toolchain,
+        source,
+        changes,
+        ..
+    } = &prepared;
+    let objects = objects_of(source, pages.name(), toolchain);
+    let log = project.log(&format!("build-{}", origin.base.named(pages.name())))?;
+    let kconfig = kconfig_of(source, toolchain, changes)?;
+    objects::with(&objects, || {
+        let fragments = config::fragments_and(project, arch, pages.name(), origin.base);
+        config::configure(
+            project, toolchain, source, &objects, arch, &fragments, &kconfig,
+        )?;
+        let step = Step::begin(format!("compiling the engine for {}", pages.name()));
+        let mut make = toolchain.make(&source.tree, &objects, arch.make());
+        step::run(make.args(["prepare", "mm/sksm/"]), &log, &step, |line| {
+            if let Some(file) = compiled(line) {
+                step.detail(file);
+            }
+        })?;
+        for object in ["sksm.o", "glue.o"] {
+            let object = objects.join("mm/sksm").join(object);
+            if !object.is_file() {
+                bail!("there is no {}", object.display());
+            }
+        }
+        step.done();
+        Ok(())
+    })?;
+    objects::prune(&objects)
+}
+
+/// What a kernel is built with and of.
+struct Prepared {
+    toolchain: Toolchain,
+    source: Source,
+    changes: tree::Changes,
+    /// Others may build from the same tree meanwhile.
+    kept: Lock,
+    made_of: String,
+}
+
+impl Prepared {
+    fn new(project: &Project, arch: Arch, origin: &Origin) -> Result<Self> {
+        let _filling = project.lock_cache()?;
+        // Beside each other: unpacking leaves all CPUs but one to bindgen's build.
+        let (toolchain, source) = std::thread::scope(|scope| {
+            let toolchain = scope.spawn(|| Toolchain::prepare(project, origin.base));
+            let source = fetch::source(project, origin, arch.patched());
+            (toolchain.join().expect("it does not panic"), source)
+        });
+        let (toolchain, source) = (toolchain?, source?);
+        let made_of = ingredients(project, arch, origin.base, &source.dir)?;
+        let changes = match arch.patched() {
+            true => tree::sync(project, origin.base, &source)?,
+            false => tree::Changes::default(),
+        };
+        let kept = source.keep()?;
+        Ok(Self {
+            toolchain,
+            source,
+            changes,
+            kept,
+            made_of,
+        })
+    }
+}
+
+fn objects_of(source: &Source, name: &str, toolchain: &Toolchain) -> PathBuf {
+    let compilers = &cache::fingerprint(&toolchain.version)[..8];
+    source.dir.join(format!("{name}-{compilers}"))
+}
+
+/// What a configuration depends on, but for its fragments.
+fn kconfig_of(source: &Source, toolchain: &Toolchain, changes: &tree::Changes) -> Result<String> {
+    // The source as it came.
+    let unpacked = fs::read_to_string(source.dir.join("unpacked"))?;
+    Ok(format!(
+        "{}\n{unpacked}\n{}",
+        toolchain.version, changes.kconfig
+    ))
 }
 
 /// Runs `make` with its progress.

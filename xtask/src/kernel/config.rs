@@ -70,17 +70,31 @@ pub fn configure(
 
 /// What a kernel's configuration is merged of, in order.
 pub fn fragments(project: &Project, arch: Arch, base: Base) -> Vec<PathBuf> {
-    let names: &[&str] = match arch {
-        Arch::Um => &["common", "um"],
-        Arch::X86_64 => &["common", "x86_64"],
-        Arch::Debug => &["common", "x86_64", "debug"],
-        Arch::Kcsan => &["common", "x86_64", "kcsan"],
-        Arch::Fuzz => &["common", "x86_64", "fuzz"],
-        Arch::Without => &["common", "x86_64", "without"],
-        Arch::Unpatched => &["common", "x86_64", "unpatched"],
-    };
-    let of = |&name| with_own(project, name, base);
+    of_names(project, names(arch), base)
+}
+
+/// The same with one more.
+pub fn fragments_and(project: &Project, arch: Arch, last: &str, base: Base) -> Vec<PathBuf> {
+    let names: Vec<_> = names(arch).iter().copied().chain([last]).collect();
+    of_names(project, &names, base)
+}
+
+fn of_names(project: &Project, names: &[&str], base: Base) -> Vec<PathBuf> {
+    let of = |&name: &&str| with_own(project, name, base);
     names.iter().flat_map(of).collect()
+}
+
+fn names(arch: Arch) -> &'static [&'static str] {
+    match arch {
+        Arch::Um => &["common", "um"],
+        Arch::X86_64 => &["common", "qemu", "x86_64"],
+        Arch::Arm64 => &["common", "qemu", "arm64"],
+        Arch::Debug => &["common", "qemu", "x86_64", "debug"],
+        Arch::Kcsan => &["common", "qemu", "x86_64", "kcsan"],
+        Arch::Fuzz => &["common", "qemu", "x86_64", "fuzz"],
+        Arch::Without => &["common", "qemu", "x86_64", "without"],
+        Arch::Unpatched => &["common", "qemu", "x86_64", "unpatched"],
+    }
 }
 
 /// The fragment of that name for every base, and after it, as a later line wins, the one for this base if it has any.

@@ -1,7 +1,5 @@
-//! Debian's packages that kernels are made of: installed ones, and ones of another release, which are only unpacked.
-//!
-//! Those are downloaded by an apt of their own, with its own settings and lists: it takes no rights, and the system's is
-//! not touched.
+//! Debian's packages that kernels are made of: installed ones, and ones of another release, which are only unpacked. Those are
+//! downloaded by an apt of the tool's own.
 
 use std::{
     fs,
@@ -13,13 +11,14 @@ use anyhow::{Context, Error, Result, anyhow, bail};
 use tempfile::TempDir;
 
 use crate::{
-    ground::{cache, interrupt, project::Project, step},
+    ground::{
+        apt::{self, ARCHIVE, Apt},
+        cache, interrupt,
+        project::Project,
+        step,
+    },
     terminal::progress::Step,
 };
-
-/// Where Debian's archive is if this machine's apt does not say.
-const ARCHIVE: &str = "http://deb.debian.org/debian";
-const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// A package, and how it is had.
 #[derive(Debug)]
@@ -182,32 +181,10 @@ impl Download {
         dir: &Path,
         step: &Step,
     ) -> Result<PathBuf> {
-        for needed in ["state/lists/partial", "cache/archives/partial", "packages"] {
-            fs::create_dir_all(dir.join(needed))?;
-        }
-        let put = |name: &str, text: &str| cache::write(&dir.join(name), text);
-        put("status", "")?;
-        let source = format!("deb [signed-by={KEYRING}] {archive} {} main\n", self.suite);
-        put("sources.list", &source)?;
-        put("apt.conf", &settings(dir))?;
-        let log = project.log("apt")?;
-        let apt = |words: &[&str]| {
-            let mut apt = Command::new("apt-get");
-            // After the system's, so that it has the last word.
-            apt.arg("--config-file").arg(dir.join("apt.conf"));
-            apt.args(words)
-                .env("LC_ALL", "C")
-                .current_dir(dir.join("packages"));
-            step::run(&mut apt, &log, step, |line| match progress(line) {
-                Some(percent) => step.percent(percent),
-                None => step.detail(line),
-            })
-        };
-        apt(&["--error-on=any", "update"])?;
+        let sources = [format!("{archive} {}", self.suite)];
+        let apt = Apt::new(project, dir, None, &sources, step)?;
         let wanted = format!("{}={}", self.name, self.version);
-        // It tells how far it is on its standard output.
-        apt(&["--option", "APT::Status-Fd=1", "download", &wanted])?;
-        Ok(dir.join("packages").join(self.file()))
+        Ok(apt.download(&[wanted])?.join(self.file()))
     }
 
     fn check(&self, file: &Path) -> Result<()> {
@@ -224,40 +201,9 @@ impl Download {
     }
 }
 
-/// For an apt that has nothing to do with the system's, whose proxies it takes all the same.
-fn settings(dir: &Path) -> String {
-    let dir = dir.display();
-    format!(
-        "// What the system does after an update is about the system.\n\
-         #clear APT::Update;\n\
-         #clear APT::Default-Release;\n\
-         Dir::State \"{dir}/state\";\n\
-         Dir::State::status \"{dir}/status\";\n\
-         Dir::Cache \"{dir}/cache\";\n\
-         Dir::Etc::sourcelist \"{dir}/sources.list\";\n\
-         Dir::Etc::sourceparts \"-\";\n\
-         Acquire::Languages \"none\";\n\
-         // Of root: another user could not write where it works.\n\
-         APT::Sandbox::User \"root\";\n"
-    )
-}
-
-/// Percents of a download, in a line as in `dlstatus:1:20.5:Retrieving file 1 of 1`.
-fn progress(line: &str) -> Option<u64> {
-    let percent = line.strip_prefix("dlstatus:")?.split(':').nth(1)?;
-    Some(percent.parse::<f64>().ok()? as u64)
-}
-
 /// What this machine's apt has Debian's releases from, a line each; nothing if it has no lists yet.
 fn mirrors() -> String {
-    let mut targets = Command::new("apt-get");
-    targets.args(["indextargets", "--format", "$(SITE)"]).args([
-        "Created-By: Packages",
-        "Origin: Debian",
-        "Label: Debian",
-        "Component: main",
-    ]);
-    step::output(&mut targets).unwrap_or_default()
+    apt::targets("$(SITE)", &["Label: Debian"])
 }
 
 /// Where to ask, one after the other: what is near, and what has all.
@@ -295,15 +241,6 @@ mod tests {
         );
         // Neither a disc nor a copy in some directory has the backports.
         assert_eq!(archives("cdrom:[Debian 13]\nfile:/mirror\n"), [ARCHIVE]);
-    }
-
-    #[test]
-    fn apt_tells_how_far_it_is() {
-        assert_eq!(
-            progress("dlstatus:1:20.5952:Retrieving file 1 of 1"),
-            Some(20)
-        );
-        assert_eq!(progress("Fetched 167 MB in 3s (50 MB/s)"), None);
     }
 
     #[test]

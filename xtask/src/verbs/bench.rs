@@ -76,7 +76,7 @@ pub fn run(project: &Project, args: Args, origin: &Origin) -> Result<ExitCode> {
         let arch = args.arch.to_string();
         results(project, origin).join(arch)
     }))?;
-    let kernel = kernel::build(project, args.arch, origin)?;
+    let kernel = kernel::build(project, args.arch.of_this_machine()?, origin)?;
     let asked = |family: &&str| args.only.is_empty() || args.only.iter().any(|only| only == family);
     let compare = !args.patched_only && unused::FAMILIES.iter().any(asked);
     let mut unused_left_out = None;

@@ -142,7 +142,7 @@ pub fn run(project: &Project, args: Args, origin: &Origin) -> Result<ExitCode> {
     if args.engine == Engine::Store {
         return store::run(project, &args, &out);
     }
-    let kernel = kernel::build(project, args.arch, origin)?;
+    let kernel = kernel::build(project, args.arch.of_this_machine()?, origin)?;
     let program = programs::demo(project)?;
     let preload = programs::preload_for_demo(project)?;
 

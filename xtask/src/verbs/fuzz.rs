@@ -61,7 +61,7 @@ pub fn run(project: &Project, args: &Args, origin: &Origin) -> Result<ExitCode> 
     }
     let good = match &args.replay {
         Some(file) => {
-            let kernel = kernel::build(project, args.arch, origin)?;
+            let kernel = kernel::build(project, args.arch.of_this_machine()?, origin)?;
             replay(project, origin, &kernel, file, args.times)?
         }
         None => {

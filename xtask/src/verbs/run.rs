@@ -117,7 +117,7 @@ mod tests {
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
             .parent()
             .unwrap();
-        let config = std::fs::read_to_string(root.join("kernel/configs/x86_64.config")).unwrap();
+        let config = std::fs::read_to_string(root.join("kernel/configs/qemu.config")).unwrap();
         assert!(config.contains(&format!("CONFIG_NR_CPUS={CPUS}\n")));
     }
 }

@@ -8,7 +8,6 @@ use crate::{
     ground::{
         packages::{self, Plan},
         project::Project,
-        qemu,
     },
     kernel::{Download, Origin, Package, fetch},
 };
@@ -68,20 +67,19 @@ fn check(project: &Project, origin: &Origin) -> Result<bool> {
     }
     let mut plan = Plan::of_this_machine(&missing);
     let libraries = plan.add_libraries();
-    if plan.own_qemu {
+    for emulator in &plan.own_qemu {
         println!(
             "{} cannot be installed beside what is there; `cargo xtask setup` unpacks it into the cache",
-            qemu::PACKAGE
+            emulator.package
         );
     }
     if let Err(error) = libraries {
         println!("{error:#}");
     }
     if !plan.names.is_empty() {
-        let what = if plan.own_qemu {
-            "what else is missing"
-        } else {
-            "them"
+        let what = match plan.own_qemu.is_empty() {
+            false => "what else is missing",
+            true => "them",
         };
         println!("install {what} with:\n  {plan}");
     }

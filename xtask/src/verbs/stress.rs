@@ -11,7 +11,10 @@ use anyhow::Result;
 
 use crate::{
     ground::project::Project,
-    guest::{Boot, Cmd, End, Output, programs::guest_programs},
+    guest::{
+        Boot, Cmd, End, Output,
+        programs::{arm64_programs, guest_programs},
+    },
     kernel::{self, Arch, Origin},
     terminal::progress::Step,
 };
@@ -48,7 +51,11 @@ pub fn run(project: &Project, args: &Args, origin: &Origin) -> Result<ExitCode> 
         });
     }
     let kernel = kernel::build(project, args.arch, origin)?;
-    let program = guest_programs(project)?.join("sksm-random");
+    let programs = match args.arch.foreign() {
+        true => arm64_programs(project)?,
+        false => guest_programs(project)?,
+    };
+    let program = programs.join("sksm-random");
     let time = Duration::from_secs(60 * args.minutes);
     let mut command = vec![program.to_string_lossy().into_owned(), "--stress".into()];
     let mut option = |name: &str, value: u64| command.extend([name.to_owned(), value.to_string()]);

@@ -135,8 +135,8 @@ impl Work {
 }
 
 /// Builds a kernel, and says what its guests have to do.
-fn prepare(run: &Run, room: &Room, tested: &Tested, programs: &Path) -> Result<Vec<Work>> {
-    let plan = guest_tests::plan(run.args, tested, programs)?;
+fn prepare(run: &Run, room: &Room, tested: &Tested, own: &Path) -> Result<Vec<Work>> {
+    let plan = guest_tests::plan(run.args, tested, own)?;
     let selftests = wants_selftests(run.args, tested);
     if plan.is_empty() && !selftests {
         return Ok(Vec::new());
@@ -147,6 +147,10 @@ fn prepare(run: &Run, room: &Room, tested: &Tested, programs: &Path) -> Result<V
             run.fail(&format!("{}/build", tested.name()), error)?;
             return Ok(Vec::new());
         }
+    };
+    let plan = match tested.arch.foreign() {
+        true => guest_tests::by_programs_in(plan, &programs::arm64_programs(run.project)?),
+        false => plan,
     };
     let queue = Arc::new(guest_tests::Queue::new(run, room, kernel.clone(), plan)?);
     let guests = (0..queue.guests).map(|_| Work::Programs(queue.clone()));

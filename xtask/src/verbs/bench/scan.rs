@@ -89,7 +89,7 @@ fn machines(project: &Project, args: &Args, origin: &Origin, out: &Out) -> Resul
             command.extend(lengths.map(OsString::from));
         }
         command.push("--".into());
-        let emulator = qemu::command(project);
+        let emulator = qemu::X86_64.command(project);
         command.push(emulator.get_program().into());
         command.extend(emulator.get_args().map(OsString::from));
         let boot = Boot::new(project, &um)

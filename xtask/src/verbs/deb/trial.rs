@@ -89,6 +89,7 @@ ExecStart=/usr/bin/sksm run --ksm --quiet -- /usr/bin/perl -e '$$table = pack "N
 
 /// Boots, and goes through all of it.
 pub fn run(project: &Project, arch: Arch, packages: &[PathBuf], origin: &Origin) -> Result<()> {
+    let arch = arch.of_this_machine()?;
     let root = root::archive(project)?;
     let kernel = kernel::build(project, arch, origin)?;
     let boot = Boot::new(project, &kernel)

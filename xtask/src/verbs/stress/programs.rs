@@ -24,7 +24,7 @@ const SILENCE: Duration = Duration::from_secs(900);
 /// Tells whether all of them were content, and the kernel too.
 pub fn run(project: &Project, arch: Arch, minutes: u64, origin: &Origin) -> Result<bool> {
     packages::ensure_packages(project, &PACKAGES)?;
-    let kernel = kernel::build(project, arch, origin)?;
+    let kernel = kernel::build(project, arch.of_this_machine()?, origin)?;
     let program = programs::guest_programs(project)?.join("sksm-programs");
     let seconds = 60 * minutes / SHARES;
     let command = [

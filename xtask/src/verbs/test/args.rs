@@ -1,5 +1,7 @@
 //! Which tests are asked for, and how long some of them run.
 
+use std::slice;
+
 use crate::kernel::Arch;
 
 const AGAIN: &str = "\
@@ -19,6 +21,9 @@ pub struct Args {
     /// Every kernel of every base, or of --base, and what takes longest there too: hours
     #[arg(long, conflicts_with_all = ["quick", "host"])]
     pub all: bool,
+    /// Only in this kernel, and nothing on the host
+    #[arg(long, conflicts_with_all = ["quick", "host", "all"])]
+    pub arch: Option<Arch>,
     /// Also what has passed in this cache and cannot have changed since
     #[arg(long)]
     pub again: bool,
@@ -38,7 +43,7 @@ impl Args {
     pub fn random_seconds(&self, arch: Arch) -> u64 {
         self.seconds.unwrap_or(match (self.quick, arch) {
             (true, _) => 5,
-            (false, Arch::Um | Arch::X86_64 | Arch::Without | Arch::Unpatched) => 20,
+            (false, Arch::Um | Arch::X86_64 | Arch::Arm64 | Arch::Without | Arch::Unpatched) => 20,
             (false, Arch::Debug | Arch::Kcsan | Arch::Fuzz) => 60,
         })
     }
@@ -47,7 +52,7 @@ impl Args {
     pub fn stress_seconds(&self, arch: Arch) -> Option<u64> {
         let usual = match (self.quick, arch) {
             (true, Arch::Um) | (_, Arch::Without | Arch::Unpatched) => None,
-            (_, Arch::Um | Arch::X86_64) => Some(20),
+            (_, Arch::Um | Arch::X86_64 | Arch::Arm64) => Some(20),
             (_, Arch::Debug | Arch::Kcsan | Arch::Fuzz) => Some(120),
         };
         self.seconds.filter(|_| usual.is_some()).or(usual)
@@ -66,9 +71,11 @@ impl Args {
         name.contains(self.pattern())
     }
 
-    pub fn arches(&self) -> &'static [Arch] {
+    pub fn arches(&self) -> &[Arch] {
         if self.host {
             &[]
+        } else if let Some(arch) = &self.arch {
+            slice::from_ref(arch)
         } else if self.quick {
             &[Arch::Um, Arch::X86_64]
         } else if self.all {

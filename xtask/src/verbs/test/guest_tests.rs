@@ -84,9 +84,10 @@ pub fn plan(args: &Args, tested: &Tested, programs: &Path) -> Result<Vec<Item>> 
         return Ok(items);
     }
     for &(name, program, beside) in PROGRAMS {
-        // What runs in user space is the same there, and real programs take long where each access is checked.
+        // What runs in user space is the same there, and real programs take long where each access is checked. They are this
+        // machine's programs, too, which another processor does not run.
         if matches!(name, "sksm-library" | "sksm-command" | "sksm-python")
-            && matches!(arch, Arch::Debug | Arch::Kcsan | Arch::Fuzz)
+            && (arch.foreign() || matches!(arch, Arch::Debug | Arch::Kcsan | Arch::Fuzz))
         {
             continue;
         }
@@ -115,7 +116,7 @@ pub fn plan(args: &Args, tested: &Tested, programs: &Path) -> Result<Vec<Item>> 
         }
         // Also of those that share the processors with other guests, and with what else the machine does.
         let mut seconds = match arch {
-            Arch::Um | Arch::X86_64 | Arch::Without | Arch::Unpatched => 1200,
+            Arch::Um | Arch::X86_64 | Arch::Arm64 | Arch::Without | Arch::Unpatched => 1200,
             Arch::Debug | Arch::Kcsan | Arch::Fuzz => 2000,
         };
         let random = match name {
@@ -162,6 +163,16 @@ pub fn plan(args: &Args, tested: &Tested, programs: &Path) -> Result<Vec<Item>> 
         }
     }
     Ok(items)
+}
+
+/// The same by the programs of another processor, which have the same tests: this machine could only ask its own.
+pub fn by_programs_in(plan: Vec<Item>, programs: &Path) -> Vec<Item> {
+    let there = |item: Item| {
+        let name = item.program.file_name().unwrap_or_default();
+        let program = programs.join(name);
+        Item { program, ..item }
+    };
+    plan.into_iter().map(there).collect()
 }
 
 /// The program's tests; none if it cannot tell.

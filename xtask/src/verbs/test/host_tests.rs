@@ -18,7 +18,7 @@ use super::{
 use crate::{
     ground::{files, interrupt, packages, step},
     guest::programs,
-    kernel::{self, Origin, checkpatch},
+    kernel::{self, Origin, Pages, checkpatch},
     terminal::progress::Step,
     verbs::{deb, patches, shared::report::Verdict},
 };
@@ -50,10 +50,21 @@ const NAMES: &[&str] = &[
     "host/lintian",
     "host/man-pages",
     DEB_KERNEL,
+    PAGES_16K,
+    PAGES_64K,
 ];
 
 /// It compiles the kernel's Rust once more.
 const DEB_KERNEL: &str = "host/deb-kernel";
+
+/// These do so too, for arm64 with other pages.
+const PAGES_16K: &str = "host/arm64-16k";
+const PAGES_64K: &str = "host/arm64-64k";
+
+/// What takes minutes.
+fn is_late(check: &Check) -> bool {
+    [DEB_KERNEL, PAGES_16K, PAGES_64K].contains(&check.of)
+}
 
 /// These need the kernel's source, each base's.
 const KERNELS: &[&str] = &[
@@ -62,6 +73,8 @@ const KERNELS: &[&str] = &[
     "host/patches",
     "host/litmus",
     DEB_KERNEL,
+    PAGES_16K,
+    PAGES_64K,
 ];
 
 /// A check to run.
@@ -82,6 +95,9 @@ impl Check {
 
 /// Those that are asked for; what is about a base's source runs for each base that is tested.
 pub fn checks(args: &Args, kernels: &[Tested]) -> Vec<Check> {
+    if args.arch.is_some() {
+        return Vec::new();
+    }
     let mut origins = Vec::new();
     for tested in kernels {
         if !origins.contains(&tested.origin) {
@@ -98,6 +114,8 @@ pub fn checks(args: &Args, kernels: &[Tested]) -> Vec<Check> {
         let most = match of == DEB_KERNEL {
             true if args.quick => 0,
             true if !args.all => 1,
+            // The hours in which all is tried have room for it.
+            false if [PAGES_16K, PAGES_64K].contains(&of) && !args.all => 0,
             _ => origins.len(),
         };
         let origins = origins.iter().take(most).cloned().map(Some);
@@ -109,12 +127,12 @@ pub fn checks(args: &Args, kernels: &[Tested]) -> Vec<Check> {
 
 /// All but what can wait until the kernels are built.
 pub fn run(run: &Run, checks: &[Check]) -> Result<()> {
-    run_these(run, checks.iter().filter(|check| check.of != DEB_KERNEL))
+    run_these(run, checks.iter().filter(|check| !is_late(check)))
 }
 
 /// What nobody waits for.
 pub fn run_late(run: &Run, checks: &[Check]) -> Result<()> {
-    run_these(run, checks.iter().filter(|check| check.of == DEB_KERNEL))
+    run_these(run, checks.iter().filter(|check| is_late(check)))
 }
 
 fn run_these<'a>(run: &Run, checks: impl Iterator<Item = &'a Check>) -> Result<()> {
@@ -298,6 +316,8 @@ fn run_check(run: &Run, check: &Check, name: &str, step: &Step) -> Result<()> {
             let flavour = deb::kernel::Flavour::default();
             return deb::kernel::check(run.project, origin, flavour).map(|_report| ());
         }
+        PAGES_16K => return kernel::compile_engine(run.project, Pages::Of16K, origin),
+        PAGES_64K => return kernel::compile_engine(run.project, Pages::Of64K, origin),
         _ => bail!("nobody knows how to run it"),
     };
     let log = log(run, name)?;

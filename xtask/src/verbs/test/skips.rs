@@ -11,7 +11,9 @@ const EXPECTED: &[(&[&str], Reasons)] = &[
     (&["host"], HOST),
     (&["um"], UM),
     (&["x86_64", "debug", "kcsan"], X86_64),
-    (&["um", "x86_64", "kcsan"], NO_FAULTS),
+    (&["arm64"], ARM64),
+    (&["um", "x86_64", "debug", "kcsan"], NO_TAGS),
+    (&["um", "x86_64", "arm64", "kcsan"], NO_FAULTS),
     (&["debug"], SLOW),
 ];
 
@@ -155,6 +157,16 @@ const X86_64: Reasons = &[
         "compared with what the unpatched kernel skips",
     ),
 ];
+
+const ARM64: Reasons = &[
+    ("sksm-abi/soft-dirty/", "has no such bits"),
+    (
+        "sksm-abi/pkeys/",
+        "QEMU has no protection keys of this processor",
+    ),
+];
+
+const NO_TAGS: Reasons = &[("sksm-abi/mte/", "only arm64 has memory tags")];
 
 const NO_FAULTS: Reasons = &[("sksm-abi/faults/", "the debug kernel injects them")];
 

@@ -88,6 +88,12 @@ mod tests {
             ..Args::default()
         };
         assert_eq!(names(&quick, None), ["um", "x86_64-7.3"]);
+        let named = Args {
+            arch: Some(Arch::Arm64),
+            ..Args::default()
+        };
+        assert_eq!(names(&named, None), ["arm64"]);
+        assert_eq!(names(&named, Some(Base::Linux7_3)), ["arm64-7.3"]);
         let all = Args {
             all: true,
             ..Args::default()
@@ -95,6 +101,7 @@ mod tests {
         let both = names(&all, None);
         assert_eq!(both.len(), 2 * Arch::ALL.len());
         assert!(both.contains(&"kcsan-7.3".to_owned()), "{both:?}");
+        assert!(both.contains(&"arm64-7.3".to_owned()), "{both:?}");
         assert_eq!(names(&all, Some(Base::Linux6_12)).len(), Arch::ALL.len());
     }
 
