@@ -1,12 +1,12 @@
 //! What debuggers do to a process with merged pages: look, poke, and stop it at breakpoints.
 
 use std::fs::{File, OpenOptions};
-use std::mem::offset_of;
 use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result, ensure};
 use libc::{PTRACE_ATTACH, PTRACE_CONT, PTRACE_DETACH, PTRACE_PEEKDATA, PTRACE_POKEDATA};
 use sksm_guest::harness::report::{Test, test};
+use sksm_guest::machine::code::{self, BREAKPOINT};
 use sksm_guest::memory::content::content;
 use sksm_guest::memory::map::{EXECUTE, Map, WRITE};
 use sksm_guest::memory::process::{Child, Link};
@@ -14,6 +14,7 @@ use sksm_guest::page::PAGE;
 use sksm_guest::skip::skip;
 use sksm_guest::syscall::check;
 
+use self::own::STOPS_BEHIND;
 use crate::expect::{merged, one_page};
 use crate::file::{call, private, write_function};
 
@@ -73,40 +74,20 @@ impl<'a> Tracee<'a> {
             .context("poke")
     }
 
-    fn registers(&self) -> Result<libc::user_regs_struct> {
-        // SAFETY: registers are numbers.
-        let mut registers: libc::user_regs_struct = unsafe { std::mem::zeroed() };
-        let none = std::ptr::null_mut::<libc::c_void>();
-        let into = &raw mut registers;
-        // SAFETY: room for the registers.
-        check(unsafe { libc::ptrace(libc::PTRACE_GETREGS, self.0.pid(), none, into) })
-            .context("registers")?;
-        Ok(registers)
+    /// Where it goes on.
+    fn counter(&self) -> Result<usize> {
+        Ok(*own::counter(&mut self.registers()?) as usize)
     }
 
     /// Goes on at another address.
     fn jump(&self, addr: usize) -> Result<()> {
         let mut registers = self.registers()?;
-        registers.rip = addr as u64;
-        let none = std::ptr::null_mut::<libc::c_void>();
-        let from = &raw const registers;
-        // SAFETY: valid registers, which the child had a moment ago.
-        check(unsafe { libc::ptrace(libc::PTRACE_SETREGS, self.0.pid(), none, from) })
-            .context("registers")
-            .map(drop)
+        *own::counter(&mut registers) = addr as u64;
+        self.set_registers(&registers)
     }
 
     fn goes_on(&self) -> Result<()> {
         self.request(PTRACE_CONT, 0, 0).context("continue")
-    }
-
-    /// Sets debug register 0 to the address and register 7 to the control word.
-    fn debug_registers(&self, addr: usize, control: usize) -> Result<()> {
-        let start = offset_of!(libc::user, u_debugreg);
-        self.request(libc::PTRACE_POKEUSER, start, addr)
-            .context("debug register 0")?;
-        self.request(libc::PTRACE_POKEUSER, start + 7 * 8, control)
-            .context("debug register 7")
     }
 }
 
@@ -114,6 +95,153 @@ impl Drop for Tracee<'_> {
     fn drop(&mut self) {
         // It may have died.
         self.request(PTRACE_DETACH, 0, 0).ok();
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod own {
+
+    use anyhow::{Context, Result};
+    use sksm_guest::syscall::check;
+
+    use super::Tracee;
+
+    pub type Registers = libc::user_regs_struct;
+
+    /// Where it goes on.
+    pub fn counter(registers: &mut Registers) -> &mut u64 {
+        &mut registers.rip
+    }
+
+    /// Whether the write that is watched has happened when the writer stops.
+    pub const STOPS_BEHIND: bool = true;
+
+    impl Tracee<'_> {
+        pub fn registers(&self) -> Result<Registers> {
+            // SAFETY: registers are numbers.
+            let mut registers: Registers = unsafe { std::mem::zeroed() };
+            let none = std::ptr::null_mut::<libc::c_void>();
+            let into = &raw mut registers;
+            // SAFETY: room for the registers.
+            check(unsafe { libc::ptrace(libc::PTRACE_GETREGS, self.0.pid(), none, into) })
+                .context("registers")?;
+            Ok(registers)
+        }
+
+        pub fn set_registers(&self, registers: &Registers) -> Result<()> {
+            let none = std::ptr::null_mut::<libc::c_void>();
+            let from = &raw const *registers;
+            // SAFETY: valid registers, which the child had a moment ago.
+            check(unsafe { libc::ptrace(libc::PTRACE_SETREGS, self.0.pid(), none, from) })
+                .context("registers")
+                .map(drop)
+        }
+
+        /// Sets debug register 0 to the address and register 7 to the control word.
+        fn debug_registers(&self, addr: usize, control: usize) -> Result<()> {
+            let start = offset_of!(libc::user, u_debugreg);
+            self.request(libc::PTRACE_POKEUSER, start, addr)
+                .context("debug register 0")?;
+            self.request(libc::PTRACE_POKEUSER, start + 7 * 8, control)
+                .context("debug register 7")
+        }
+
+        /// Stops where this is executed; or no longer.
+        pub fn breakpoint(&self, addr: usize, on: bool) -> Result<()> {
+            self.debug_registers(addr, usize::from(on))
+        }
+
+        /// Stops at a write of eight bytes; or no longer.
+        pub fn watchpoint(&self, addr: usize, on: bool) -> Result<()> {
+            const ON_WRITE: usize = 1 << 16 | 2 << 18 | 1;
+            self.debug_registers(addr, if on { ON_WRITE } else { 0 })
+        }
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod own {
+    use anyhow::{Context, Result};
+    use sksm_guest::syscall::check;
+
+    use super::Tracee;
+
+    pub type Registers = libc::user_regs_struct;
+
+    /// Where it goes on.
+    pub fn counter(registers: &mut Registers) -> &mut u64 {
+        &mut registers.pc
+    }
+
+    /// Whether the write that is watched has happened when the writer stops.
+    pub const STOPS_BEHIND: bool = false;
+
+    /// Sets of registers, from the kernel's linux/elf.h.
+    const PRSTATUS: usize = 1;
+    const HW_BREAK: usize = 0x402;
+    const HW_WATCH: usize = 0x403;
+
+    /// The first breakpoint, or watchpoint; from the kernel's asm/ptrace.h.
+    #[repr(C)]
+    struct Debug {
+        info: u32,
+        pad: u32,
+        addr: u64,
+        control: u32,
+        pad2: u32,
+    }
+
+    impl Tracee<'_> {
+        fn set<T>(&self, request: libc::c_uint, set: usize, of: *mut T) -> Result<()> {
+            let mut part = libc::iovec {
+                iov_base: of.cast(),
+                iov_len: size_of::<T>(),
+            };
+            let part = &raw mut part;
+            // SAFETY: so much can be read there, and written where the registers are asked for.
+            check(unsafe { libc::ptrace(request, self.0.pid(), set, part) })
+                .with_context(|| format!("registers of set {set:#x}"))
+                .map(drop)
+        }
+
+        pub fn registers(&self) -> Result<Registers> {
+            // SAFETY: registers are numbers.
+            let mut registers: Registers = unsafe { std::mem::zeroed() };
+            self.set(libc::PTRACE_GETREGSET, PRSTATUS, &raw mut registers)?;
+            Ok(registers)
+        }
+
+        pub fn set_registers(&self, registers: &Registers) -> Result<()> {
+            self.set(
+                libc::PTRACE_SETREGSET,
+                PRSTATUS,
+                (&raw const *registers).cast_mut(),
+            )
+        }
+
+        fn debug_registers(&self, set: usize, addr: usize, control: u32) -> Result<()> {
+            let mut debug = Debug {
+                info: 0,
+                pad: 0,
+                addr: addr as u64,
+                control,
+                pad2: 0,
+            };
+            self.set(libc::PTRACE_SETREGSET, set, &raw mut debug)
+        }
+
+        /// Stops where this is executed; or no longer.
+        pub fn breakpoint(&self, addr: usize, on: bool) -> Result<()> {
+            // All bytes of an instruction, in user mode.
+            const ENABLED: u32 = 0xf << 5 | 2 << 1 | 1;
+            self.debug_registers(HW_BREAK, addr, if on { ENABLED } else { 0 })
+        }
+
+        /// Stops at a write of eight bytes; or no longer.
+        pub fn watchpoint(&self, addr: usize, on: bool) -> Result<()> {
+            const ON_WRITE: u32 = 0xff << 5 | 2 << 3 | 2 << 1 | 1;
+            self.debug_registers(HW_WATCH, addr, if on { ON_WRITE } else { 0 })
+        }
     }
 }
 
@@ -202,7 +330,7 @@ fn poke() -> Result<()> {
     child.join()
 }
 
-const NUMBERS: [u32; 2] = [41, 42];
+const NUMBERS: [u16; 2] = [41, 42];
 
 /// Two functions, each on its own page, patched into private copies of a file and merged.
 fn patch(text: &Map) -> Result<()> {
@@ -218,7 +346,7 @@ fn runs(text: &Map) -> Result<()> {
     for (page, number) in NUMBERS.into_iter().enumerate() {
         let found = call(text, page);
         ensure!(
-            found == number,
+            found == u32::from(number),
             "the function returned {found}, not {number}"
         );
     }
@@ -313,14 +441,17 @@ fn proc_mem_writes_text() -> Result<()> {
     let at = shared.text.page(1) as u64;
     let mut before = [0; PAGE];
     memory.read_exact_at(&mut before, at)?;
-    // `mov eax, 99`
-    memory.write_all_at(&[0xb8, 99, 0, 0, 0], at)?;
+    let other = code::function(99);
+    memory.write_all_at(&other, at)?;
     shared.same_pages([0], "written")?;
     let mut now = [0; PAGE];
     memory.read_exact_at(&mut now, at)?;
-    ensure!(now[1] == 99 && now[5..] == before[5..], "written elsewhere");
+    ensure!(
+        now[..8] == other && now[8..] == before[8..],
+        "written elsewhere"
+    );
     shared.others_run()?;
-    memory.write_all_at(&before[..5], at)?;
+    memory.write_all_at(&before[..8], at)?;
     shared.target.go()?;
     shared.target.pause()?;
     shared.end()
@@ -332,16 +463,18 @@ fn software_breakpoint() -> Result<()> {
     let tracee = Tracee::attach(&shared.target)?;
     let word = tracee.peek(addr)?;
     shared.same_pages([0, 1], "looked at")?;
-    // `int3`
-    tracee.poke(addr, word & !0xff | 0xcc)?;
+    let (breakpoint, behind) = BREAKPOINT;
+    let mut bytes = word.to_ne_bytes();
+    bytes[..breakpoint.len()].copy_from_slice(breakpoint);
+    tracee.poke(addr, u64::from_ne_bytes(bytes))?;
     shared.same_pages([1], "breakpoint set")?;
     shared.others_run()?;
     shared.target.go()?;
     tracee.goes_on()?;
     tracee.stops_by(libc::SIGTRAP)?;
-    let stopped = tracee.registers()?.rip as usize;
+    let stopped = tracee.counter()?;
     ensure!(
-        stopped == addr + 1,
+        stopped == addr + behind,
         "stopped at {stopped:#x}, not at the breakpoint {addr:#x}"
     );
     tracee.poke(addr, word)?;
@@ -363,33 +496,29 @@ fn needs_debug_registers() -> Result<()> {
     Ok(())
 }
 
-const ENABLE: usize = 1;
-/// Stop at a write of eight bytes.
-const ON_WRITE: usize = 1 << 16 | 2 << 18;
-
 fn hardware_breakpoint() -> Result<()> {
     needs_debug_registers()?;
     let shared = Shared::new()?;
     let addr = shared.text.page(0);
     let tracee = Tracee::attach(&shared.target)?;
-    tracee.debug_registers(addr, ENABLE)?;
+    tracee.breakpoint(addr, true)?;
     shared.target.go()?;
     tracee.goes_on()?;
     tracee.stops_by(libc::SIGTRAP)?;
-    let stopped = tracee.registers()?.rip as usize;
+    let stopped = tracee.counter()?;
     ensure!(
         stopped == addr,
         "stopped at {stopped:#x}, not at the breakpoint {addr:#x}"
     );
     shared.same_pages([0, 1], "a breakpoint of the processor")?;
     shared.others_run()?;
-    tracee.debug_registers(addr, 0)?;
+    tracee.breakpoint(addr, false)?;
     drop(tracee);
     shared.target.pause()?;
     shared.end()
 }
 
-/// A write that is watched stops the writer once the copy is written.
+/// A write that is watched stops the writer once there is a copy: before it is written or after, as processors do.
 fn watchpoint() -> Result<()> {
     needs_debug_registers()?;
     let map = merged(2, 5)?;
@@ -399,7 +528,7 @@ fn watchpoint() -> Result<()> {
         map.put(1, 21, 2);
         parent.meet()?;
         ensure!(
-            map.get(1, 21) == 2,
+            (map.get(1, 20), map.get(1, 21)) == (1, 2),
             "written after the watchpoint, and lost"
         );
         map.expect_after(1, 22, 5)?;
@@ -408,17 +537,21 @@ fn watchpoint() -> Result<()> {
     child.pause()?;
     let addr = map.page(1) + 20 * 8;
     let tracee = Tracee::attach(&child)?;
-    tracee.debug_registers(addr, ENABLE | ON_WRITE)?;
+    tracee.watchpoint(addr, true)?;
     let theirs = || child.pagemap()?.pfn(map.page(1));
     ensure!(theirs()? == map.pfn(1)?, "watching has copied the page");
     child.go()?;
     tracee.goes_on()?;
     tracee.stops_by(libc::SIGTRAP)?;
-    ensure!(tracee.peek(addr)? == 1, "stopped before the write");
+    let written = if STOPS_BEHIND { 1 } else { content(5, 20) };
+    ensure!(
+        tracee.peek(addr)? == written,
+        "stopped too early or too late"
+    );
     ensure!(tracee.peek(addr + 8)? == content(5, 21), "stopped too late");
     ensure!(theirs()? != map.pfn(1)?, "written without a copy");
     map.expect_all(|_| 5)?;
-    tracee.debug_registers(addr, 0)?;
+    tracee.watchpoint(addr, false)?;
     drop(tracee);
     child.pause()?;
     child.go()?;

@@ -5,6 +5,7 @@ use std::fs::File;
 use anyhow::{Context, Result, ensure};
 use libc::MAP_PRIVATE;
 use sksm_guest::harness::report::{Test, test};
+use sksm_guest::machine::code;
 use sksm_guest::memory::content::content;
 use sksm_guest::memory::file::with_contents;
 use sksm_guest::memory::map::{EXECUTE, Map, WRITE};
@@ -134,22 +135,19 @@ fn patched_text_of_two() -> Result<()> {
     text.expect_all(|page| page as u64 + 1)
 }
 
-/// `mov eax, NUMBER; ret`, at the start of each page.
-pub fn write_function(map: &Map, page: usize, number: u32) {
-    let mut code = [0xb8, 0, 0, 0, 0, 0xc3, 0xcc, 0xcc];
-    code[1..5].copy_from_slice(&number.to_le_bytes());
-    map.put(page, 0, u64::from_le_bytes(code));
+/// At the start of a page.
+pub fn write_function(map: &Map, page: usize, number: u16) {
+    map.put(page, 0, u64::from_ne_bytes(code::function(number)));
 }
 
 pub fn call(map: &Map, page: usize) -> u32 {
-    // SAFETY: `write_function` has put a function of this type there.
-    let function: extern "C" fn() -> u32 = unsafe { std::mem::transmute(map.page(page)) };
-    function()
+    // SAFETY: `write_function` has put a function there.
+    unsafe { code::call(map.page(page)) }
 }
 
 fn merged_text_runs() -> Result<()> {
     let text = private(&[1; 6])?;
-    let write = |numbers: [u32; 6]| -> Result<()> {
+    let write = |numbers: [u16; 6]| -> Result<()> {
         text.protect(WRITE)?;
         (0..6).for_each(|page| write_function(&text, page, numbers[page]));
         Ok(text.protect(EXECUTE)?)
@@ -162,7 +160,7 @@ fn merged_text_runs() -> Result<()> {
         one_page(&[pfns[0], pfns[2], pfns[4]])?;
         for (page, number) in numbers.into_iter().enumerate() {
             let found = call(&text, page);
-            ensure!(found == number, "page {page} returned {found}");
+            ensure!(found == u32::from(number), "page {page} returned {found}");
         }
     }
     Ok(())

@@ -6,9 +6,9 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use kvm_bindings::{kvm_regs, kvm_userspace_memory_region};
-use kvm_ioctls::{Kvm, VcpuExit, VcpuFd, VmFd};
+use anyhow::{Context, Result, ensure};
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use sksm_guest::harness::report::{Test, test};
 use sksm_guest::machine::sysfs::Counters;
 use sksm_guest::memory::content::content;
@@ -29,80 +29,36 @@ pub const TESTS: &[Test] = &[
     test("kvm/reads-while-merging", reads),
 ];
 
-/// What the machine runs, in real mode. The result goes to a port, then it halts.
-const CODE: &[(u64, &[u8])] = &[
-    (SUM, SUM_CODE),
-    (WRITE, WRITE_CODE),
-    (COUNT, COUNT_CODE),
-    (READ, READ_CODE),
-];
+#[cfg_attr(target_arch = "x86_64", path = "kvm/x86_64.rs")]
+#[cfg_attr(target_arch = "aarch64", path = "kvm/aarch64.rs")]
+mod processor;
 
-/// EAX: a sum of the CX double words at SI that depends on their order.
+// What the machine runs, at these places of its page of code. Each program ends with a result.
+
+/// A sum, onto `sum`, of `count` words of 32 bits at `from`, that depends on their order.
 const SUM: u64 = 0;
-const SUM_CODE: &[u8] = &[
-    0x66, 0xd1, 0xc0, // rol eax, 1
-    0x66, 0x03, 0x04, // add eax, [si]
-    0x83, 0xc6, 0x04, // add si, 4
-    0x49, // dec cx
-    0x75, 0xf4, // jnz to the start
-    0x66, 0xef, // out dx, eax
-    0xf4, // hlt
-];
-
-/// Writes EAX to the double word at SI.
+/// Writes `sum` to the word at `from`.
 const WRITE: u64 = 0x100;
-const WRITE_CODE: &[u8] = &[
-    0x66, 0x89, 0x04, // mov [si], eax
-    0x66, 0xef, // out dx, eax
-    0xf4, // hlt
-];
-
-/// CX times: each page from 0x8000 to 0x10000 must begin with EBX, and counts up; EBX too. EAX: EBX in the end, or what was
-/// found in its place.
+/// `count` times: each page from 0x8000 to 0x10000 must begin with `value`, and counts up; `value` too. The result: `value` in
+/// the end, or what was found in its place.
 const COUNT: u64 = 0x200;
-const COUNT_CODE: &[u8] = &[
-    0xbe, 0x00, 0x80, // mov si, 0x8000
-    0x66, 0x39, 0x1c, // cmp [si], ebx
-    0x75, 0x15, // jne to the last load
-    0x66, 0xff, 0x04, // inc dword [si]
-    0x81, 0xc6, 0x00, 0x10, // add si, 0x1000
-    0x75, 0xf2, // jnz to cmp
-    0x66, 0x43, // inc ebx
-    0x49, // dec cx
-    0x75, 0xea, // jnz to the start
-    0x66, 0x89, 0xd8, // mov eax, ebx
-    0x66, 0xef, // out dx, eax
-    0xf4, // hlt
-    0x90, // nop
-    0x66, 0x8b, 0x04, // mov eax, [si]
-    0x66, 0xef, // out dx, eax
-    0xf4, // hlt
-];
-
-/// CX times: each page from 0x8000 to 0x10000 must begin with EBX. EAX: EBX, or what was found in its place.
+/// `count` times: each page from 0x8000 to 0x10000 must begin with `value`. The result: `value`, or what was found in its place.
 const READ: u64 = 0x300;
-const READ_CODE: &[u8] = &[
-    0xbe, 0x00, 0x80, // mov si, 0x8000
-    0x66, 0x39, 0x1c, // cmp [si], ebx
-    0x75, 0x0f, // jne to the last load
-    0x81, 0xc6, 0x00, 0x10, // add si, 0x1000
-    0x75, 0xf5, // jnz to cmp
-    0x49, // dec cx
-    0x75, 0xef, // jnz to the start
-    0x66, 0x89, 0xd8, // mov eax, ebx
-    0x66, 0xef, // out dx, eax
-    0xf4, // hlt
-    0x66, 0x8b, 0x04, // mov eax, [si]
-    0x66, 0xef, // out dx, eax
-    0xf4, // hlt
-];
+
+/// What a program begins with.
+struct Start {
+    at: u64,
+    sum: u64,
+    value: u64,
+    count: u64,
+    from: u64,
+}
 
 /// As much as real mode reaches from one segment.
 const PAGES: usize = 16;
 const CODE_PAGE: usize = 1;
 /// The pages that a machine uses as data: the upper half.
 const DATA: std::ops::Range<usize> = 8..PAGES;
-const PORT: u16 = 0x10;
 
 /// A virtual machine, whose memory is a mapping of this process.
 struct Machine<'a> {
@@ -116,27 +72,18 @@ struct Machine<'a> {
 fn needed() -> Result<()> {
     match File::options().read(true).write(true).open("/dev/kvm") {
         Ok(_) => Ok(()),
-        Err(error) if !can_virtualize()? => skip(format!("no virtual machines: /dev/kvm: {error}")),
-        Err(error) => Err(error).context("/dev/kvm (CONFIG_KVM_AMD, CONFIG_KVM_INTEL)"),
+        Err(error) if !processor::can_virtualize()? => {
+            skip(format!("no virtual machines: /dev/kvm: {error}"))
+        }
+        Err(error) => Err(error).context("/dev/kvm (CONFIG_KVM)"),
     }
-}
-
-/// Whether the processor has what KVM needs. User-Mode Linux shows the host's, and cannot use it.
-fn can_virtualize() -> Result<bool> {
-    let cpu = std::fs::read_to_string("/proc/cpuinfo").context("cannot read /proc/cpuinfo")?;
-    let mut flags = cpu.lines().filter(|line| line.starts_with("flags"));
-    let has = |line: &str| {
-        line.split_whitespace()
-            .any(|flag| ["svm", "vmx"].contains(&flag))
-    };
-    Ok(!cpu.contains("User Mode Linux") && flags.any(has))
 }
 
 impl<'a> Machine<'a> {
     fn new(memory: &'a Map) -> Result<Self> {
         ensure!(memory.pages() == PAGES, "a machine has {PAGES} pages");
-        for (at, code) in CODE {
-            put_bytes(memory, CODE_PAGE, *at as usize, code);
+        for (at, code) in processor::code() {
+            put_bytes(memory, CODE_PAGE, at as usize, code);
         }
         let kvm = Kvm::new().context("/dev/kvm")?;
         let vm = kvm.create_vm().context("cannot make a machine")?;
@@ -150,12 +97,7 @@ impl<'a> Machine<'a> {
         // SAFETY: the mapping is borrowed for longer than the machine lives, and accessed by volatile reads and writes only.
         unsafe { vm.set_user_memory_region(region) }.context("cannot give it memory")?;
         let cpu = vm.create_vcpu(0).context("cannot make a CPU")?;
-        let mut sregs = cpu.get_sregs()?;
-        for segment in [&mut sregs.cs, &mut sregs.ds, &mut sregs.ss] {
-            segment.base = 0;
-            segment.selector = 0;
-        }
-        cpu.set_sregs(&sregs)?;
+        processor::set_up(&vm, &cpu)?;
         Ok(Self {
             memory,
             cpu,
@@ -164,32 +106,16 @@ impl<'a> Machine<'a> {
         })
     }
 
-    /// Runs one of the programs until it halts; what it sent to the port.
-    fn run(&mut self, program: u64, eax: u64, ebx: u64, cx: u64, si: u64) -> Result<u32> {
-        let registers = kvm_regs {
-            rip: (CODE_PAGE * PAGE) as u64 + program,
-            rflags: 2,
-            rax: eax,
-            rbx: ebx,
-            rcx: cx,
-            rdx: PORT.into(),
-            rsi: si,
-            ..Default::default()
+    /// Runs one of the programs to its end; its result.
+    fn run(&mut self, program: u64, sum: u64, value: u64, count: u64, from: u64) -> Result<u32> {
+        let start = Start {
+            at: (CODE_PAGE * PAGE) as u64 + program,
+            sum,
+            value,
+            count,
+            from,
         };
-        self.cpu.set_regs(&registers)?;
-        let mut result = None;
-        loop {
-            match self.cpu.run().context("KVM_RUN")? {
-                VcpuExit::IoOut(PORT, bytes) => {
-                    result = Some(u32::from_ne_bytes(
-                        bytes.try_into().context("a double word is expected")?,
-                    ));
-                }
-                VcpuExit::Hlt => return result.context("the machine halted without a result"),
-                VcpuExit::Intr => {}
-                exit => bail!("the machine stopped: {exit:?}"),
-            }
-        }
+        processor::run(&mut self.cpu, &start)
     }
 
     /// The sum of a page as the machine sees it.

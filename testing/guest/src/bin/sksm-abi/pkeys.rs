@@ -1,5 +1,6 @@
 //! Protection keys: they guard an address, so pages with different keys may be one, and the key still decides.
 
+#[cfg(target_arch = "x86_64")]
 use std::arch::asm;
 
 use anyhow::{Context, Result, ensure};
@@ -30,6 +31,9 @@ struct Key(u32);
 impl Key {
     /// Skips the test where there are no keys.
     fn new() -> Result<Self> {
+        if !cfg!(target_arch = "x86_64") {
+            return skip("only the protection keys of x86_64 are known here");
+        }
         // SAFETY: takes numbers only.
         match check(unsafe { libc::syscall(libc::SYS_pkey_alloc, 0, 0) }) {
             Ok(key) => Ok(Self(key as u32)),
@@ -53,12 +57,17 @@ impl Key {
 
     /// For this thread, and for those that it starts.
     fn deny(&self, what: Deny) {
-        let mut rights: u32;
-        // SAFETY: the kernel and the processor have keys, or this one would not be there.
-        unsafe { asm!("rdpkru", in("ecx") 0, out("eax") rights, out("edx") _) };
-        rights = rights & !(3 << (2 * self.0)) | (what as u32) << (2 * self.0);
-        // SAFETY: as above; forbids access to memory that only tests of this file touch.
-        unsafe { asm!("wrpkru", in("eax") rights, in("ecx") 0, in("edx") 0) };
+        let change = |rights: u32| rights & !(3 << (2 * self.0)) | (what as u32) << (2 * self.0);
+        #[cfg(target_arch = "x86_64")]
+        {
+            let rights: u32;
+            // SAFETY: the kernel and the processor have keys, or this one would not be there.
+            unsafe { asm!("rdpkru", in("ecx") 0, out("eax") rights, out("edx") _) };
+            // SAFETY: as above; forbids access to memory that only tests of this file touch.
+            unsafe { asm!("wrpkru", in("eax") change(rights), in("ecx") 0, in("edx") 0) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        unreachable!("rights of a key: {:#x}", change(0));
     }
 }
 

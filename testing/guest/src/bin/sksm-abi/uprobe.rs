@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, ensure};
 use libc::MAP_PRIVATE;
 use sksm_guest::harness::report::{Test, test};
+use sksm_guest::machine::code::{self, UPROBE};
 use sksm_guest::machine::tracefs::{Trace, Uprobe};
 use sksm_guest::memory::content::content;
 use sksm_guest::memory::map::{EXECUTE, Map, WRITE};
@@ -20,12 +21,16 @@ pub const TESTS: &[Test] = &[
     test("uprobe/merged-while-probed", merged_while_probed),
 ];
 
-const NUMBER: u32 = 43;
-/// `mov eax, 43; ret`
-const CODE: [u8; 6] = [0xb8, NUMBER as u8, 0, 0, 0, 0xc3];
+const NUMBER: u16 = 43;
 /// A word of the page beyond the code, which patching changes.
 const PATCHED: usize = 100;
-const INT3: u8 = 0xcc;
+
+/// A page with the function at its start.
+fn page() -> Vec<u8> {
+    let mut page = vec![0x90; PAGE];
+    page[..8].copy_from_slice(&code::function(NUMBER));
+    page
+}
 
 /// A file with a function, for as long as this is not dropped.
 struct Program(PathBuf);
@@ -36,9 +41,7 @@ impl Program {
             "/tmp/sksm-uprobe-{}",
             std::process::id()
         )));
-        let mut page = vec![0x90; PAGE];
-        page[..CODE.len()].copy_from_slice(&CODE);
-        File::create(&program.0)?.write_all(&page)?;
+        File::create(&program.0)?.write_all(&page())?;
         Ok(program)
     }
 
@@ -64,19 +67,16 @@ fn patch(text: &Map) -> Result<()> {
 
 fn runs(text: &Map) -> Result<()> {
     let found = call(text, 0);
-    ensure!(found == NUMBER, "the function returned {found}");
+    ensure!(found == u32::from(NUMBER), "the function returned {found}");
     Ok(())
 }
 
-fn first_byte(text: &Map) -> u8 {
-    text.get(0, 0) as u8
-}
-
-/// The bytes are those of the patched page; `first` is where the probe is.
-fn expect(text: &Map, first: u8) -> Result<()> {
-    let mut right = vec![0x90; PAGE];
-    right[..CODE.len()].copy_from_slice(&CODE);
-    right[0] = first;
+/// The bytes are those of the patched page, with a probe or without.
+fn expect(text: &Map, probed: bool) -> Result<()> {
+    let mut right = page();
+    if probed {
+        right[..UPROBE.len()].copy_from_slice(UPROBE);
+    }
     right[PATCHED * 8..][..8].copy_from_slice(&content(9, PATCHED).to_ne_bytes());
     ensure!(text.bytes() == right, "bytes of the text differ");
     Ok(())
@@ -100,10 +100,10 @@ fn on_merged_text() -> Result<()> {
         text.merge()?;
         parent.meet()?;
         runs(&text)?;
-        expect(&text, INT3)?;
+        expect(&text, true)?;
         parent.meet()?;
         runs(&text)?;
-        expect(&text, CODE[0])?;
+        expect(&text, false)?;
         text.merge()?;
         parent.meet()
     })?;
@@ -120,14 +120,14 @@ fn on_merged_text() -> Result<()> {
     ensure!(text.pfn(0)? == page && theirs()? == page, "not merged");
 
     let probe = Uprobe::new(&trace, &program.0, 0)?;
-    ensure!(first_byte(&text) == INT3, "no probe in this process");
+    expect(&text, true).context("no probe in this process")?;
     ensure!(
         text.pfn(0)? != page && theirs()? != page,
         "a shared page was changed"
     );
     ensure!(copy.pfn(0)? == page, "the copy's page changed");
-    expect(&copy, CODE[0]).context("a page that is not the file's")?;
-    expect(&text, INT3)?;
+    expect(&copy, false).context("a page that is not the file's")?;
+    expect(&text, true)?;
     runs(&text)?;
     child.go()?;
     child.pause()?;
@@ -136,7 +136,7 @@ fn on_merged_text() -> Result<()> {
     ensure!(found == wanted, "hits by {found:?}, not by {wanted:?}");
 
     drop(probe);
-    expect(&text, CODE[0]).context("after the probe was removed")?;
+    expect(&text, false).context("after the probe was removed")?;
     runs(&text)?;
     child.go()?;
     child.pause()?;
@@ -162,14 +162,14 @@ fn merged_while_probed() -> Result<()> {
     other.merge()?;
     ensure!(one.pfn(0)? == other.pfn(0)?, "equal pages, not merged");
     for text in [&one, &other] {
-        expect(text, INT3)?;
+        expect(text, true)?;
         runs(text)?;
     }
     let found = hits(&trace, &probe)?;
     ensure!(found.len() == 2, "hits by {found:?}");
     drop(probe);
     for text in [&one, &other] {
-        expect(text, CODE[0])?;
+        expect(text, false)?;
         runs(text)?;
     }
     one.merge()?;
