@@ -23,6 +23,7 @@ pub mod memory {
 pub mod machine {
     pub mod blocks;
     pub mod cgroup;
+    pub mod code;
     pub mod cpu;
     pub mod disk;
     pub mod fuse;
@@ -36,6 +37,7 @@ pub mod machine {
     pub mod swap;
     pub mod sysfs;
     pub mod system;
+    pub mod tags;
     pub mod tracefs;
 }
 

@@ -27,10 +27,9 @@ pub struct Contents<'a> {
 
 /// This machine's.
 pub fn busybox() -> Result<PathBuf> {
-    let found = BUSYBOX.map(PathBuf::from).into_iter();
-    found
-        .filter(|path| path.is_file())
-        .next()
+    let mut places = BUSYBOX.map(PathBuf::from).into_iter();
+    places
+        .find(|path| path.is_file())
         .context("no busybox in /bin; `cargo xtask setup` installs busybox-static")
 }
 

@@ -89,6 +89,10 @@ impl Block {
 
     /// Whether it can be emptied, as all of its pages can move, and put back, as none of them has failed.
     fn can_go(&self) -> Result<bool> {
+        // arm64 keeps what was there at boot, and lets only memory go that was added.
+        if cfg!(target_arch = "aarch64") {
+            return Ok(false);
+        }
         if !self.is_online()? || self.read("valid_zones")? != "Movable" {
             return Ok(false);
         }

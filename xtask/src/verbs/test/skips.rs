@@ -159,6 +159,10 @@ const X86_64: Reasons = &[
 ];
 
 const ARM64: Reasons = &[
+    (
+        "sksm-abi/offline/",
+        "only memory that was added can be taken away",
+    ),
     ("sksm-abi/soft-dirty/", "has no such bits"),
     (
         "sksm-abi/pkeys/",

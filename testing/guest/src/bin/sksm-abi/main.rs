@@ -35,6 +35,7 @@ mod life;
 mod locked;
 mod marks;
 mod moving;
+mod mte;
 mod numa;
 mod offline;
 mod outlives;
@@ -115,6 +116,7 @@ fn main() -> ExitCode {
         uffd::TESTS,
         softdirty::TESTS,
         pkeys::TESTS,
+        mte::TESTS,
         huge::TESTS,
         idle::TESTS,
         damon::TESTS,
