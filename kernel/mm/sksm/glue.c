@@ -302,6 +302,11 @@ unsigned long sksm_folio_mapping(struct folio *folio)
 
 void sksm_folio_set_mapping(struct folio *folio, unsigned long mapping)
 {
+	/*
+	 * Who will run what is in this page has seen to the instruction cache
+	 * for his own copy. So whoever maps it for that is to do so again.
+	 */
+	flush_dcache_folio(folio);
 	/* Pairs with the acquire above. */
 	smp_store_release(&folio->mapping, (struct address_space *)mapping);
 }
