@@ -145,6 +145,25 @@ fn main() {
         );
     }
     fs::write(out.join("engines.rs"), modules).expect("the list of the engines");
+    fs::write(
+        out.join("contents.rs"),
+        contents(&read(&kernel.join("content.rs")), &out),
+    )
+    .expect("the list of what compares pages");
+}
+
+/// Writes what compares pages, for each size that pages have, for `tests/sample.rs`; returns the modules.
+fn contents(text: &str, out: &Path) -> String {
+    const SIZE: &str = "kernel::page::PAGE_SIZE";
+    assert_eq!(text.matches(SIZE).count(), 1, "content.rs has changed");
+    let module = |size: usize| {
+        let path = out.join(format!("content_{size}.rs"));
+        let own = text.replace(SIZE, &size.to_string());
+        fs::write(&path, own.replace("use kernel::", "use super::kernel::"))
+            .expect("a file of the engine");
+        format!("#[allow(dead_code)]\n#[path = {path:?}]\nmod content_{size};\n")
+    };
+    [4 << 10, 16 << 10, 64 << 10].map(module).concat()
 }
 
 fn read(path: &Path) -> String {

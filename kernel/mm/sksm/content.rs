@@ -21,9 +21,10 @@ const LINE: usize = 8;
 /// Words that are looked at before the question whether to go on.
 const STRIDE: usize = 16;
 
-/// The lines of a sample are so far apart: with pages of 4 KiB there are eight, the first line of
-/// the page and the last among them, each at another place of its 512 bytes.
-const SAMPLE_STRIDE: usize = WORDS / LINE / 8 + 1;
+/// The lines of a sample are so far apart: with pages of 4 KiB there are eight, with pages of 16 and
+/// 64 KiB twice and four times as many. The first line of the page and the last are among them, and
+/// lines at each place of 512 bytes.
+const SAMPLE_STRIDE: usize = (1 << ((WORDS / LINE).ilog2() / 2)) + 1;
 
 /// A page as words.
 pub(crate) type Words = [u64; WORDS];
@@ -75,7 +76,7 @@ impl Secret {
         unsafe { bindings::siphash_2u64(sum as u64, (sum >> 64) as u64, &self.sip) }
     }
 
-    /// The hash of a sample of the page, an eighth of it, in a domain.
+    /// The hash of a sample of the page, an eighth of it if it has 4 KiB, in a domain.
     pub(crate) fn hash_sample(&self, words: &Words, domain: u64) -> u64 {
         let lines = words.chunks_exact(LINE).step_by(SAMPLE_STRIDE);
         let keys = self.nh.chunks_exact(LINE);
