@@ -100,6 +100,7 @@ impl Drop for Tracee<'_> {
 
 #[cfg(target_arch = "x86_64")]
 mod own {
+    use std::mem::offset_of;
 
     use anyhow::{Context, Result};
     use sksm_guest::syscall::check;
