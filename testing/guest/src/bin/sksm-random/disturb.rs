@@ -323,7 +323,8 @@ fn look(target: &Target) -> Result<bool> {
 /// Moves all of a process's pages to one node.
 fn migrate(pid: i32, node: i32) -> bool {
     const BITS: usize = u64::BITS as usize;
-    let (old, new) = (u64::MAX >> 1, 1u64 << node);
+    // The kernel refuses nodes that it could not have: on arm64 there are 16.
+    let (old, new) = (0xffff_u64, 1u64 << node);
     // SAFETY: two masks of one word each; moving changes no content.
     unsafe { libc::syscall(libc::SYS_migrate_pages, pid, BITS, &old, &new) >= 0 }
 }
