@@ -6,8 +6,6 @@ include!(concat!(env!("OUT_DIR"), "/contents.rs"));
 /// In place of the kernel's crate.
 mod kernel {
     pub(crate) mod prelude {
-        pub(crate) use std::mem::{size_of, size_of_val};
-
         pub(crate) type Result<T> = std::result::Result<T, ()>;
 
         pub(crate) struct KBox<T>(Box<T>);
@@ -53,38 +51,53 @@ mod kernel {
             }
         }
 
-        fn hash(of: impl Hash, key: *const siphash_key_t) -> u64 {
-            let mut hasher = DefaultHasher::new();
-            // SAFETY: The caller has borrowed it.
-            (of, unsafe { *key }).hash(&mut hasher);
-            hasher.finish()
-        }
-
-        /// # Safety
-        ///
-        /// So many bytes can be read there.
-        pub(crate) unsafe fn sksm_siphash(
-            start: *const c_void,
-            len: usize,
-            key: *const siphash_key_t,
-        ) -> u64 {
-            // SAFETY: The caller says so.
-            hash(
-                unsafe { std::slice::from_raw_parts(start.cast::<u8>(), len) },
-                key,
-            )
-        }
-
         /// # Safety
         ///
         /// The key is valid.
-        pub(crate) unsafe fn siphash_3u64(
-            a: u64,
-            b: u64,
-            c: u64,
-            key: *const siphash_key_t,
-        ) -> u64 {
-            hash([a, b, c], key)
+        pub(crate) unsafe fn siphash_2u64(a: u64, b: u64, key: *const siphash_key_t) -> u64 {
+            let mut hasher = DefaultHasher::new();
+            // SAFETY: The caller says so.
+            (a, b, unsafe { *key }).hash(&mut hasher);
+            hasher.finish()
+        }
+    }
+}
+
+/// In place of the base's own.
+mod base {
+    pub(crate) mod atomic {
+        use std::sync::atomic::{AtomicPtr, Ordering};
+
+        pub(crate) struct Acquire;
+        pub(crate) struct Full;
+
+        pub(crate) struct Atomic<P: Pointer>(AtomicPtr<P::To>);
+
+        pub(crate) trait Pointer {
+            type To;
+        }
+
+        impl<T> Pointer for *mut T {
+            type To = T;
+        }
+
+        impl<T> Atomic<*mut T> {
+            pub(crate) const fn new(of: *mut T) -> Self {
+                Self(AtomicPtr::new(of))
+            }
+
+            pub(crate) fn load(&self, _order: Acquire) -> *mut T {
+                self.0.load(Ordering::Acquire)
+            }
+
+            pub(crate) fn cmpxchg(
+                &self,
+                old: *mut T,
+                new: *mut T,
+                _order: Full,
+            ) -> Result<*mut T, *mut T> {
+                (self.0).compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
+            }
         }
     }
 }
