@@ -55,7 +55,9 @@ fn java() -> Result<()> {
     needed("javac")?;
     let dir = written("Array.java", JAVA)?;
     succeeds(Command::new("/usr/bin/javac").arg(dir.join("Array.java")))?;
-    merged_at_a_signal(&["java", "-Xmx256m", "-cp", text(&dir)?, "Array"])
+    // Another one would not begin a region with the array, nor a page.
+    let collector = "-XX:+UseG1GC";
+    merged_at_a_signal(&["java", collector, "-Xmx256m", "-cp", text(&dir)?, "Array"])
 }
 
 /// Nothing can be loaded into it, so it asks for itself.
