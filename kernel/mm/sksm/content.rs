@@ -21,9 +21,9 @@ const LINE: usize = 8;
 /// Words that are looked at before the question whether to go on.
 const STRIDE: usize = 16;
 
-/// The lines of a sample are so far apart: with pages of 4 KiB there are eight, with pages of 16 and
-/// 64 KiB twice and four times as many. The first line of the page and the last are among them, and
-/// lines at each place of 512 bytes.
+/// The lines of a sample are so far apart: with pages of 4 KiB there are eight, with pages of 16
+/// and 64 KiB twice and four times as many. The first line of the page and the last are among them,
+/// and lines at each place of 512 bytes.
 const SAMPLE_STRIDE: usize = (1 << ((WORDS / LINE).ilog2() / 2)) + 1;
 
 /// A page as words.
