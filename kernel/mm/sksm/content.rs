@@ -18,8 +18,10 @@ use super::gfp;
 /// Words of 8 bytes in a page, and in a line of the cache.
 const WORDS: usize = kernel::page::PAGE_SIZE / 8;
 const LINE: usize = 8;
-/// Words that are looked at before the question whether to go on.
+/// Words of one loop that the compiler unrolls whole.
 const STRIDE: usize = 16;
+/// Words that are looked at before the question whether to go on.
+const PART: usize = 4 * STRIDE;
 
 /// The lines of a sample are so far apart: with pages of 4 KiB there are eight, with pages of 16
 /// and 64 KiB twice and four times as many. The first line of the page and the last are among them,
@@ -102,11 +104,23 @@ fn nh(sum: u128, words: &[u64], key: &[u64]) -> u128 {
 
 /// Whether two pages are equal.
 pub(crate) fn equal(a: &Words, b: &Words) -> bool {
-    let mut strides = a.chunks_exact(STRIDE).zip(b.chunks_exact(STRIDE));
-    strides.all(|(a, b)| {
-        let words = a.iter().zip(b);
-        words.fold(0, |difference, (a, b)| difference | (a ^ b)) == 0
+    let mut parts = a.chunks_exact(PART).zip(b.chunks_exact(PART));
+    // Without a loop in machine code: a load, a comparison and a branch for each word.
+    parts.all(|(a, b)| {
+        differences::<0>(a, b)
+            | differences::<1>(a, b)
+            | differences::<2>(a, b)
+            | differences::<3>(a, b)
+            == 0
     })
+}
+
+/// All bits in which one stride of a part differs.
+#[inline(always)]
+fn differences<const AT: usize>(a: &[u64], b: &[u64]) -> u64 {
+    let words = a[AT * STRIDE..][..STRIDE].iter();
+    let words = words.zip(&b[AT * STRIDE..][..STRIDE]);
+    words.fold(0, |sum, (a, b)| sum | (a ^ b))
 }
 
 /// Whether all bytes are zero. The first line settles it for most pages, and the first few for
@@ -114,7 +128,7 @@ pub(crate) fn equal(a: &Words, b: &Words) -> bool {
 pub(crate) fn is_zero(words: &Words) -> bool {
     let or = |words: &[u64]| words.iter().fold(0, |sum, word| sum | word);
     or(&words[..LINE]) == 0
-        && (words.chunks_exact(4 * STRIDE)).all(|part| {
+        && (words.chunks_exact(PART)).all(|part| {
             part.chunks_exact(STRIDE)
                 .fold(0, |sum, words| sum | or(words))
                 == 0
