@@ -19,7 +19,7 @@ mod protocol;
 mod running;
 mod trace;
 
-pub use boot::{Boot, host};
+pub use boot::{Boot, MOST_CPUS, host};
 pub use command::{Cmd, Limit, Output, Stdin};
 pub use initramfs::machine;
 pub use outcome::{End, Outcome};

@@ -59,6 +59,9 @@ pub fn host() -> Result<String> {
     ))
 }
 
+/// What the kernels are built for: CONFIG_NR_CPUS.
+pub const MOST_CPUS: i64 = 8;
+
 /// A kernel about to be booted.
 pub struct Boot<'a> {
     project: &'a Project,

@@ -7,7 +7,7 @@ use procfs::{Current, Meminfo};
 
 use crate::{
     ground::project::Project,
-    guest::{Boot, Cmd, End, Stdin, memory},
+    guest::{Boot, Cmd, End, MOST_CPUS, Stdin, memory},
     kernel::{self, Arch, Origin},
 };
 
@@ -20,7 +20,7 @@ pub struct Args {
     #[arg(long, value_parser = size)]
     mem: Option<String>,
     /// Its CPUs, up to 8; UML has one
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=CPUS))]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=MOST_CPUS))]
     smp: Option<u32>,
     /// Give up after so many seconds
     #[arg(long, value_name = "SECONDS")]
@@ -29,9 +29,6 @@ pub struct Args {
     #[arg(last = true, required = true, value_name = "CMD")]
     command: Vec<std::ffi::OsString>,
 }
-
-/// As many as the kernels are built for: CONFIG_NR_CPUS.
-const CPUS: i64 = 8;
 
 fn size(text: &str) -> Result<String, String> {
     // What cannot be read limits nothing.
@@ -118,6 +115,6 @@ mod tests {
             .parent()
             .unwrap();
         let config = std::fs::read_to_string(root.join("kernel/configs/qemu.config")).unwrap();
-        assert!(config.contains(&format!("CONFIG_NR_CPUS={CPUS}\n")));
+        assert!(config.contains(&format!("CONFIG_NR_CPUS={MOST_CPUS}\n")));
     }
 }

@@ -12,7 +12,7 @@ use anyhow::Result;
 use crate::{
     ground::project::Project,
     guest::{
-        Boot, Cmd, End, Output,
+        Boot, Cmd, End, MOST_CPUS, Output,
         programs::{arm64_programs, guest_programs},
     },
     kernel::{self, Arch, Origin},
@@ -30,11 +30,14 @@ pub struct Args {
     /// The kernel to boot
     #[arg(long, default_value = "debug")]
     arch: Arch,
+    /// Its CPUs, up to 8; UML has one [default: 2]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=MOST_CPUS))]
+    smp: Option<u32>,
     /// How many processes, besides the children that they fork
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u64).range(1..=200))]
     processes: u64,
     /// Let stress-ng and trinity do it, with all that they map merged again and again
-    #[arg(long, conflicts_with_all = ["seed", "processes"])]
+    #[arg(long, conflicts_with_all = ["seed", "processes", "smp"])]
     programs: bool,
 }
 
@@ -65,7 +68,10 @@ pub fn run(project: &Project, args: &Args, origin: &Origin) -> Result<ExitCode> 
         option("--seed", seed);
     }
     let started = Instant::now();
-    let guest = Boot::new(project, &kernel).timeout(time + WINDING_UP);
+    let mut guest = Boot::new(project, &kernel).timeout(time + WINDING_UP);
+    if let Some(cpus) = args.smp {
+        guest = guest.smp(cpus);
+    }
     let step = Step::begin(format!("stress in the {} kernel", args.arch));
     let outcome = guest.run(
         Cmd::new(&command)
