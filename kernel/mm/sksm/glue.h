@@ -104,6 +104,10 @@ void sksm_folio_replace_at(struct folio *old, struct vm_area_struct *vma, unsign
 			   struct folio *new);
 
 /* Page tables */
+enum {
+	SKSM_TABLE_ENTRIES = PTRS_PER_PTE,
+};
+
 pmd_t *sksm_find_pmd(struct mm_struct *mm, unsigned long addr, unsigned long end,
 		     unsigned long *next);
 struct folio *sksm_pmd_get_folio(struct vm_area_struct *vma, pmd_t *pmd, unsigned long addr);

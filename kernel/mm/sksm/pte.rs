@@ -11,8 +11,11 @@ use super::base::ARef;
 use super::folio::Folio;
 use super::mm::{functions, Mm, Vma};
 
-/// Entries handled in one batch: a page table's worth on the common architectures.
+/// Entries handled in one batch: those of a page table where pages have 4 KiB.
 pub(crate) const MAX_SLOTS: usize = 512;
+
+/// The memory under one page table, in bytes.
+const TABLE: usize = (bindings::SKSM_TABLE_ENTRIES as usize) << PAGE_SHIFT;
 
 /// Up to [`MAX_SLOTS`] pages of `vma` under one PMD.
 ///
@@ -108,10 +111,9 @@ impl<'a> PteRange<'a> {
 
     /// All of the page table that the VMA covers.
     pub(crate) fn whole_table(&self) -> Self {
-        let table = MAX_SLOTS << PAGE_SHIFT;
-        let start = self.start & !(table - 1);
+        let start = self.start & !(TABLE - 1);
         let from = start.max(self.vma.start());
-        let to = (start + table).min(self.vma.end());
+        let to = (start + TABLE).min(self.vma.end());
         // INVARIANT: Within the VMA, and under the same PMD.
         Self {
             start: from,

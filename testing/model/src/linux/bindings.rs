@@ -57,6 +57,7 @@ pub(crate) struct sksm_crowd {
 }
 
 pub(crate) const SKSM_SHARDS: u32 = 256;
+pub(crate) const SKSM_TABLE_ENTRIES: u32 = 512;
 const ENOENT: c_int = -2;
 const ENOMEM: c_int = -12;
 const EEXIST: c_int = -17;
