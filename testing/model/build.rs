@@ -89,11 +89,6 @@ const SEAMS: &[(&str, &str, &str)] = &[
         "pub(super) fn shard_of(sample",
     ),
     (
-        "release.rs",
-        "static RETIRED: ",
-        "pub(super) static RETIRED: ",
-    ),
-    (
         "sksm.rs",
         "mod unmerge;",
         "mod unmerge;\npub(crate) mod probe;",

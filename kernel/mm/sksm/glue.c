@@ -821,11 +821,6 @@ void sksm_drain_local_batches(void)
 	lru_add_drain();
 }
 
-bool sksm_llist_add(struct llist_node *node, struct llist_head *list)
-{
-	return llist_add(node, list);
-}
-
 /* Counters */
 
 static DEFINE_PER_CPU(long[SKSM_NR_STATS], sksm_stats);
@@ -911,6 +906,31 @@ void sksm_trace_busy(struct mm_struct *mm, unsigned long addr)
 }
 
 /* Deferred release */
+
+/* Lists of nodes that were retired on a CPU, newest first. */
+static DEFINE_PER_CPU(struct llist_head, sksm_retired);
+
+/* True if the CPU's list was empty. */
+bool sksm_retire(struct llist_node *node)
+{
+	return llist_add(node, raw_cpu_ptr(&sksm_retired));
+}
+
+/* Takes the lists of all CPUs, as one. */
+struct llist_node *sksm_take_retired(void)
+{
+	struct llist_node *all = NULL, *node, *next;
+	int cpu;
+
+	for_each_possible_cpu(cpu) {
+		node = llist_del_all(per_cpu_ptr(&sksm_retired, cpu));
+		llist_for_each_safe(node, next, node) {
+			node->next = all;
+			all = node;
+		}
+	}
+	return all;
+}
 
 static DECLARE_WORK(sksm_release_work, sksm_release);
 

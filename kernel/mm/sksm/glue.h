@@ -183,7 +183,6 @@ bool sksm_mmap_lock_is_contended(struct mm_struct *mm);
 bool sksm_fatal_signal_pending(void);
 void sksm_cond_resched(void);
 void sksm_drain_local_batches(void);
-bool sksm_llist_add(struct llist_node *node, struct llist_head *list);
 
 /* Counters */
 enum {
@@ -224,6 +223,8 @@ void sksm_trace_withdraw(struct mm_struct *mm, unsigned long addr, struct folio 
 void sksm_trace_busy(struct mm_struct *mm, unsigned long addr);
 
 /* Deferred release of nodes: sksm_release() runs on a workqueue. */
+bool sksm_retire(struct llist_node *node);
+struct llist_node *sksm_take_retired(void);
 void sksm_schedule_release(void);
 void sksm_release(struct work_struct *work);
 int sksm_init(void);

@@ -5,19 +5,17 @@
 //! Pages are freed in any context, but dropping an anon_vma may sleep, and a reader of the index
 //! may still look at the node.
 
-use core::ptr::{null_mut, NonNull};
+use core::ptr::NonNull;
 use kernel::bindings;
 use kernel::prelude::*;
 use kernel::sync::rcu;
 
-use super::base::atomic::{Acquire, Atomic};
 use super::mm::{self, functions};
 use super::node::Node;
 
-/// Retired nodes, newest first.
-static RETIRED: Atomic<*mut bindings::llist_node> = Atomic::new(null_mut());
-
 functions! {
+    /// All that was handed over by now, linked.
+    fn take_retired() -> *mut bindings::llist_node = sksm_take_retired;
     /// Has [`run`] called, on a workqueue.
     fn schedule() = sksm_schedule_release;
 }
@@ -28,12 +26,8 @@ functions! {
 ///
 /// The node came from a `KBox`, is in no index, and is handed over once.
 pub(crate) unsafe fn push(node: NonNull<Node>) {
-    // SAFETY: The node lives until the work item has run, and its link is on no list. `RETIRED` has
-    // the layout of an llist_head.
-    let first = unsafe {
-        let link = Node::retired(node);
-        bindings::sksm_llist_add(link, RETIRED.as_ptr().cast())
-    };
+    // SAFETY: The node lives until the work item has run, and its link is on no list.
+    let first = unsafe { bindings::sksm_retire(Node::retired(node)) };
     if first {
         schedule();
     }
@@ -41,7 +35,7 @@ pub(crate) unsafe fn push(node: NonNull<Node>) {
 
 /// Frees what was handed over by now. Sleeps.
 pub(crate) fn run() {
-    let mut link = RETIRED.xchg(null_mut(), Acquire);
+    let mut link = take_retired();
     if link.is_null() {
         return;
     }

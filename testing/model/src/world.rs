@@ -211,6 +211,8 @@ pub(crate) struct World {
     pub(crate) rcu: Shared,
     /// What waits for a grace period: crowds, by who frees them.
     pub(crate) doomed: RefCell<Vec<(ThreadId, usize)>>,
+    /// The first of the retired nodes.
+    pub(crate) retired: Word,
     /// Who has to run the work item.
     pub(crate) work: RefCell<Vec<ThreadId>>,
     pub(crate) stats: [Cell<isize>; SKSM_NR_STATS as usize],
@@ -245,6 +247,7 @@ impl World {
             shards: RefCell::default(),
             rcu: Shared::new(),
             doomed: RefCell::default(),
+            retired: Word::new(0),
             work: RefCell::default(),
             stats: std::array::from_fn(|_| Cell::new(0)),
             swap: Swap::new(),

@@ -111,10 +111,6 @@ impl<T: AtomicType> Atomic<T> {
         self.word();
     }
 
-    pub(crate) fn as_ptr(&self) -> *mut T {
-        self.0.get()
-    }
-
     #[track_caller]
     pub(crate) fn load<O: AcquireOrRelaxed>(&self, _: O) -> T {
         Self::of_word(self.word().load(O::ORDER))

@@ -1036,12 +1036,11 @@ pub(crate) struct llist_node {
     pub(crate) next: *mut llist_node,
 }
 
-pub(crate) type llist_head = llist_node;
 pub(crate) struct work_struct;
 
-/// True if the list was empty. `head` is one of the engine's atomics.
-pub(crate) unsafe fn sksm_llist_add(node: *mut llist_node, head: *mut llist_head) -> bool {
-    let head = world().word(head as usize, || 0);
+/// True if the list was empty. There is one, as on one CPU.
+pub(crate) unsafe fn sksm_retire(node: *mut llist_node) -> bool {
+    let head = &world().retired;
     let mut old = head.load(Ordering::Relaxed);
     loop {
         // SAFETY: The node is the caller's.
@@ -1051,6 +1050,10 @@ pub(crate) unsafe fn sksm_llist_add(node: *mut llist_node, head: *mut llist_head
             Err(now) => old = now,
         }
     }
+}
+
+pub(crate) unsafe fn sksm_take_retired() -> *mut llist_node {
+    world().retired.swap(0, Ordering::SeqCst) as *mut llist_node
 }
 
 /// The thread that asks for it runs it, at the end of what it is at.

@@ -187,10 +187,6 @@ pub(crate) mod atomic {
             Self(UnsafeCell::new(value))
         }
 
-        pub(crate) const fn as_ptr(&self) -> *mut T {
-            self.0.get()
-        }
-
         fn core(&self) -> &<T::Repr as AtomicImpl>::Core {
             // SAFETY: Core's atomics have the size and, with 64 bits, the alignment of what they
             // are of, as has `T`.
