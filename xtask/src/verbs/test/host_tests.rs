@@ -282,8 +282,8 @@ fn run_check(run: &Run, check: &Check, name: &str, step: &Step) -> Result<()> {
             let mut command = checkpatch::command(&tree()?);
             command
                 .arg("--file")
-                .args(files(&kernel.join("mm/sksm"), &["c", "h"])?)
-                .args(own(&["c", "h"])?)
+                .args(files(&kernel.join("mm/sksm"), &["c", "h", "rs"])?)
+                .args(own(&["c", "h", "rs"])?)
                 .args(files(&kernel.join("tools"), &["c"])?);
             command
         }
