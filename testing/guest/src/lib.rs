@@ -48,6 +48,7 @@ pub mod harness {
     pub mod program;
     pub mod report;
     pub mod scanner;
+    pub mod stacks;
 }
 
 /// Processes that do whatever can be done to memory, merge, and know what every byte must be.

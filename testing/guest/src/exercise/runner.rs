@@ -11,6 +11,7 @@ use super::shared::Shared;
 use super::system::{HUGE_PAGES, System};
 use super::worker;
 use crate::harness::patience::PATIENCE;
+use crate::harness::stacks;
 use crate::machine::kcov::Coverage;
 use crate::machine::swap::Swap;
 use crate::memory::process::{Child, Ended, adopt_orphans, kill_group, own_group, reap_all};
@@ -69,7 +70,10 @@ impl Runner {
         let group = child.pid();
         own_group(group);
         if !child.pidfd()?.ends_within(PATIENCE)? {
-            bail!("its first process does not come to an end");
+            bail!(
+                "its first process does not come to an end:\n{}",
+                stacks::of_group(group)
+            );
         }
         let ended = child.ended()?;
         // A process that failed memory killed leaves children behind.

@@ -95,6 +95,7 @@ const UM: Reasons = &[
     ("sksm-abi/soft-dirty/", "has no such bits"),
     ("sksm-abi/trace/", "is built without tracing"),
     ("sksm-abi/uffd/accesses", TRAPS),
+    ("sksm-abi/uffd/pinned-huge", "has no huge pages"),
     ("sksm-abi/uffd/handler", "has no bits for write protection"),
     ("sksm-abi/uffd/write", "has no bits for write protection"),
     ("sksm-abi/unmerge/huge-pages", "has no huge pages"),

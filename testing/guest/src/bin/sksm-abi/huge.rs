@@ -46,7 +46,7 @@ const MIDDLE: usize = 16;
 const MIDDLE_SETTING: &str = "hugepages-64kB/enabled";
 
 /// Memory in huge pages, with these contents.
-fn huge(tables: usize, id: impl Fn(usize) -> u64) -> Result<Map> {
+pub fn huge(tables: usize, id: impl Fn(usize) -> u64) -> Result<Map> {
     match Map::huge(tables * HUGE, id)? {
         Some(map) => Ok(map),
         None => skip("no transparent huge pages in this kernel (CONFIG_TRANSPARENT_HUGEPAGE)"),

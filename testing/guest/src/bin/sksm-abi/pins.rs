@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
@@ -97,22 +98,29 @@ fn vmsplice_of_merged() -> Result<()> {
     Ok(())
 }
 
-/// A registered buffer is pinned for long; a read that is under way arrives in it.
-fn io_uring_buffer() -> Result<()> {
-    let mut ring = match IoUring::new(8) {
+/// An io_uring to which pages of a mapping are registered: so they are pinned until it is dropped, if not unregistered. The
+/// mapping has to outlive that.
+pub fn registered(map: &Map, pages: Range<usize>) -> Result<IoUring> {
+    let ring = match IoUring::new(8) {
         Ok(ring) => ring,
         Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
             return skip("no io_uring in this kernel (CONFIG_IO_URING)");
         }
         Err(error) => return Err(error).context("io_uring"),
     };
-    let map = Map::filled(&[5; 4])?;
     let buffer = libc::iovec {
-        iov_base: map.addr() as *mut _,
-        iov_len: 2 * PAGE,
+        iov_base: map.page(pages.start) as *mut _,
+        iov_len: pages.len() * PAGE,
     };
     // SAFETY: the buffer stays mapped until after it is unregistered.
     unsafe { ring.submitter().register_buffers(&[buffer]) }.context("register")?;
+    Ok(ring)
+}
+
+/// A registered buffer is pinned for long; a read that is under way arrives in it.
+fn io_uring_buffer() -> Result<()> {
+    let map = Map::filled(&[5; 4])?;
+    let mut ring = registered(&map, 0..2)?;
     let (out, mut into) = pipe()?;
     let read = opcode::ReadFixed::new(
         types::Fd(out.as_raw_fd()),

@@ -7,19 +7,22 @@ use std::os::fd::AsRawFd;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use sksm_guest::harness::patience::deadline;
+use sksm_guest::harness::patience::{PATIENCE, deadline};
 use sksm_guest::harness::report::{Test, test};
 use sksm_guest::machine::sysfs::{Counters, zero_pages_here};
 use sksm_guest::memory::map::Map;
 use sksm_guest::memory::pagemap::Pagemap;
+use sksm_guest::memory::process::Child;
 use sksm_guest::memory::userfault::{
     self, FEATURES_MOVE, FEATURES_RWP_ASYNC, FEATURES_WP, FEATURES_WP_ASYNC, IOCTL_WRITE_PROTECT,
     REGISTER_MISSING, REGISTER_RWP, REGISTER_WP, ioctl, open,
 };
-use sksm_guest::page::PAGE;
+use sksm_guest::page::{PAGE, TABLE};
 use sksm_guest::syscall::check;
 
 use crate::expect::{one_page, zero_pages};
+use crate::huge::huge;
+use crate::pins::registered;
 
 pub const TESTS: &[Test] = &[
     test("uffd/write-protection-is-kept", write_protection_is_kept),
@@ -27,6 +30,10 @@ pub const TESTS: &[Test] = &[
     test("uffd/handler-hears-of-writes-only", handler_hears_of_writes),
     test("uffd/moved-zero-pages", moved_zero_pages),
     test("uffd/merged-pages-do-not-move", merged_do_not_move),
+    test(
+        "uffd/pinned-huge-pages-do-not-move",
+        pinned_huge_do_not_move,
+    ),
     test("uffd/accesses-stay-trapped", accesses_stay_trapped),
 ];
 
@@ -325,4 +332,30 @@ fn merged_do_not_move() -> Result<()> {
     to.merge()?;
     to.expect(0, 7)?;
     to.expect(2, 8)
+}
+
+/// While a page of a huge one is pinned, the huge page cannot be split. The kernel says so, in place of trying for ever.
+fn pinned_huge_do_not_move() -> Result<()> {
+    // Skipped here if anything is lacking, as a child cannot be.
+    let what_it_takes = (huge(1, |_| 1)?, open(FEATURES_MOVE, "moving")?);
+    drop(what_it_takes);
+    let mover = Child::spawn(|_| {
+        let from = huge(1, |page| page as u64)?;
+        let ring = registered(&from, 7..8)?;
+        let (uffd, to) = (open(FEATURES_MOVE, "moving")?, Map::anon(TABLE / PAGE)?);
+        to.no_huge();
+        register(&uffd, &to, REGISTER_MISSING)?;
+        for page in [7, 100] {
+            let moved = move_page(&uffd, &from, &to, page);
+            ensure!(moved == libc::EBUSY, "moving page {page}: error {moved}");
+        }
+        from.expect_all(|page| page as u64)?;
+        drop(ring);
+        from.expect_all(|page| page as u64)
+    })?;
+    ensure!(
+        mover.pidfd()?.ends_within(PATIENCE)?,
+        "the call does not end"
+    );
+    mover.join()
 }
