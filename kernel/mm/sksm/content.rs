@@ -20,8 +20,9 @@ const WORDS: usize = kernel::page::PAGE_SIZE / 8;
 const LINE: usize = 8;
 /// Words of one loop that the compiler unrolls whole.
 const STRIDE: usize = 16;
-/// Words that are looked at before the question whether to go on.
+/// Words that are looked at without a loop. There is no rest.
 const PART: usize = 4 * STRIDE;
+const _: () = assert!(WORDS % PART == 0);
 
 /// The lines of a sample are so far apart: with pages of 4 KiB there are eight, with pages of 16
 /// and 64 KiB twice and four times as many. The first line of the page and the last are among them,
@@ -105,7 +106,7 @@ fn nh(sum: u128, words: &[u64], key: &[u64]) -> u128 {
 /// Whether two pages are equal.
 pub(crate) fn equal(a: &Words, b: &Words) -> bool {
     let mut parts = a.chunks_exact(PART).zip(b.chunks_exact(PART));
-    // Without a loop in machine code: a load, a comparison and a branch for each word.
+    // What compilers make of it for x86: a load, a comparison and a branch for each word.
     parts.all(|(a, b)| {
         differences::<0>(a, b)
             | differences::<1>(a, b)

@@ -907,36 +907,36 @@ void sksm_trace_busy(struct mm_struct *mm, unsigned long addr)
 
 /* Deferred release */
 
-/* Lists of nodes that were retired on a CPU, newest first. */
-static DEFINE_PER_CPU(struct llist_head, sksm_retired);
+/* Nodes that were retired on a CPU, newest first, and the work item that frees them. */
+struct sksm_retired {
+	struct llist_head nodes;
+	struct work_struct work;
+};
 
-/* True if the CPU's list was empty. */
-bool sksm_retire(struct llist_node *node)
+static DEFINE_PER_CPU(struct sksm_retired, sksm_retired);
+
+static void sksm_release_work(struct work_struct *work)
 {
-	return llist_add(node, raw_cpu_ptr(&sksm_retired));
+	struct sksm_retired *retired = container_of(work, struct sksm_retired, work);
+
+	sksm_release(llist_del_all(&retired->nodes));
 }
 
-/* Takes the lists of all CPUs, as one. */
-struct llist_node *sksm_take_retired(void)
+void sksm_release_init(void)
 {
-	struct llist_node *all = NULL, *node, *next;
 	int cpu;
 
-	for_each_possible_cpu(cpu) {
-		node = llist_del_all(per_cpu_ptr(&sksm_retired, cpu));
-		llist_for_each_safe(node, next, node) {
-			node->next = all;
-			all = node;
-		}
-	}
-	return all;
+	for_each_possible_cpu(cpu)
+		INIT_WORK(&per_cpu(sksm_retired, cpu).work, sksm_release_work);
 }
 
-static DECLARE_WORK(sksm_release_work, sksm_release);
-
-void sksm_schedule_release(void)
+/* A CPU's list takes nodes from others, too: so this task may move meanwhile. */
+void sksm_retire(struct llist_node *node)
 {
-	queue_work(system_dfl_wq, &sksm_release_work);
+	struct sksm_retired *retired = raw_cpu_ptr(&sksm_retired);
+
+	if (llist_add(node, &retired->nodes))
+		queue_work(system_dfl_wq, &retired->work);
 }
 
 subsys_initcall(sksm_init);

@@ -223,10 +223,9 @@ void sksm_trace_withdraw(struct mm_struct *mm, unsigned long addr, struct folio 
 void sksm_trace_busy(struct mm_struct *mm, unsigned long addr);
 
 /* Deferred release of nodes: sksm_release() runs on a workqueue. */
-bool sksm_retire(struct llist_node *node);
-struct llist_node *sksm_take_retired(void);
-void sksm_schedule_release(void);
-void sksm_release(struct work_struct *work);
+void sksm_release_init(void);
+void sksm_retire(struct llist_node *node);
+void sksm_release(struct llist_node *nodes);
 int sksm_init(void);
 
 #endif /* _MM_SKSM_GLUE_H */

@@ -17,7 +17,7 @@ pub(crate) const MAX_SLOTS: usize = 512;
 /// The memory under one page table, in bytes.
 const TABLE: usize = (bindings::SKSM_TABLE_ENTRIES as usize) << PAGE_SHIFT;
 
-/// Up to [`MAX_SLOTS`] pages of `vma` under one PMD.
+/// A run of pages of `vma` under one PMD; from [`PteRange::next`] at most [`MAX_SLOTS`].
 ///
 /// # Invariants
 ///

@@ -10,15 +10,8 @@ use kernel::bindings;
 use kernel::prelude::*;
 use kernel::sync::rcu;
 
-use super::mm::{self, functions};
+use super::mm;
 use super::node::Node;
-
-functions! {
-    /// All that was handed over by now, linked.
-    fn take_retired() -> *mut bindings::llist_node = sksm_take_retired;
-    /// Has [`run`] called, on a workqueue.
-    fn schedule() = sksm_schedule_release;
-}
 
 /// Hands a node over. Any context.
 ///
@@ -27,21 +20,22 @@ functions! {
 /// The node came from a `KBox`, is in no index, and is handed over once.
 pub(crate) unsafe fn push(node: NonNull<Node>) {
     // SAFETY: The node lives until the work item has run, and its link is on no list.
-    let first = unsafe { bindings::sksm_retire(Node::retired(node)) };
-    if first {
-        schedule();
-    }
+    unsafe { bindings::sksm_retire(Node::retired(node)) }
 }
 
-/// Frees what was handed over by now. Sleeps.
-pub(crate) fn run() {
-    let mut link = take_retired();
+/// Frees the nodes of a list, which may be empty. Sleeps.
+///
+/// # Safety
+///
+/// They were handed over, and the list is the caller's alone.
+pub(crate) unsafe fn run(mut link: *mut bindings::llist_node) {
     if link.is_null() {
         return;
     }
     rcu::synchronize_rcu();
     while !link.is_null() {
-        // SAFETY: The list links nodes by what `Node::retired` names, and is ours alone now.
+        // SAFETY: The list links nodes by what `Node::retired` names, and is ours, as the caller
+        // promises.
         unsafe {
             let node = Node::from_retired(link);
             link = (*link).next;

@@ -94,7 +94,10 @@ fn gfp_account() -> Flags {
 #[export]
 unsafe extern "C" fn sksm_init() -> c_int {
     // SAFETY: As the caller promises.
-    let table = kernel::error::to_result(unsafe { bindings::sksm_index_init() });
+    let table = kernel::error::to_result(unsafe {
+        bindings::sksm_release_init();
+        bindings::sksm_index_init()
+    });
     match table.and_then(|()| sysfs::init()) {
         Ok(()) => 0,
         Err(error) => {
@@ -371,8 +374,9 @@ unsafe extern "C" fn sksm_migrate(new: *mut bindings::folio, old: *mut bindings:
 ///
 /// # Safety
 ///
-/// Called by the work item only.
+/// The list is of nodes that were retired, and the caller's alone.
 #[export]
-unsafe extern "C" fn sksm_release(_work: *mut bindings::work_struct) {
-    release::run();
+unsafe extern "C" fn sksm_release(nodes: *mut bindings::llist_node) {
+    // SAFETY: As the caller promises.
+    unsafe { release::run(nodes) }
 }

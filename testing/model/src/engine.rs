@@ -5,8 +5,8 @@ include!(concat!(env!("OUT_DIR"), "/engines.rs"));
 use std::ptr::{from_mut, NonNull};
 
 use crate::bindings::{
-    folio, mm_struct, rmap_walk_control, sksm_call, sksm_link, swp_entry_t, vm_area_struct,
-    work_struct,
+    folio, mm_struct, rmap_walk_control, sksm_call, sksm_link, swp_entry_t, take_retired,
+    vm_area_struct,
 };
 
 /// One of the copies: mm's entries, as in `include/linux/sksm.h`, and looks into its data.
@@ -78,7 +78,7 @@ macro_rules! table {
             // SAFETY: As above.
             rescue: |folio| unsafe { $engine::sksm_folio_rescue(folio) },
             // SAFETY: As above.
-            release: || unsafe { $engine::sksm_release(from_mut(&mut work_struct)) },
+            release: || unsafe { $engine::sksm_release(take_retired()) },
             begin: $engine::probe::begin,
             node_of_link: $engine::probe::node,
             node_folio: $engine::probe::folio,

@@ -1036,28 +1036,28 @@ pub(crate) struct llist_node {
     pub(crate) next: *mut llist_node,
 }
 
-pub(crate) struct work_struct;
+pub(crate) unsafe fn sksm_release_init() {}
 
-/// True if the list was empty. There is one, as on one CPU.
-pub(crate) unsafe fn sksm_retire(node: *mut llist_node) -> bool {
+/// One list for all, as on one CPU: there threads meet most. Who found it empty releases what is in it then, at the end of what he
+/// is at.
+pub(crate) unsafe fn sksm_retire(node: *mut llist_node) {
     let head = &world().retired;
     let mut old = head.load(Ordering::Relaxed);
     loop {
         // SAFETY: The node is the caller's.
         unsafe { (*node).next = old as *mut llist_node };
         match head.compare_exchange(old, node as usize, Ordering::SeqCst, Ordering::Relaxed) {
-            Ok(_) => return old == 0,
+            Ok(_) => break,
             Err(now) => old = now,
         }
     }
+    if old == 0 {
+        let me = loom::thread::current().id();
+        world().work.borrow_mut().push(me);
+    }
 }
 
-pub(crate) unsafe fn sksm_take_retired() -> *mut llist_node {
+/// What the work item does.
+pub(crate) fn take_retired() -> *mut llist_node {
     world().retired.swap(0, Ordering::SeqCst) as *mut llist_node
-}
-
-/// The thread that asks for it runs it, at the end of what it is at.
-pub(crate) unsafe fn sksm_schedule_release() {
-    let me = loom::thread::current().id();
-    world().work.borrow_mut().push(me);
 }

@@ -4,14 +4,14 @@
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsRawFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use sksm_guest::harness::patience::{PATIENCE, deadline};
 use sksm_guest::harness::report::{Test, test};
 use sksm_guest::machine::sysfs::{Counters, zero_pages_here};
 use sksm_guest::memory::map::Map;
-use sksm_guest::memory::pagemap::Pagemap;
+use sksm_guest::memory::pagemap::{Flags, Pagemap};
 use sksm_guest::memory::process::Child;
 use sksm_guest::memory::userfault::{
     self, FEATURES_MOVE, FEATURES_RWP_ASYNC, FEATURES_WP, FEATURES_WP_ASYNC, IOCTL_WRITE_PROTECT,
@@ -337,11 +337,18 @@ fn merged_do_not_move() -> Result<()> {
 /// While a page of a huge one is pinned, the huge page cannot be split. The kernel says so, in place of trying for ever.
 fn pinned_huge_do_not_move() -> Result<()> {
     // Skipped here if anything is lacking, as a child cannot be.
-    let what_it_takes = (huge(1, |_| 1)?, open(FEATURES_MOVE, "moving")?);
+    let small = Map::filled(&[1])?;
+    let what_it_takes = (
+        huge(1, |_| 1)?,
+        open(FEATURES_MOVE, "moving")?,
+        registered(&small, 0..1)?,
+    );
     drop(what_it_takes);
     let mover = Child::spawn(|_| {
         let from = huge(1, |page| page as u64)?;
         let ring = registered(&from, 7..8)?;
+        let flags = Flags::of(from.pfn(100)?)?;
+        ensure!(flags.huge(), "pinning split the huge page: {flags:x?}");
         let (uffd, to) = (open(FEATURES_MOVE, "moving")?, Map::anon(TABLE / PAGE)?);
         to.no_huge();
         register(&uffd, &to, REGISTER_MISSING)?;
@@ -350,8 +357,23 @@ fn pinned_huge_do_not_move() -> Result<()> {
             ensure!(moved == libc::EBUSY, "moving page {page}: error {moved}");
         }
         from.expect_all(|page| page as u64)?;
-        drop(ring);
-        from.expect_all(|page| page as u64)
+        // Given back, which the kernel does when it gets to it, they move.
+        ring.submitter().unregister_buffers()?;
+        let deadline = deadline();
+        for page in [7, 100] {
+            while move_page(&uffd, &from, &to, page) != 0 {
+                ensure!(Instant::now() < deadline, "page {page} does not move");
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            to.expect(page, page as u64)?;
+        }
+        from.expect_all(|page| {
+            if [7, 100].contains(&page) {
+                0
+            } else {
+                page as u64
+            }
+        })
     })?;
     ensure!(
         mover.pidfd()?.ends_within(PATIENCE)?,
