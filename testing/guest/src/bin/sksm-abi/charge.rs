@@ -25,15 +25,20 @@ pub const TESTS: &[Test] = &[
     test("charge/no-room-for-bookkeeping", no_room),
 ];
 
-/// 16 MiB: far more than what charges and statistics may be off by.
-const PAGES: i64 = 4096;
+fn cpus() -> Result<i64> {
+    Ok(std::thread::available_parallelism()?.get() as i64)
+}
+
+/// 16 MiB, more with many CPUs: far more than what charges and statistics may be off by.
+fn pages() -> Result<i64> {
+    Ok(1024 * cpus()?.max(4))
+}
 
 /// Charges are made and given back in batches of 64 pages a CPU, one for memory of processes and one for the kernel's own, and
 /// statistics are brought up to date when they are off by 64 pages a CPU, for each level of groups. Beside them stand page
 /// tables, kernel stacks and, for a page that is merged, a node of a hundred bytes.
 fn slack() -> Result<i64> {
-    let cpus = std::thread::available_parallelism()?.get() as i64;
-    Ok(2 * 2 * 64 * cpus + PAGES / 16)
+    Ok(2 * 2 * 64 * cpus()? + pages()? / 16)
 }
 
 /// A group, and what its memory was at the start.
@@ -104,7 +109,7 @@ impl Payer {
 }
 
 fn room() -> Result<Map> {
-    let map = Map::anon(PAGES as usize)?;
+    let map = Map::anon(pages()? as usize)?;
     map.no_huge();
     Ok(map)
 }
@@ -123,13 +128,13 @@ type Payers = [(Payer, Child); 2];
 
 /// One process in each of two groups, both of which have merged the same.
 fn both_merged(map: &Map, [first, second]: [Payer; 2]) -> Result<Payers> {
-    ensure!(slack()? < PAGES / 2, "too few pages for this many CPUs");
+    ensure!(slack()? < pages()? / 2, "too few pages for this many CPUs");
     let one = first.process(map, different)?;
-    first.pays(PAGES, "first written")?;
+    first.pays(pages()?, "first written")?;
     step(&one)?;
-    first.pays(PAGES, "first published")?;
+    first.pays(pages()?, "first published")?;
     let other = second.process(map, different)?;
-    second.pays(PAGES, "second written")?;
+    second.pays(pages()?, "second written")?;
     step(&other)?;
     Ok([(first, one), (second, other)])
 }
@@ -158,11 +163,11 @@ fn other_group() -> Result<()> {
     ensure!(copies(&all) == all.len(), "two groups share pages");
     let [(first, one), (second, other)] = payers;
     for payer in [&first, &second] {
-        payer.pays(PAGES, "both merged")?;
+        payer.pays(pages()?, "both merged")?;
     }
     drop(one);
     first.pays(0, "first gone")?;
-    second.pays(PAGES, "first gone")?;
+    second.pays(pages()?, "first gone")?;
     drop(other);
     second.pays(0, "both gone")
 }
@@ -179,7 +184,7 @@ fn with_mark() -> Result<()> {
     let [(first, one), (second, other)] = payers;
     second.pays(0, "second merged into the first's pages")?;
     drop(one);
-    first.pays(PAGES, "first gone, second still there")?;
+    first.pays(pages()?, "first gone, second still there")?;
     drop(other);
     first.pays(0, "both gone")?;
     drop((first, second));
@@ -190,11 +195,11 @@ fn loser_is_uncharged() -> Result<()> {
     let map = room()?;
     let [(first, one), (second, other)] = merged(&map)?;
     second.pays(0, "second merged into the first's pages")?;
-    first.pays(PAGES, "the second merged into it")?;
+    first.pays(pages()?, "the second merged into it")?;
     // The second's end is nothing to the first.
     drop(other);
     second.pays(0, "second gone")?;
-    first.pays(PAGES, "second gone")?;
+    first.pays(pages()?, "second gone")?;
     drop(one);
     first.pays(0, "both gone")
 }
@@ -204,7 +209,7 @@ fn first_owner_exits() -> Result<()> {
     let [(first, one), (second, other)] = merged(&map)?;
     drop(one);
     // As for any page that is shared: who came first pays as long as it is there.
-    first.pays(PAGES, "first gone, second still there")?;
+    first.pays(pages()?, "first gone, second still there")?;
     second.pays(0, "first gone, second still there")?;
     drop(other);
     first.pays(0, "both gone")?;
@@ -216,11 +221,11 @@ fn writes_are_charged() -> Result<()> {
     let [(first, one), (second, other)] = merged(&map)?;
     // Copies are the writer's.
     step(&other)?;
-    second.pays(PAGES, "second wrote")?;
-    first.pays(PAGES, "second wrote")?;
+    second.pays(pages()?, "second wrote")?;
+    first.pays(pages()?, "second wrote")?;
     // In place, by the only user: nothing changes.
     step(&one)?;
-    first.pays(PAGES, "first wrote")?;
+    first.pays(pages()?, "first wrote")?;
     for child in [one, other] {
         child.go()?;
         child.join()?;
@@ -233,11 +238,11 @@ fn zero_pages() -> Result<()> {
     let map = room()?;
     let payer = Payer::new("zero")?;
     let child = payer.process(&map, |_| 0)?;
-    payer.pays(PAGES, "zeros written")?;
+    payer.pays(pages()?, "zeros written")?;
     step(&child)?;
     payer.pays(0, "zeros merged")?;
     step(&child)?;
-    payer.pays(PAGES, "zero pages written")?;
+    payer.pays(pages()?, "zero pages written")?;
     drop(child);
     payer.pays(0, "gone")
 }
