@@ -162,6 +162,7 @@ mod tests {
 [    0.2] random: crng init done
 [    0.3] traps: prog[7] general protection fault ip:1 sp:2 error:0
 [    0.4] sksm-init: ready
+[    0.9] WARNING: CPU: 1 PID: 3394 at kernel/time/hrtimer.c:1056 hrtimer_forward+0xc8/0x150
 [    1.0] reboot: Power down
 ";
         assert_eq!(splats(log, 10), Vec::<String>::new());
