@@ -51,9 +51,6 @@ const HARMLESS: &[&str] = &[
     // Says that it will report leaks, not that there is one.
     "kmemleak: Kernel memory leak detector initialized",
     "kmemleak: Automatic memory scanning thread started",
-    // The scheduler's deadline server, on a CPU that the host kept waiting: it forwards a timer that another CPU has started
-    // meanwhile. Nothing else in these kernels that could warn there has to do with memory.
-    " hrtimer_forward+",
 ];
 
 /// Whether a line of the log is a complaint.
