@@ -16,8 +16,8 @@ use crate::{
     verbs::shared::report::Verdict,
 };
 
-/// Where the profile `xtask` of `.config/nextest.toml` has it, in the target directory.
-const REPORT: &str = "nextest/xtask/junit.xml";
+/// Where `.config/nextest.toml` has it: in the project's directory, wherever cargo's target is.
+const REPORT: &str = "target/nextest/xtask/junit.xml";
 
 pub fn run(run: &Run, name: &str) -> Result<()> {
     let step = Step::begin(name);
@@ -36,7 +36,7 @@ pub fn run(run: &Run, name: &str) -> Result<()> {
 }
 
 fn with_nextest(run: &Run, name: &str, step: &Step, log: &Path) -> Result<()> {
-    let report = run.project.target.join(REPORT);
+    let report = run.project.root.join(REPORT);
     // Or that of another run would be read where this one does not come to an end.
     cache::remove(&report)?;
     let mut command = cargo(run, &["nextest", "run", "--workspace", "--no-fail-fast"]);
@@ -105,6 +105,18 @@ fn with_cargo(run: &Run, name: &str, step: &Step, log: &Path) -> Result<()> {
 mod tests {
     use super::*;
     use crate::{ground::project::Project, verbs::test::Args};
+
+    #[test]
+    fn the_report_is_where_the_configuration_has_it() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+        let config = fs::read_to_string(root.join(".config/nextest.toml")).unwrap();
+        let value = |key: &str| {
+            let mut lines = config.lines().filter_map(|line| line.split_once(" = "));
+            let (_, value) = lines.find(|(name, _)| *name == key).unwrap();
+            value.trim_matches('"')
+        };
+        assert_eq!(REPORT, format!("{}/xtask/{}", value("dir"), value("path")));
+    }
 
     #[test]
     fn every_test_counts() {
