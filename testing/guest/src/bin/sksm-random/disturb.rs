@@ -1,6 +1,7 @@
 //! What the rest of a busy system does to the processes' memory, each kind in a thread of its own.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -8,6 +9,7 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 use sksm_guest::exercise::arena::{Arena, PAGES};
 use sksm_guest::exercise::changer::Changer;
 use sksm_guest::exercise::choices::Choices;
@@ -201,13 +203,11 @@ pub fn all<'a>(scene: Scene<'a>) -> Result<(Vec<Disturber<'a>>, LeftOut)> {
     all.push(Disturber::new("look", 1000, |choices| {
         look(&targets[choices.below(targets.len())])
     }));
-    let mut told = None;
+    let mut told = 0;
     all.push(Disturber::new("scan", 5000, move |_| {
         scanner.runs()?;
-        // Written anew after some rounds.
-        let state = fs::metadata(STATE).and_then(|state| state.modified()).ok();
-        let before = std::mem::replace(&mut told, state);
-        Ok(before.is_some() && state.is_some() && before != state)
+        let before = std::mem::replace(&mut told, sampled()?);
+        Ok(told > before)
     }));
     match swap_file {
         Some(file) => all.push(Disturber::new("swapoff", 3000, |_| {
@@ -334,6 +334,17 @@ pub fn set_up_ksm(stress: bool) -> Result<()> {
     KSM.write("sleep_millisecs", if stress { 0 } else { 20 })?;
     KSM.write("pages_to_scan", 500)?;
     KSM.write("run", 1).context("cannot start ksmd")
+}
+
+/// How many pages the scanner says that it has looked at.
+fn sampled() -> Result<u64> {
+    let state = match fs::read(STATE) {
+        // It has not said anything yet.
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
+        state => state.context(STATE)?,
+    };
+    let state: Value = serde_json::from_slice(&state).context(STATE)?;
+    state["total"]["sampled_pages"].as_u64().context(STATE)
 }
 
 /// The scanner looks at everything, and takes what has stayed the same for a moment.
