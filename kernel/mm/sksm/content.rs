@@ -20,14 +20,22 @@ const WORDS: usize = kernel::page::PAGE_SIZE / 8;
 const LINE: usize = 8;
 /// Words of one loop that the compiler unrolls whole.
 const STRIDE: usize = 16;
-/// Words that are looked at without a loop. There is no rest.
-const PART: usize = 4 * STRIDE;
-const _: () = assert!(WORDS % PART == 0);
+/// Words that are compared without a loop. There is no rest.
+const PART: usize = 8 * STRIDE;
+/// Words of a page of zeros that are looked at without a loop: compilers unroll no more of them.
+const ZEROS: usize = 4 * STRIDE;
+const _: () = assert!(WORDS % PART == 0 && WORDS % ZEROS == 0);
 
-/// The lines of a sample are so far apart: with pages of 4 KiB there are eight, with pages of 16
-/// and 64 KiB twice and four times as many. The first line of the page and the last are among them,
-/// and lines at each place of 512 bytes.
-const SAMPLE_STRIDE: usize = (1 << ((WORDS / LINE).ilog2() / 2)) + 1;
+/// The lines of a sample are so far apart: with pages of 4 KiB there are four, with pages of 16 and
+/// 64 KiB 16 and 32. The first line of the page and the last are among them, and they are at
+/// different places of 512 bytes.
+const SAMPLE_STRIDE: usize = match WORDS / LINE {
+    64 => 21,
+    256 => 17,
+    1024 => 33,
+    _ => panic!("no sample for pages of this size"),
+};
+const _: () = assert!((WORDS / LINE - 1) % SAMPLE_STRIDE == 0 && SAMPLE_STRIDE % 2 == 1);
 
 /// A page as words.
 pub(crate) type Words = [u64; WORDS];
@@ -79,7 +87,7 @@ impl Secret {
         unsafe { bindings::siphash_2u64(sum as u64, (sum >> 64) as u64, &self.sip) }
     }
 
-    /// The hash of a sample of the page, an eighth of it if it has 4 KiB, in a domain.
+    /// The hash of a sample of the page, a sixteenth of it if it has 4 KiB, in a domain.
     pub(crate) fn hash_sample(&self, words: &Words, domain: u64) -> u64 {
         let lines = words.chunks_exact(LINE).step_by(SAMPLE_STRIDE);
         let keys = self.nh.chunks_exact(LINE);
@@ -112,6 +120,10 @@ pub(crate) fn equal(a: &Words, b: &Words) -> bool {
             | differences::<1>(a, b)
             | differences::<2>(a, b)
             | differences::<3>(a, b)
+            | differences::<4>(a, b)
+            | differences::<5>(a, b)
+            | differences::<6>(a, b)
+            | differences::<7>(a, b)
             == 0
     })
 }
@@ -129,7 +141,7 @@ fn differences<const AT: usize>(a: &[u64], b: &[u64]) -> u64 {
 pub(crate) fn is_zero(words: &Words) -> bool {
     let or = |words: &[u64]| words.iter().fold(0, |sum, word| sum | word);
     or(&words[..LINE]) == 0
-        && (words.chunks_exact(PART)).all(|part| {
+        && (words.chunks_exact(ZEROS)).all(|part| {
             part.chunks_exact(STRIDE)
                 .fold(0, |sum, words| sum | or(words))
                 == 0

@@ -5,8 +5,8 @@
 //! A hash table has one entry for each content of a domain: the newest page with these bytes. Older
 //! copies stand in a list behind it. There are some where the first has `max_page_sharing` users.
 //!
-//! The key is the hash of a sample, an eighth of a page of 4 KiB and less of a larger one: bytes
-//! are compared anyway, and most cache lines of a page without a twin need not be read. Pages
+//! The key is the hash of a sample, a sixteenth of a page or less: bytes are compared anyway, and
+//! most cache lines of a page without a twin need not be read. Pages
 //! whose sample is another content's stand under the hash of all bytes. While there are any, a
 //! [`Crowd`] stands in the table under the hash of the sample, too.
 //!
