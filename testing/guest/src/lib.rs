@@ -30,6 +30,7 @@ pub mod machine {
     pub mod hmm;
     pub mod kcov;
     pub mod ksmd;
+    pub mod lock_stat;
     pub mod numa;
     pub mod profile;
     pub mod settings;

@@ -345,6 +345,11 @@ impl<'a> Boot<'a> {
         if let Some(trace) = &self.trace {
             trace.prepare(&mut command);
         }
+        // Counting waits for locks takes time, so the stress alone switches it on.
+        let locks = match self.kernel.arch {
+            Arch::Debug => "sysctl.kernel.lock_stat=0",
+            _ => "",
+        };
         command
             .args(["-accel", accel])
             .args(["-m", &self.mem])
@@ -372,7 +377,7 @@ impl<'a> Boot<'a> {
             .arg(format!(
                 "console={console_at} oops=panic panic=-1 rdinit=/init {timer} \
                  rcupdate.rcu_cpu_stall_timeout=120 watchdog_thresh=60 \
-                 sysctl.kernel.hung_task_timeout_secs=600 {} {extra}",
+                 sysctl.kernel.hung_task_timeout_secs=600 {locks} {} {extra}",
                 self.parameters
             ));
         command

@@ -14,6 +14,7 @@ use sksm_guest::exercise::worker;
 use sksm_guest::harness::report;
 use sksm_guest::harness::scanner::Scanner;
 use sksm_guest::machine::cgroup::Cgroup;
+use sksm_guest::machine::lock_stat;
 use sksm_guest::machine::swap::{Swap, SwapFile};
 use sksm_guest::machine::sysfs::{Counters, SKSM};
 use sksm_guest::memory::process::Child;
@@ -56,6 +57,8 @@ const WINDING_UP: Duration = Duration::from_secs(400);
 const LONGER: Duration = Duration::from_secs(600);
 /// Between two lines that tell how far it is.
 const TELL_EVERY: Duration = Duration::from_secs(2);
+/// So many of the locks that were waited for longest are told of.
+const LONGEST: usize = 8;
 
 fn main() -> ExitCode {
     let options = Options::parse();
@@ -101,6 +104,7 @@ fn run(options: &Options, seed: u64, time: Duration) -> Result<String> {
     };
     let system = System::new(mix)?;
     let groups = &system.groups;
+    let locks = options.stress && lock_stat::begin()?;
     let begun = Instant::now();
     // Ended before that where all has been done: whoever is to see that may have to wait for a processor himself.
     let shared = Shared::new(begun + time + LONGER)?;
@@ -172,6 +176,9 @@ fn run(options: &Options, seed: u64, time: Duration) -> Result<String> {
     if options.stress {
         summary.print();
     }
+    if locks {
+        tell_locks(lock_stat::end()?);
+    }
     if let Some(difference) = shared.difference() {
         bail!("seed {seed}: {difference}");
     }
@@ -203,6 +210,23 @@ fn join_domains(number: u64, groups: &[Cgroup]) -> Result<()> {
         become_user_with(1001, ALL)?;
     }
     Ok(())
+}
+
+/// Those of the engine, and the ones that were waited for longest.
+fn tell_locks(mut locks: Vec<lock_stat::Class>) {
+    locks.sort_by(|one, other| other.waited.total_cmp(&one.waited));
+    println!("locks: taken, waited for, milliseconds of that");
+    for (at, lock) in locks.iter().enumerate() {
+        if at < LONGEST || lock.name.contains("sksm") {
+            println!(
+                "  {:<40} {:>12} {:>9} {:>12.1}",
+                lock.name,
+                lock.acquisitions,
+                lock.contentions,
+                lock.waited / 1000.0
+            );
+        }
+    }
 }
 
 fn tell_scanner(scanner: Scanner) -> Result<()> {
