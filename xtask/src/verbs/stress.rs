@@ -41,8 +41,8 @@ pub struct Args {
     programs: bool,
 }
 
-/// For what has not been done by then, the last comparison, the exit of all processes, and the report.
-const WINDING_UP: Duration = Duration::from_secs(900);
+/// For what has not been done by then (10 minutes), the last comparison and the exit of all processes (7), and the report.
+const WINDING_UP: Duration = Duration::from_secs(1200);
 
 pub fn run(project: &Project, args: &Args, origin: &Origin) -> Result<ExitCode> {
     project.check_target()?;

@@ -196,7 +196,8 @@ impl Session {
         self.bar.set_message(report::line(&state));
         // Of thousands of processes it takes time, too.
         let cost = Duration::from_secs_f64((cpu_time() - started).max(0.0));
-        self.interval = Duration::from_secs(state::EVERY).max(cost * 200);
+        let least = Duration::from_secs(state::EVERY);
+        self.interval = (cost * 200).clamp(least, Duration::from_secs(state::AT_LEAST_EVERY));
         self.next_report = now + self.interval;
     }
 

@@ -13,6 +13,8 @@ use sksm_scan::Ledger;
 pub const DEFAULT: &str = "/run/sksm-scan/state.json";
 /// It is written so often, in seconds, where that costs little.
 pub const EVERY: u64 = 10;
+/// And so often where it costs much.
+pub const AT_LEAST_EVERY: u64 = 300;
 
 /// Of the scanner as a whole.
 #[derive(Serialize, Deserialize, Clone, Debug, Default)]

@@ -337,14 +337,15 @@ pub fn set_up_ksm(stress: bool) -> Result<()> {
 }
 
 /// How many pages the scanner says that it has looked at.
-fn sampled() -> Result<u64> {
+pub fn sampled() -> Result<u64> {
     let state = match fs::read(STATE) {
         // It has not said anything yet.
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(0),
         state => state.context(STATE)?,
     };
     let state: Value = serde_json::from_slice(&state).context(STATE)?;
-    state["total"]["sampled_pages"].as_u64().context(STATE)
+    let sampled = state["total"]["sampled_pages"].as_u64();
+    sampled.with_context(|| format!("{STATE} does not say how many pages were sampled"))
 }
 
 /// The scanner looks at everything, and takes what has stayed the same for a moment.

@@ -157,10 +157,16 @@ fn run(options: &Options, seed: u64, time: Duration) -> Result<String> {
             effects,
         ))
     };
+    // All that a run fails without.
+    let seen = |summary: &Summary| {
+        let scanned = !options.stress || disturb::sampled()? > 0;
+        let merged = start.change()?.pages_merged > 0;
+        anyhow::Ok(summary.never(time).is_empty() && scanned && merged)
+    };
     let mut told = Instant::now();
     disturb::run(&mut disturbers, seed, &shared, || {
         let passed = begun.elapsed();
-        if passed >= time && summary().map_or(true, |summary| summary.never(time).is_empty()) {
+        if passed >= time && summary().and_then(|summary| seen(&summary)).unwrap_or(true) {
             shared.stop();
         }
         if told.elapsed() >= TELL_EVERY {
@@ -176,11 +182,11 @@ fn run(options: &Options, seed: u64, time: Duration) -> Result<String> {
     if options.stress {
         summary.print();
     }
-    if locks {
-        tell_locks(lock_stat::end()?);
-    }
     if let Some(difference) = shared.difference() {
         bail!("seed {seed}: {difference}");
+    }
+    if locks {
+        tell_locks(lock_stat::end()?);
     }
     ends.into_iter().collect::<Result<()>>()?;
     if let Some(scanner) = scanner {
@@ -212,7 +218,7 @@ fn join_domains(number: u64, groups: &[Cgroup]) -> Result<()> {
     Ok(())
 }
 
-/// Those of the engine, and the ones that were waited for longest.
+/// Those of the engine's shards, and the ones that were waited for longest.
 fn tell_locks(mut locks: Vec<lock_stat::Class>) {
     locks.sort_by(|one, other| other.waited.total_cmp(&one.waited));
     println!("locks: taken, waited for, milliseconds of that");
