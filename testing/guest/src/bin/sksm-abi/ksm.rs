@@ -1,5 +1,6 @@
 //! KSM beside SKSM, on the same process and range.
 
+use std::cell::Cell;
 use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -373,7 +374,7 @@ fn pages_of_each_stay_apart() -> Result<()> {
         }
         Ok(())
     })?;
-    let mut merged_by_ksm = 0;
+    let merged_by_ksm = Cell::new(0);
     let round = |round: u64| {
         map.fill_all(|page| id(round, page));
         map.merge()?;
@@ -385,14 +386,14 @@ fn pages_of_each_stay_apart() -> Result<()> {
             "the two engines share a page"
         );
         ensure!(copies(&both[..PAGES]) == 5, "not merged");
-        merged_by_ksm += PAGES - copies(&theirs);
+        merged_by_ksm.set(merged_by_ksm.get() + PAGES - copies(&theirs));
         map.expect_all(|page| id(round, page))?;
         child.send(1)?;
         child.pause()
     };
-    for_a_while(round)?;
+    for_a_while_until(|| merged_by_ksm.get() > 0, round)?;
     ensure!(KSM.number("full_scans")? > start, "ksmd did not scan");
-    ensure!(merged_by_ksm > 0, "KSM merged nothing");
+    ensure!(merged_by_ksm.get() > 0, "KSM merged nothing");
     child.send(0)?;
     child.join()
 }

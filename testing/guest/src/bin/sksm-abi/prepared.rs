@@ -132,7 +132,7 @@ fn crowd_of_another() -> Result<()> {
          rounds"
     );
     eprintln!("{found}");
-    // Reading the other seven eighths of each page doubles the time, of every round. What else the machine does delays the one
+    // Reading the other fifteen sixteenths of each page doubles the time, and more, of every round. What else the machine does delays the one
     // as often as the other.
     ensure!(
         known * 4 < unknown * 5 || slower * 4 < rounds * 3,

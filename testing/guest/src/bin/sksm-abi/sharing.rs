@@ -11,7 +11,7 @@ use sksm_guest::memory::pagemap::{self, Flags};
 use sksm_guest::memory::process::Child;
 
 use crate::expect::{apart, copies, merged, one_page};
-use crate::writers::for_a_while;
+use crate::writers::for_a_while_until;
 
 pub const TESTS: &[Test] = &[
     test("sharing/write-is-cow", write_is_cow),
@@ -141,6 +141,7 @@ fn counters_agree(start: &Counters, mappings: &[u64]) -> Result<()> {
 /// One process publishes pages and takes them back by writing, while another one's merge is about to find them.
 fn withdraw_while_others_merge() -> Result<()> {
     const PAGES: usize = 16;
+    const MANY: i64 = 100;
     let id = |page: usize| page as u64 + 1;
     let start = Counters::now()?;
     let map = Map::filled(&[0; PAGES])?;
@@ -166,7 +167,10 @@ fn withdraw_while_others_merge() -> Result<()> {
         let child = Child::spawn(|parent| {
             map.fill_all(id);
             parent.meet()?;
-            for_a_while(work)?;
+            let enough =
+                |change: &Counters| change.pages_merged > MANY && change.pages_withdrawn > MANY;
+            let seen = || start.change().is_ok_and(|change| enough(&change));
+            for_a_while_until(seen, work)?;
             map.merge()?;
             parent.meet()?;
             map.expect_all(id)
@@ -183,11 +187,11 @@ fn withdraw_while_others_merge() -> Result<()> {
     counters_agree(&start, &[one, other].concat())?;
     let change = start.change()?;
     ensure!(
-        change.pages_merged > 100,
+        change.pages_merged > MANY,
         "the one has found little: {change:?}"
     );
     ensure!(
-        change.pages_withdrawn > 100,
+        change.pages_withdrawn > MANY,
         "the other has taken back little: {change:?}"
     );
     // Each published page was taken back, freed, or is there still.

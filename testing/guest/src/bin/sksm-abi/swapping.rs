@@ -15,7 +15,7 @@ use crate::expect::{apart, copies, merged, merging, one_page};
 use crate::reclaim::{
     account, all_gone, all_out, all_out_here, swapped_here, swapped_there, written,
 };
-use crate::writers::{beside, count, for_a_while};
+use crate::writers::{beside, count, for_a_while_until};
 
 pub const TESTS: &[Test] = &[
     test("swap/swapped-out-pages-stay-out", swapped_out_stay_out),
@@ -336,8 +336,10 @@ fn writes_and_reclaim() -> Result<()> {
             _ => Ok(()),
         }
     };
-    merging(|| beside(2, merge_and_reclaim, |_| for_a_while(write)))?;
-    let out = [written_out.into_inner(), merged_out.into_inner()];
+    let counts = || [&written_out, &merged_out].map(|count| count.load(Relaxed));
+    let seen = || counts().iter().all(|out| *out > 0);
+    merging(|| beside(2, merge_and_reclaim, |_| for_a_while_until(seen, write)))?;
+    let out = counts();
     eprintln!("out, of written and of merged pages: {out:?}");
     ensure!(
         out.iter().all(|out| *out > 0),
