@@ -21,7 +21,7 @@ pub fn run(bench: &mut Bench) -> Result<()> {
         bench.note("one CPU: the two threads would only take turns");
         return Ok(());
     }
-    let enough = !bench.quick && affordable_pages()? >= 2 * GIB_PAGES;
+    let enough = !bench.quick && affordable_pages(0)? >= 2 * GIB_PAGES;
     let pages = if enough { GIB_PAGES } else { 8 * TABLE_PAGES };
     bench.note(format!("each merge publishes {pages} pages"));
     let mut figures = [AT_REST, WHILE_MERGING].map(|names| names.map(|name| (name, Vec::new())));

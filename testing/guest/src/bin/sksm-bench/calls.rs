@@ -4,7 +4,6 @@ use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use sksm_guest::machine::system;
 use sksm_guest::memory::map::Map;
 use sksm_guest::memory::process::stay_on;
 use sksm_guest::page::TABLE;
@@ -16,7 +15,7 @@ use sksm_records::bench::names::{
 
 use crate::measure::{
     Bench, TABLE_PAGES, Wanted, affordable_pages, counting, filled, fresh, merged, name, settle,
-    timed_merge,
+    shortage, timed_merge,
 };
 
 /// How long the calls of one length may take, with all that belongs to them.
@@ -35,11 +34,8 @@ pub fn run(bench: &mut Bench) -> Result<()> {
     for length in [8 * TABLE_PAGES, 64 * TABLE_PAGES, GIB_PAGES, 4 * GIB_PAGES] {
         let why_not = if bench.quick && length > 8 * TABLE_PAGES {
             "to be quick"
-        } else if affordable_pages()? < length + contents(length) {
-            "not enough memory"
-        } else if length > GIB_PAGES && system::processor()? == "UML" {
-            // Each run of pages that are not neighbours in memory is a mapping of the host's.
-            "User-Mode Linux would need more mappings than its host allows (vm.max_map_count)"
+        } else if affordable_pages(0)? < length + contents(length) {
+            shortage()?
         } else if page * length as u32 > PATIENCE {
             "this machine is too slow"
         } else {

@@ -6,7 +6,8 @@ use sksm_guest::page::TABLE;
 use sksm_records::bench::names::{MERGE, PUBLISH, PUBLISHED};
 
 use crate::measure::{
-    Bench, TABLE_PAGES, Wanted, affordable_pages, counting, filled, fresh, name, timed_merge,
+    Bench, TABLE_PAGES, Wanted, affordable_pages, counting, filled, fresh, name, shortage,
+    timed_merge,
 };
 use crate::pages::publish;
 
@@ -27,8 +28,8 @@ pub fn run(bench: &mut Bench) -> Result<()> {
     let mut count = 0;
     for &level in levels {
         let more = level - count;
-        if affordable_pages()? < more + 8 * pages {
-            bench.note(format!("{level} published pages: not enough memory"));
+        if affordable_pages(count)? < more + 8 * pages {
+            bench.note(format!("{level} published pages: {}", shortage()?));
             break;
         }
         let map = filled(more, first + count as u64)?;

@@ -394,8 +394,27 @@ pub fn settle() -> Result<()> {
     Ok(())
 }
 
-/// So many pages can be filled with some left for everything else.
-pub fn affordable_pages() -> Result<usize> {
+/// Where pages are not neighbours in memory, each is a mapping of the host's, and a process may have 65,530 of them.
+const UM_PAGES: usize = 32_768;
+
+/// So many pages this process can fill besides those that it `has`, with some left for everything else.
+pub fn affordable_pages(has: usize) -> Result<usize> {
     let mib = system::memory_available_mib()? as usize;
-    Ok((mib * 9 / 10).saturating_sub(128) * ((1 << 20) / PAGE))
+    let pages = (mib * 9 / 10).saturating_sub(128) * ((1 << 20) / PAGE);
+    Ok(match is_um()? {
+        true => pages.min(UM_PAGES.saturating_sub(has)),
+        false => pages,
+    })
+}
+
+/// What stands in the way of more.
+pub fn shortage() -> Result<&'static str> {
+    Ok(match is_um()? {
+        true => "User-Mode Linux could need more mappings than its host allows (vm.max_map_count)",
+        false => "not enough memory",
+    })
+}
+
+fn is_um() -> Result<bool> {
+    Ok(system::processor()? == "UML")
 }

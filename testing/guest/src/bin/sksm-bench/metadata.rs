@@ -14,8 +14,7 @@ pub fn run(bench: &mut Bench) -> Result<()> {
     bench.note("slabs: the growth of all objects in /proc/slabinfo, since caches of one size are merged; SKSM's hash table is not in them");
     let tables = bench.size(4, 32);
     for mappings in [1, 2, 3, 4, 9, 32, 128] {
-        // Few pages of many mappings take as much memory as many of few. Each mapping may be one of the host's where that is
-        // User-Mode Linux's, and a process has 65,530 there.
+        // Few pages of many mappings take about as much memory as many of few, and no more than User-Mode Linux can map.
         let pages = (tables * TABLE_PAGES / mappings).max(TABLE_PAGES / 2);
         bench.tell(MAPPINGS);
         let name = |variant| name(MAPPINGS, variant).at(mappings);

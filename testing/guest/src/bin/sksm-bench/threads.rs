@@ -12,7 +12,7 @@ use sksm_records::bench::names::{OTHER_FLUSHES, OWN_FLUSHES, THREADS, WITH_THREA
 use crate::calls::{GIB_PAGES, by_calls};
 use crate::flushes;
 use crate::measure::{
-    Bench, TABLE_PAGES, Wanted, affordable_pages, counting, filled, fresh, merged, name,
+    Bench, TABLE_PAGES, Wanted, affordable_pages, counting, filled, fresh, merged, name, shortage,
 };
 
 /// Whose length, whose threads, and how often a call flushed its own TLB and others.
@@ -62,8 +62,8 @@ pub fn run(bench: &mut Bench) -> Result<()> {
 fn longest(bench: &mut Bench) -> Result<usize> {
     let why_not = if bench.quick {
         "to be quick"
-    } else if affordable_pages()? < 2 * GIB_PAGES {
-        "not enough memory"
+    } else if affordable_pages(0)? < 2 * GIB_PAGES {
+        shortage()?
     } else {
         return Ok(GIB_PAGES);
     };
