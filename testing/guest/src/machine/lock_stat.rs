@@ -23,7 +23,7 @@ pub struct Class {
     pub waited: f64,
 }
 
-/// Counts from now on; false in a kernel that does not.
+/// Begins to count; false where the kernel cannot.
 pub fn begin() -> Result<bool> {
     if !Path::new(COUNTS).exists() {
         return Ok(false);
