@@ -27,8 +27,8 @@ const ZEROS: usize = 4 * STRIDE;
 const _: () = assert!(WORDS % PART == 0 && WORDS % ZEROS == 0);
 
 /// The lines of a sample are so far apart: with pages of 4 KiB there are four, with pages of 16 and
-/// 64 KiB 16 and 32. The first line of the page and the last are among them, and they are at
-/// different places of 512 bytes.
+/// 64 KiB 16 and 32. The first line of the page and the last are among them, and they are spread
+/// evenly over the places in 512 bytes.
 const SAMPLE_STRIDE: usize = match WORDS / LINE {
     64 => 21,
     256 => 17,

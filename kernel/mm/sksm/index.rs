@@ -6,9 +6,9 @@
 //! copies stand in a list behind it. There are some where the first has `max_page_sharing` users.
 //!
 //! The key is the hash of a sample, a sixteenth of a page or less: bytes are compared anyway, and
-//! most cache lines of a page without a twin need not be read. Pages
-//! whose sample is another content's stand under the hash of all bytes. While there are any, a
-//! [`Crowd`] stands in the table under the hash of the sample, too.
+//! most cache lines of a page without a twin need not be read. Pages whose sample is another
+//! content's stand under the hash of all bytes. While there are any, a [`Crowd`] stands in the
+//! table under the hash of the sample, too.
 //!
 //! All that is published under one sample is so with the lock of one shard, which the hash of
 //! the sample picks. Searches take no lock. Who publishes says how many pages the shard had
