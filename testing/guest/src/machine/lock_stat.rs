@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 const COUNTS: &str = "/proc/lock_stat";
 const SWITCH: &str = "/proc/sys/kernel/lock_stat";
@@ -38,7 +38,7 @@ pub fn end() -> Result<Vec<Class>> {
     fs::write(SWITCH, "0").context(SWITCH)?;
     let counts = fs::read_to_string(COUNTS).context(COUNTS)?;
     let classes = classes(&counts);
-    anyhow::ensure!(!classes.is_empty(), "{COUNTS} has no line that is known");
+    ensure!(!classes.is_empty(), "{COUNTS} has no line that is known");
     Ok(classes)
 }
 
