@@ -115,7 +115,27 @@ impl<'a> Machine<'a> {
             count,
             from,
         };
-        processor::run(&mut self.cpu, &start)
+        processor::run(&mut self.cpu, &start).with_context(|| self.memory_as_it_is())
+    }
+
+    /// For errors: whether the machine's code is as it was put there, and what its pages begin and end with. What an exception
+    /// pushes, where a machine has no stack, is at the end of the last page.
+    fn memory_as_it_is(&self) -> String {
+        let bytes = self.memory.part(CODE_PAGE..CODE_PAGE + 1).bytes();
+        let holds = |(at, code): &(u64, &[u8])| bytes[*at as usize..].starts_with(code);
+        let code = match processor::code().iter().all(holds) {
+            true => "right",
+            false => "wrong",
+        };
+        let ends = |page| {
+            let word = |word| self.memory.get(page, word);
+            format!("{:#x}..{:#x}", word(0), word(WORDS - 1))
+        };
+        let pages: Vec<String> = (0..PAGES).map(ends).collect();
+        format!(
+            "a machine whose code is {code}, with pages {}",
+            pages.join(" ")
+        )
     }
 
     /// The sum of a page as the machine sees it.
