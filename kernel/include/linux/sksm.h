@@ -37,6 +37,12 @@ struct sksm_call {
 int sksm_call_begin(struct sksm_call *call, struct mm_struct *mm);
 
 /*
+ * Where to begin with a range of such a call; what is before that follows. Any
+ * context.
+ */
+unsigned long sksm_merge_from(unsigned long start, unsigned long end);
+
+/*
  * Merges pages of one VMA, with mmap_lock held for read or, as vma_lock says, the
  * lock of this VMA. When others wait for the lock, or may do so, it ends early;
  * *start says where. 0, -EINTR, or -EAGAIN.
@@ -142,6 +148,11 @@ struct sksm_call {
 static inline int sksm_call_begin(struct sksm_call *call, struct mm_struct *mm)
 {
 	return 0;
+}
+
+static inline unsigned long sksm_merge_from(unsigned long start, unsigned long end)
+{
+	return start;
 }
 
 static inline int sksm_merge_vma(struct sksm_call *call, struct vm_area_struct *vma,

@@ -811,6 +811,11 @@ bool sksm_fatal_signal_pending(void)
 	return fatal_signal_pending(current);
 }
 
+unsigned int sksm_this_cpu(void)
+{
+	return raw_smp_processor_id();
+}
+
 void sksm_cond_resched(void)
 {
 	cond_resched();

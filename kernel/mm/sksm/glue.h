@@ -181,6 +181,7 @@ int sksm_mmap_read_lock_killable(struct mm_struct *mm);
 void sksm_mmap_read_unlock(struct mm_struct *mm);
 bool sksm_mmap_lock_is_contended(struct mm_struct *mm);
 bool sksm_fatal_signal_pending(void);
+unsigned int sksm_this_cpu(void);
 void sksm_cond_resched(void);
 void sksm_drain_local_batches(void);
 

@@ -79,6 +79,8 @@ pub(crate) use functions;
 functions! {
     /// Lets others run. May sleep.
     fn cond_resched() = sksm_cond_resched;
+    /// The number of the CPU that this runs on, or ran on a moment ago.
+    fn this_cpu() -> u32 = sksm_this_cpu;
     /// Whether the task is about to be killed.
     fn fatal_signal_pending() -> bool = sksm_fatal_signal_pending;
     /// Moves pages out of this CPU's batches of the LRU and of mlock, which hold references.

@@ -131,6 +131,16 @@ unsafe extern "C" fn sksm_call_begin(
     0
 }
 
+/// Where a call that is to merge `start..end` begins; what is before that follows. Any context.
+///
+/// # Safety
+///
+/// `start` is not above `end`.
+#[export]
+unsafe extern "C" fn sksm_merge_from(start: c_ulong, end: c_ulong) -> c_ulong {
+    merge::beginning(start, end)
+}
+
 /// Merges `*start..end` of `vma`, or the beginning of it if others wait for the lock, or may do so.
 /// Returns 0, with the end of what was merged in `*start`, or `-EINTR` or `-EAGAIN`. Sleeps; a
 /// fatal signal ends it.

@@ -89,6 +89,8 @@ pub const SAME: &str = "merge the same content";
 pub const RACE: &str = "publish the same content";
 pub const DISTURBED: &str = "merge different content while 2 others fault and copy on write";
 pub const TASKS: [(usize, &str); 3] = [(1, "1 task"), (2, "2 tasks"), (4, "4 tasks")];
+/// Who publishes the same as somebody else does some of the work by merging: this one publishes all, and merges all again.
+pub const ONE_FOR_TWO: &str = "1 task, twice";
 
 /// What pages are that no engine has touched; kernels without SKSM have only those.
 pub const ORDINARY: &str = "ordinary pages";
@@ -165,6 +167,7 @@ const fn names<const N: usize>(pairs: [(usize, &'static str); N]) -> [&'static s
 
 const THREADS_NAMES: &[&str] = &names(THREADS);
 const TASKS_NAMES: &[&str] = &names(TASKS);
+const RACES: &[&str] = &[TASKS[0].1, ONE_FOR_TWO, TASKS[1].1, TASKS[2].1];
 
 /// All rows that there are.
 pub const ROWS: &[Rows] = &[
@@ -197,7 +200,7 @@ pub const ROWS: &[Rows] = &[
     rows(family::CONCURRENCY, DIFFERENT, TASKS_NAMES),
     rows(family::CONCURRENCY, SAME, TASKS_NAMES),
     rows(family::CONCURRENCY, PUBLISH, TASKS_NAMES),
-    rows(family::CONCURRENCY, RACE, TASKS_NAMES),
+    rows(family::CONCURRENCY, RACE, RACES),
     rows(family::CONCURRENCY, DISTURBED, TASKS_NAMES),
     rows(
         family::FAULTS,

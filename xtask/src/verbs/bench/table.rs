@@ -3,7 +3,7 @@
 use sksm_records::{
     bench::{
         BesideKsm, Failure, Family, Report, Row, Unit,
-        names::{DIFFERENT, DISTURBED, TASKS, family},
+        names::{DIFFERENT, DISTURBED, ONE_FOR_TWO, RACE, TASKS, family},
     },
     statistics::Summary,
 };
@@ -164,6 +164,9 @@ pub fn relative(family: &Family, row: &Row) -> String {
         let mut others = vec![(row.what.as_str(), one, one)];
         if row.what == DISTURBED {
             others.push((DIFFERENT, &row.variant, "undisturbed"));
+        }
+        if row.what == RACE {
+            others.push((RACE, ONE_FOR_TWO, ONE_FOR_TWO));
         }
         others.retain(|(what, variant, _)| (*what, *variant) != (&row.what, &row.variant));
         let ratios = others.into_iter().filter_map(|(what, variant, called)| {

@@ -38,6 +38,7 @@ mod moving;
 mod mte;
 mod numa;
 mod offline;
+mod order;
 mod outlives;
 mod passed;
 mod pins;
@@ -90,6 +91,7 @@ fn main() -> ExitCode {
         copies::TESTS,
         prepared::TESTS,
         batches::TESTS,
+        order::TESTS,
         vma::TESTS,
         file::TESTS,
         outlives::TESTS,

@@ -10,7 +10,9 @@ use sksm_guest::memory::map::{Map, WRITE};
 use sksm_guest::memory::process::{Child, Gate};
 use sksm_guest::page::PAGE;
 use sksm_records::bench::Unit;
-use sksm_records::bench::names::{DIFFERENT, DISTURBED, HASHED, PUBLISH, RACE, SAME, TASKS};
+use sksm_records::bench::names::{
+    DIFFERENT, DISTURBED, HASHED, ONE_FOR_TWO, PUBLISH, RACE, SAME, TASKS,
+};
 use twox_hash::XxHash64;
 
 use crate::measure::{
@@ -38,7 +40,11 @@ pub fn run(bench: &mut Bench) -> Result<()> {
         for (tasks, variant) in TASKS {
             let name = name(what, variant);
             bench.repeated(name, Unit::PagesPerSecond, repeats, || {
-                let rate = counting(wanted(tasks), || together(&contents(tasks), pages, work))?;
+                let contents: Vec<_> = contents(tasks)
+                    .into_iter()
+                    .map(|first| vec![first])
+                    .collect();
+                let rate = counting(wanted(tasks), || together(&contents, pages, work))?;
                 settle()?;
                 Ok(rate)
             })?;
@@ -70,7 +76,17 @@ pub fn run(bench: &mut Bench) -> Result<()> {
         disturber.kill();
         disturber.ended()?;
     }
-    Ok(())
+    bench.repeated(
+        name(RACE, ONE_FOR_TWO),
+        Unit::PagesPerSecond,
+        repeats,
+        || {
+            let contents = vec![fresh(pages); 2];
+            let rate = counting(published_once(2), || together(&[contents], pages, merge))?;
+            settle()?;
+            Ok(rate)
+        },
+    )
 }
 
 /// The first content of each of so many tasks, asked for anew each time.
@@ -97,19 +113,20 @@ fn hash(map: &Map, pages: usize) -> Result<()> {
     Ok(())
 }
 
-/// A task for each of these contents and those that follow, all at the same time; returns how many pages a second they did
-/// together.
-fn together(contents: &[u64], pages: usize, work: Work) -> Result<f64> {
+/// A task for each of these, all at the same time; each has memory for each of its contents and those that follow, and goes
+/// from one to the next. Returns how many pages a second they did together.
+fn together(contents: &[Vec<u64>], pages: usize, work: Work) -> Result<f64> {
     // The clock is the same in all processes.
     let epoch = Instant::now();
     let gate = Gate::closed()?;
-    let spawn = |first: &u64| {
+    let spawn = |contents: &Vec<u64>| {
         Child::spawn(|parent| {
-            let map = filled(pages, *first)?;
+            let filled = |first: &u64| filled(pages, *first);
+            let maps = contents.iter().map(filled).collect::<Result<Vec<_>>>()?;
             parent.go()?;
             gate.wait()?;
             let start = epoch.elapsed();
-            work(&map, pages)?;
+            maps.iter().try_for_each(|map| work(map, pages))?;
             parent.send(start.as_nanos() as u64)?;
             parent.send(epoch.elapsed().as_nanos() as u64)?;
             parent.pause()
@@ -127,7 +144,8 @@ fn together(contents: &[u64], pages: usize, work: Work) -> Result<f64> {
         child.go()?;
         child.join()?;
     }
-    Ok((contents.len() * pages) as f64 * 1e9 / (end - start) as f64)
+    let contents: usize = contents.iter().map(Vec::len).sum();
+    Ok((contents * pages) as f64 * 1e9 / (end - start) as f64)
 }
 
 /// A process that for ever touches new pages, and copies pages of a file by writing to them.
