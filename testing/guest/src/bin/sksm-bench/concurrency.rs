@@ -4,7 +4,7 @@ use std::hint::black_box;
 use std::slice;
 use std::time::Instant;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use sksm_guest::memory::file::memfd;
 use sksm_guest::memory::map::{Map, WRITE};
 use sksm_guest::memory::process::{Child, Gate};
@@ -36,63 +36,65 @@ pub fn run(bench: &mut Bench) -> Result<()> {
     let repeats = bench.size(3, 9);
     let first = fresh(MOST * pages);
     let _published = merged(MOST * pages, first)?;
-    let mut rows = |what, wanted: Expect, contents: Contents, work: Work| -> Result<()> {
-        for (tasks, variant) in TASKS {
-            let name = name(what, variant);
-            bench.repeated(name, Unit::PagesPerSecond, repeats, || {
-                let contents: Vec<_> = contents(tasks)
-                    .into_iter()
-                    .map(|first| vec![first])
-                    .collect();
-                let rate = counting(wanted(tasks), || together(&contents, pages, work))?;
+    let plain: Vec<Variant> = TASKS.map(|(tasks, name)| (tasks, 1, name)).into();
+    let mut races = plain.clone();
+    races.insert(1, (1, 2, ONE_FOR_TWO));
+    // In turn: a machine that is slower for a while is so for all.
+    let mut rows = |what, variants: &[Variant], wanted: Expect, contents: Contents, work: Work| {
+        bench.tell(what);
+        let mut values = vec![Vec::new(); variants.len()];
+        for warm in bench.rounds_of(variants.len(), repeats) {
+            for ((tasks, times, variant), values) in variants.iter().zip(&mut values) {
+                let contents = contents(tasks * times);
+                let wanted = wanted(tasks * times);
+                let rate = counting(wanted, || together(&contents, *times, pages, work))
+                    .with_context(|| format!("{what}, {variant}"))?;
                 settle()?;
-                Ok(rate)
-            })?;
+                if warm {
+                    values.push(rate);
+                }
+            }
         }
-        Ok(())
+        for ((.., variant), values) in variants.iter().zip(values) {
+            bench.row(name(what, variant), Unit::PagesPerSecond, values)?;
+        }
+        anyhow::Ok(())
     };
-    let different = |tasks| -> Vec<u64> {
-        let of_task = |task| first + (task * pages) as u64;
-        (0..tasks).map(of_task).collect()
+    let different = |parts| -> Vec<u64> {
+        let of_part = |part| first + (part * pages) as u64;
+        (0..parts).map(of_part).collect()
     };
-    let same = |tasks| vec![first; tasks];
-    let new = |tasks| -> Vec<u64> { (0..tasks).map(|_| fresh(pages)).collect() };
-    let new_and_same = |tasks| vec![fresh(pages); tasks];
-    let merged = |tasks| Wanted::merge(tasks * pages);
-    let published = |tasks| Wanted::publish(tasks * pages);
-    let published_once = |tasks| Wanted {
-        scanned: tasks * pages,
+    let same = |parts| vec![first; parts];
+    let new = |parts| -> Vec<u64> { (0..parts).map(|_| fresh(pages)).collect() };
+    let new_and_same = |parts| vec![fresh(pages); parts];
+    let merged = |parts| Wanted::merge(parts * pages);
+    let published = |parts| Wanted::publish(parts * pages);
+    let published_once = |parts| Wanted {
+        scanned: parts * pages,
         published: pages,
-        merged: (tasks - 1) * pages,
+        merged: (parts - 1) * pages,
     };
-    rows(HASHED, &|_| Wanted::default(), &different, hash)?;
-    rows(DIFFERENT, &merged, &different, merge)?;
-    rows(SAME, &merged, &same, merge)?;
-    rows(PUBLISH, &published, &new, merge)?;
-    rows(RACE, &published_once, &new_and_same, merge)?;
+    rows(HASHED, &plain, &|_| Wanted::default(), &different, hash)?;
+    rows(DIFFERENT, &plain, &merged, &different, merge)?;
+    rows(SAME, &plain, &merged, &same, merge)?;
+    rows(PUBLISH, &plain, &published, &new, merge)?;
+    rows(RACE, &races, &published_once, &new_and_same, merge)?;
     let disturbers = [disturb()?, disturb()?];
-    rows(DISTURBED, &merged, &different, merge)?;
+    rows(DISTURBED, &plain, &merged, &different, merge)?;
     for disturber in disturbers {
         disturber.kill();
         disturber.ended()?;
     }
-    bench.repeated(
-        name(RACE, ONE_FOR_TWO),
-        Unit::PagesPerSecond,
-        repeats,
-        || {
-            let contents = vec![fresh(pages); 2];
-            let rate = counting(published_once(2), || together(&[contents], pages, merge))?;
-            settle()?;
-            Ok(rate)
-        },
-    )
+    Ok(())
 }
 
-/// The first content of each of so many tasks, asked for anew each time.
+/// How many tasks, in how many parts of its memory, one after the other, each does the work, and what that is called.
+type Variant = (usize, usize, &'static str);
+
+/// The first content of each of so many parts, asked for anew each time.
 type Contents<'a> = &'a dyn Fn(usize) -> Vec<u64>;
 
-/// What the engine is to do for so many tasks.
+/// What the engine is to do for so many parts.
 type Expect<'a> = &'a dyn Fn(usize) -> Wanted;
 
 /// What each task does with its memory.
@@ -113,13 +115,13 @@ fn hash(map: &Map, pages: usize) -> Result<()> {
     Ok(())
 }
 
-/// A task for each of these, all at the same time; each has memory for each of its contents and those that follow, and goes
-/// from one to the next. Returns how many pages a second they did together.
-fn together(contents: &[Vec<u64>], pages: usize, work: Work) -> Result<f64> {
+/// A task for each so many of these contents and those that follow, all at the same time; returns how many pages a second they
+/// did together.
+fn together(contents: &[u64], times: usize, pages: usize, work: Work) -> Result<f64> {
     // The clock is the same in all processes.
     let epoch = Instant::now();
     let gate = Gate::closed()?;
-    let spawn = |contents: &Vec<u64>| {
+    let spawn = |contents: &[u64]| {
         Child::spawn(|parent| {
             let filled = |first: &u64| filled(pages, *first);
             let maps = contents.iter().map(filled).collect::<Result<Vec<_>>>()?;
@@ -132,7 +134,10 @@ fn together(contents: &[Vec<u64>], pages: usize, work: Work) -> Result<f64> {
             parent.pause()
         })
     };
-    let children = contents.iter().map(spawn).collect::<Result<Vec<_>>>()?;
+    let children = contents
+        .chunks(times)
+        .map(spawn)
+        .collect::<Result<Vec<_>>>()?;
     children.iter().try_for_each(|child| child.pause())?;
     gate.open()?;
     let (mut start, mut end) = (u64::MAX, 0);
@@ -144,8 +149,7 @@ fn together(contents: &[Vec<u64>], pages: usize, work: Work) -> Result<f64> {
         child.go()?;
         child.join()?;
     }
-    let contents: usize = contents.iter().map(Vec::len).sum();
-    Ok((contents * pages) as f64 * 1e9 / (end - start) as f64)
+    Ok((contents.len() * pages) as f64 * 1e9 / (end - start) as f64)
 }
 
 /// A process that for ever touches new pages, and copies pages of a file by writing to them.

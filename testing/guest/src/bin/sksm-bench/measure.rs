@@ -108,10 +108,15 @@ impl Bench {
 
     /// Rounds of a measurement.
     pub fn rounds(&self, wanted: usize) -> Rounds {
+        self.rounds_of(1, wanted)
+    }
+
+    /// The same, of so many rows that are measured in turn.
+    pub fn rounds_of(&self, rows: usize, wanted: usize) -> Rounds {
         Rounds {
             wanted: if self.once { 1 } else { wanted },
             done: 0,
-            end: Instant::now() + Duration::from_secs(self.size(2, 5) as u64),
+            end: Instant::now() + Duration::from_secs((rows * self.size(2, 5)) as u64),
         }
     }
 
