@@ -37,8 +37,8 @@ struct sksm_call {
 int sksm_call_begin(struct sksm_call *call, struct mm_struct *mm);
 
 /*
- * Where to begin with a range of such a call; what is before that follows. Any
- * context.
+ * Where in a range, which is not empty, to begin; what is before that comes
+ * last. Does not sleep.
  */
 unsigned long sksm_merge_from(unsigned long start, unsigned long end);
 

@@ -35,20 +35,25 @@ const FEW: usize = 4;
 /// After so many pages in a row for which there was no memory, a call ends.
 const LACKING: usize = 16;
 
-/// Where to begin with `start..end`: at another page table on each CPU, far from each other. Tasks
-/// that merge the same at the same time, as workers that start together do, share the work then:
-/// each publishes some of it, and finds the rest published. If all began at the same page, they
-/// would meet at each page, and the first would publish everything.
+/// Where to begin with `start..end`, which ends with what is before that: a place for each CPU, far
+/// from those of others. Tasks that merge the same at the same time, as workers that start together
+/// do, each publish a part of it then, and find the rest published. If all began at the same page,
+/// they would meet at each page, and the first would publish everything. Addresses may have tags.
 pub(crate) fn beginning(start: usize, end: usize) -> usize {
-    const TABLE: usize = MAX_SLOTS << PAGE_SHIFT;
+    const RUN: usize = MAX_SLOTS << PAGE_SHIFT;
+    // Any length comes here: the product has to fit, and the place to stay clear of tags.
+    const MOST: usize = 1 << 20;
 
-    let tables = (end - start) / TABLE;
-    // A half, a quarter, three quarters, an eighth, and so on: what has come so far is spread
-    // evenly, however many CPUs there are.
+    let runs = (end - start) / RUN;
+    if runs < 2 {
+        return start;
+    }
+    // A half, a quarter, three quarters, an eighth, and so on: the first so many CPUs are spread
+    // evenly.
     let part = u64::from(mm::this_cpu().reverse_bits());
-    match (part * tables as u64 >> u32::BITS) as usize {
+    match (part * runs.min(MOST) as u64 >> u32::BITS) as usize {
         0 => start,
-        table => (start & !(TABLE - 1)) + table * TABLE,
+        run => (start & !(RUN - 1)) + run * RUN,
     }
 }
 

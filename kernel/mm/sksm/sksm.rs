@@ -41,8 +41,8 @@
 //!
 //! Everything runs in process context and may sleep, except [`sksm_folio_free`] (any context, hard
 //! interrupts too), [`sksm_folio_sleep`], [`__sksm_slot_freed`] and [`__sksm_slot_asleep`] (any
-//! context), [`sksm_withdraw`], [`sksm_unmapped`], [`sksm_swapped`] and [`sksm_swapped_in`]
-//! (page-table lock held).
+//! context), [`sksm_merge_from`], which does not, and [`sksm_withdraw`], [`sksm_unmapped`],
+//! [`sksm_swapped`] and [`sksm_swapped_in`] (page-table lock held).
 
 use kernel::alloc::flags::{__GFP_NOWARN, __GFP_RETRY_MAYFAIL};
 use kernel::alloc::Flags;
@@ -131,7 +131,8 @@ unsafe extern "C" fn sksm_call_begin(
     0
 }
 
-/// Where a call that is to merge `start..end` begins; what is before that follows. Any context.
+/// Where a call that is to merge `start..end` begins; what is before that comes last. Does not
+/// sleep.
 ///
 /// # Safety
 ///

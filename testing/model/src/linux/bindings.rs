@@ -933,6 +933,11 @@ pub(crate) unsafe fn sksm_fatal_signal_pending() -> bool {
     false
 }
 
+/// All calls of the model's are over a few pages, and begin at the first.
+pub(crate) unsafe fn sksm_this_cpu() -> u32 {
+    0
+}
+
 pub(crate) unsafe fn sksm_cond_resched() {}
 
 // Counters: per CPU, and read when no thread runs.

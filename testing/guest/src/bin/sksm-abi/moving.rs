@@ -127,14 +127,14 @@ fn ordinary_ones_hardly_move_more(moved: usize, pages: usize) -> Result<bool> {
     Ok(ordinary <= (2 * moved).max(pages / 16))
 }
 
-/// Compaction that is asked for again and again until enough has moved. What has not moved by then never does.
+/// So often is compaction asked for until enough has moved, each time of pages that lie anew as it is to find them.
 const ROUNDS: usize = 10;
 
 fn compaction() -> Result<()> {
     const PAGES: usize = (16 << 20) / PAGE;
     let mut moved = 0;
     for _ in 0..ROUNDS {
-        moved += compacted_beside_a_child(PAGES)?;
+        moved = moved.max(compacted_beside_a_child(PAGES)?);
         eprintln!("{moved} of {PAGES} mappings moved");
         // How many have to move is up to where free frames are: on a machine that was long in use it was a fifth, once a sixteenth.
         if moved > PAGES / 16 {
