@@ -89,7 +89,7 @@ pub const SAME: &str = "merge the same content";
 pub const RACE: &str = "publish the same content";
 pub const DISTURBED: &str = "merge different content while 2 others fault and copy on write";
 pub const TASKS: [(usize, &str); 3] = [(1, "1 task"), (2, "2 tasks"), (4, "4 tasks")];
-/// Who publishes the same as somebody else does some of the work by merging: this one publishes all, and merges all again.
+/// The baseline for two tasks that publish the same: one that does the work of both, publishes its pages and merges as many equal ones.
 pub const ONE_FOR_TWO: &str = "1 task, twice";
 
 /// What pages are that no engine has touched; kernels without SKSM have only those.

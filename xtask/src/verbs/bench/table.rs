@@ -157,7 +157,8 @@ pub fn count(number: f64) -> String {
     }
 }
 
-/// In yardsticks; what several tasks do, in what one does, and what disturbed ones do, in what as many others do.
+/// In yardsticks; what several tasks do, in what one does, who publish the same, also in what one does that does the work of two,
+/// and what disturbed ones do, in what as many others do.
 pub fn relative(family: &Family, row: &Row) -> String {
     if row.unit == Unit::PagesPerSecond {
         let one = TASKS[0].1;

@@ -36,27 +36,39 @@ pub fn run(bench: &mut Bench) -> Result<()> {
     let repeats = bench.size(3, 9);
     let first = fresh(MOST * pages);
     let _published = merged(MOST * pages, first)?;
-    let plain: Vec<Variant> = TASKS.map(|(tasks, name)| (tasks, 1, name)).into();
+    let of_tasks = |(tasks, name)| Variant {
+        tasks,
+        parts: tasks,
+        name,
+    };
+    let plain = TASKS.map(of_tasks).to_vec();
     let mut races = plain.clone();
-    races.insert(1, (1, 2, ONE_FOR_TWO));
+    races.insert(
+        1,
+        Variant {
+            tasks: 1,
+            parts: 2,
+            name: ONE_FOR_TWO,
+        },
+    );
     // In turn: a machine that is slower for a while is so for all.
     let mut rows = |what, variants: &[Variant], wanted: Expect, contents: Contents, work: Work| {
         bench.tell(what);
         let mut values = vec![Vec::new(); variants.len()];
         for warm in bench.rounds_of(variants.len(), repeats) {
-            for ((tasks, times, variant), values) in variants.iter().zip(&mut values) {
-                let contents = contents(tasks * times);
-                let wanted = wanted(tasks * times);
-                let rate = counting(wanted, || together(&contents, *times, pages, work))
-                    .with_context(|| format!("{what}, {variant}"))?;
+            for (variant, values) in variants.iter().zip(&mut values) {
+                let Variant { tasks, parts, name } = *variant;
+                let contents = contents(parts);
+                let rate = counting(wanted(parts), || together(tasks, &contents, pages, work))
+                    .with_context(|| format!("{what}, {name}"))?;
                 settle()?;
                 if warm {
                     values.push(rate);
                 }
             }
         }
-        for ((.., variant), values) in variants.iter().zip(values) {
-            bench.row(name(what, variant), Unit::PagesPerSecond, values)?;
+        for (variant, values) in variants.iter().zip(values) {
+            bench.row(name(what, variant.name), Unit::PagesPerSecond, values)?;
         }
         anyhow::Ok(())
     };
@@ -88,8 +100,14 @@ pub fn run(bench: &mut Bench) -> Result<()> {
     Ok(())
 }
 
-/// How many tasks, in how many parts of its memory, one after the other, each does the work, and what that is called.
-type Variant = (usize, usize, &'static str);
+/// Who does the work of a row.
+#[derive(Clone, Copy)]
+struct Variant {
+    tasks: usize,
+    /// Of memory, which the tasks share out among themselves.
+    parts: usize,
+    name: &'static str,
+}
 
 /// The first content of each of so many parts, asked for anew each time.
 type Contents<'a> = &'a dyn Fn(usize) -> Vec<u64>;
@@ -115,9 +133,9 @@ fn hash(map: &Map, pages: usize) -> Result<()> {
     Ok(())
 }
 
-/// A task for each so many of these contents and those that follow, all at the same time; returns how many pages a second they
-/// did together.
-fn together(contents: &[u64], times: usize, pages: usize, work: Work) -> Result<f64> {
+/// So many tasks at the same time, which share out memory in parts, each with one of these contents and those that follow, and go
+/// through theirs one after the other. Returns how many pages a second they did together.
+fn together(tasks: usize, contents: &[u64], pages: usize, work: Work) -> Result<f64> {
     // The clock is the same in all processes.
     let epoch = Instant::now();
     let gate = Gate::closed()?;
@@ -135,7 +153,7 @@ fn together(contents: &[u64], times: usize, pages: usize, work: Work) -> Result<
         })
     };
     let children = contents
-        .chunks(times)
+        .chunks(contents.len() / tasks)
         .map(spawn)
         .collect::<Result<Vec<_>>>()?;
     children.iter().try_for_each(|child| child.pause())?;
