@@ -81,6 +81,7 @@ const UM: Reasons = &[
         "does not see accesses to pages that are present",
     ),
     ("sksm-abi/bystanders/", "has one CPU"),
+    ("sksm-abi/order/cpus-begin-far-apart", "has one CPU"),
     (
         "sksm-abi/ksm/pages-of-two-are-read-at-large",
         "has no huge pages",
