@@ -12,6 +12,7 @@ use sksm_guest::page::{PAGE, TABLE};
 use sksm_guest::skip::skip;
 
 use crate::expect::{apart, merge_gives, one_page};
+use crate::program::Program;
 
 pub const TESTS: &[Test] = &[
     test("order/cpus-begin-far-apart", far_apart),
@@ -100,8 +101,13 @@ fn all_merged() -> Result<()> {
     Ok(())
 }
 
-/// Far more than there are addresses: all that is mapped is merged.
+/// A program of its own: what is merged there is nobody else's, as memory that a child has from its parent is.
 fn any_length() -> Result<()> {
+    Program::start("any-length")?.end()
+}
+
+/// Far more than there are addresses: all that is mapped is merged.
+pub fn merge_any_length() -> Result<()> {
     for cpu in 0..cpus()? {
         stay_on(cpu)?;
         for log in [40, 56, 62] {
