@@ -19,6 +19,8 @@ pub mod tree;
 
 pub use arch::Arch;
 pub use base::Base;
-pub use build::{Kernel, Pages, build, built, compile_engine, compiled, patched_source};
+pub use build::{
+    Kernel, Pages, build, built, compile_engine, compiled, objects_of, patched_source,
+};
 pub use origin::Origin;
 pub use package::{Download, Package};

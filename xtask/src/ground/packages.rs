@@ -181,6 +181,16 @@ pub fn ensure_packages(project: &Project, names: &[&'static str]) -> Result<()> 
     })
 }
 
+/// Installs what looks for mistakes in kernel code: clippy has to be of the Rust that compiles it, which is Debian's.
+pub fn ensure_checkers(project: &Project) -> Result<()> {
+    let installed = usable_here(project)?;
+    let clippy = match installed.iter().any(|name| name == "rustc-web") {
+        true => "rust-web-clippy",
+        false => "rust-clippy",
+    };
+    ensure_packages(project, &["sparse", clippy])
+}
+
 fn install(project: &Project, missing: impl Fn() -> Result<Vec<&'static str>>) -> Result<()> {
     let packages = missing()?;
     if packages.is_empty() {

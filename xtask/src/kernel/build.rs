@@ -218,7 +218,8 @@ impl Prepared {
     }
 }
 
-fn objects_of(source: &Source, name: &str, toolchain: &Toolchain) -> PathBuf {
+/// Where objects of that name go that these compilers make from the source.
+pub fn objects_of(source: &Source, name: &str, toolchain: &Toolchain) -> PathBuf {
     let compilers = &cache::fingerprint(&toolchain.version)[..8];
     source.dir.join(format!("{name}-{compilers}"))
 }

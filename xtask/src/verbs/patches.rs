@@ -5,8 +5,10 @@
 
 mod maintainers;
 mod parts;
+mod repo;
 mod sender;
 mod series;
+mod steps;
 
 use std::{
     fs,
@@ -32,6 +34,10 @@ pub struct Args {
     /// Who sends the series, as in "Name <mail>" (default: git's user.name and user.email)
     #[arg(long, value_name = "NAME")]
     signoff: Option<String>,
+    /// Build the kernel after each patch, and have sparse and clippy look at it: an hour or two the first time; goes on
+    /// where it was interrupted
+    #[arg(long)]
+    build: bool,
 }
 
 pub fn run(project: &Project, args: &Args, origin: &Origin) -> Result<ExitCode> {
@@ -73,6 +79,10 @@ pub fn run(project: &Project, args: &Args, origin: &Origin) -> Result<ExitCode> 
         );
     }
     step.done();
+    let built = match args.build {
+        true => Some(steps::build(project, origin, &made)?),
+        false => None,
+    };
     println!(
         "{} patches and a cover letter, signed off by {sender}\n\
          `git am` turns {} into what the kernels here are built of; checkpatch.pl --strict finds nothing\n{}",
@@ -80,6 +90,11 @@ pub fn run(project: &Project, args: &Args, origin: &Origin) -> Result<ExitCode> 
         made.applies_to,
         out.display()
     );
+    if let Some(before) = built {
+        println!(
+            "each of them builds ({before} did before), and clang (W=1), sparse and clippy find nothing new"
+        );
+    }
     Ok(ExitCode::SUCCESS)
 }
 

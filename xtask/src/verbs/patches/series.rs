@@ -9,18 +9,16 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 use super::{
-    maintainers::{MAINTAINERS, with_entry},
+    maintainers::MAINTAINERS,
     parts::{PARTS, Part},
+    repo::Repo,
     sender::PLACEHOLDER,
 };
 use crate::{
     ground::{
-        cache,
         files::{self, Files},
-        git::git,
         interrupt,
         project::Project,
-        step,
     },
     kernel::{Base, Origin, fetch, tree},
 };
@@ -36,6 +34,8 @@ pub struct Series {
     pub tree: PathBuf,
     /// What the series applies to.
     pub applies_to: String,
+    /// The files that it touches, and its patches as commits.
+    pub repo: Repo,
 }
 
 /// Writes the series, applies it to a tree as it came, and compares the result with what is built.
@@ -55,8 +55,9 @@ pub fn make(project: &Project, origin: &Origin, sender: &str, out: &Path) -> Res
     let applies_to = format!("Linux {version}");
     let kernel = project.kernel();
     let patches = write(&kernel, base, PARTS, &pristine, &applies_to, sender, out)?;
-    prove(&patches, &pristine, wanted)?;
+    let repo = prove(&patches, &pristine, wanted)?;
     Ok(Series {
+        repo,
         patches,
         tree: source.tree,
         applies_to,
@@ -135,7 +136,7 @@ fn write(
 }
 
 /// Applies the patches to the files as they came; the result must be what is built.
-fn prove(patches: &[PathBuf], pristine: &Files, mut wanted: Files) -> Result<()> {
+fn prove(patches: &[PathBuf], pristine: &Files, mut wanted: Files) -> Result<Repo> {
     let repo = Repo::of(pristine, PLACEHOLDER)?;
     repo.git(["am", "--quiet"], patches)
         .context("`git am` does not take the series")?;
@@ -159,108 +160,13 @@ fn prove(patches: &[PathBuf], pristine: &Files, mut wanted: Files) -> Result<()>
             differing.join("\n  ")
         );
     }
-    Ok(())
-}
-
-/// No more words for git.
-const NO: [&str; 0] = [];
-
-/// A repository with no more in it than the series touches.
-struct Repo {
-    scratch: tempfile::TempDir,
-    tree: PathBuf,
-    sender: String,
-}
-
-impl Repo {
-    fn of(pristine: &Files, sender: &str) -> Result<Self> {
-        let scratch = tempfile::tempdir()?;
-        let tree = scratch.path().join("tree");
-        for (path, content) in pristine {
-            cache::write(&tree.join(path), content)?;
-        }
-        let repo = Self {
-            scratch,
-            tree,
-            sender: sender.to_owned(),
-        };
-        repo.git(["init", "--quiet", "--initial-branch=series"], NO)?;
-        repo.git(["add", "--all"], NO)?;
-        repo.git(["commit", "--quiet", "--message=base"], NO)?;
-        repo.git(["tag", "base"], NO)?;
-        Ok(repo)
-    }
-
-    /// Takes the part's files out of the overlay and commits them.
-    fn commit(
-        &self,
-        part: &Part,
-        overlay: &mut Files,
-        pristine: &Files,
-        maintained: &mut BTreeSet<String>,
-    ) -> Result<()> {
-        for &pattern in part.files {
-            let taken: Vec<PathBuf> = overlay
-                .keys()
-                .filter(|path| match pattern.ends_with('/') {
-                    true => path.starts_with(pattern),
-                    false => path.as_path() == Path::new(pattern),
-                })
-                .cloned()
-                .collect();
-            if taken.is_empty() {
-                bail!(
-                    "there is no kernel/{pattern}, which PARTS in xtask/src/verbs/patches/parts.rs names"
-                );
-            }
-            for path in taken {
-                let content = overlay.remove(&path).unwrap_or_default();
-                cache::write(&self.tree.join(path), content)?;
-            }
-            maintained.retain(|other| !other.starts_with(pattern) || !pattern.ends_with('/'));
-            if !maintained
-                .iter()
-                .any(|other| other.ends_with('/') && pattern.starts_with(other.as_str()))
-            {
-                maintained.insert(pattern.to_owned());
-            }
-        }
-        let name = Path::new(MAINTAINERS);
-        let list = String::from_utf8_lossy(&pristine[name]);
-        let list = with_entry(&list, &self.sender, maintained)?;
-        cache::write(&self.tree.join(name), list)?;
-        self.git(["add", "--all"], NO)?;
-        let message = format!("{}\nSigned-off-by: {}\n", part.message, self.sender);
-        self.git(["commit", "--quiet", "--message"], [&message])
-    }
-
-    fn git<const N: usize>(
-        &self,
-        words: [&str; N],
-        rest: impl IntoIterator<Item = impl AsRef<std::ffi::OsStr>>,
-    ) -> Result<()> {
-        let (name, mail) = self.sender.split_once(" <").unwrap_or_default();
-        let mail = mail.trim_end_matches('>');
-        let mut command = git(&self.tree);
-        command
-            .args(words)
-            .args(rest)
-            // What the user has configured is not meant for this repository.
-            .env("GIT_CONFIG_GLOBAL", "/dev/null")
-            .env("GIT_CONFIG_NOSYSTEM", "1");
-        for role in ["AUTHOR", "COMMITTER"] {
-            command.env(format!("GIT_{role}_NAME"), name);
-            command.env(format!("GIT_{role}_EMAIL"), mail);
-        }
-        step::output(&mut command)?;
-        Ok(())
-    }
+    Ok(repo)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verbs::patches::maintainers::tests::LIST;
+    use crate::{ground::cache, verbs::patches::maintainers::tests::LIST};
 
     const BASE: Base = Base::Linux6_12;
     const SENDER: &str = "Jane Doe <jane@example.org>";
