@@ -1,7 +1,8 @@
 //! The verb `patches`: the whole change as one series for `git am`.
 //!
 //! The hooks are patches already and keep their order. What `kernel/` lays over the tree goes between them, in parts that
-//! can be read one after the other. The last patch adds the Kconfig symbol, so that every step before it builds.
+//! can be read one after the other. A hook makes the engine's Kconfig symbol known once all of it is there, so that every step
+//! builds.
 
 mod maintainers;
 mod parts;

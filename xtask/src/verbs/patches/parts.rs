@@ -12,7 +12,7 @@ pub struct Part<'a> {
 
 pub const PARTS: &[Part] = &[
     Part {
-        before: "ksm-hand-SKSM-s-pages-over",
+        before: "ksm-leave-SKSM-s-pages-to-SKSM",
         message: "\
 mm: declare what SKSM offers to the rest of mm
 

@@ -115,6 +115,7 @@ fn write(
         [
             "format-patch",
             "--quiet",
+            "--rfc",
             "--cover-letter",
             "--cover-from-description=subject",
             "--zero-commit",
@@ -281,7 +282,7 @@ mod tests {
         let cover =
             fs::read_to_string(setting.dir.path().join("out/0000-cover-letter.patch")).unwrap();
         assert!(
-            cover.contains("\nSubject: [PATCH 0/4] the change\n\nIs good.\n"),
+            cover.contains("\nSubject: [RFC PATCH 0/4] the change\n\nIs good.\n"),
             "{cover}"
         );
         prove(&patches, &setting.pristine, setting.wanted.clone()).unwrap();
