@@ -117,6 +117,10 @@ impl Flags {
     pub fn poisoned(self) -> bool {
         self.0 >> 19 & 1 != 0
     }
+    /// On a list that reclaim looks through.
+    pub fn lru(self) -> bool {
+        self.0 >> 5 & 1 != 0
+    }
     pub fn anon(self) -> bool {
         self.0 >> 12 & 1 != 0
     }

@@ -1,5 +1,6 @@
 //! NUMA nodes: which pages merge, and moving merged pages between nodes, also while they are used.
 
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
@@ -10,11 +11,12 @@ use sksm_guest::machine::numa::{self, NODES, migrate, move_all, nodes, try_move}
 use sksm_guest::machine::slow::quarter_where_slow;
 use sksm_guest::machine::sysfs::SKSM;
 use sksm_guest::memory::map::{Map, WRITE};
+use sksm_guest::memory::pagemap::Flags;
 use sksm_guest::memory::process::{Child, Link};
 
 use crate::expect::{apart, copies, merging, one_page};
 use crate::moving::compact;
-use crate::writers::beside;
+use crate::writers::{beside, for_a_while};
 
 pub const TESTS: &[Test] = &[
     test("numa/merge-across-nodes", across),
@@ -24,6 +26,7 @@ pub const TESTS: &[Test] = &[
     test("numa/key-follows-migration", key_follows),
     test("numa/move_pages", moved_pages),
     test("numa/migrate_pages", migrated_pages),
+    test("numa/moved-while-mapped", moved_while_mapped),
     test("numa/moved-while-used", || moved_while_used(true)),
     test("numa/moved-while-used-within-nodes", || {
         moved_while_used(false)
@@ -234,6 +237,74 @@ fn migrated_pages() -> Result<()> {
         still_shared(&map, &children, to)?;
     }
     part(&map, children)
+}
+
+/// A merge has found the pages that it is about to map when these are moved, all at once: none is left behind in a frame that only
+/// page tables know of, out of reach of reclaim, migration and memory failure.
+fn moved_while_mapped() -> Result<()> {
+    /// A batch of a merge, and of migration.
+    const ALL: usize = 512;
+    merge_across_nodes(true)?;
+    let id = |page: usize| 1 + page as u64;
+    let home = Map::anon(ALL)?;
+    home.no_huge();
+    home.fill_all(id);
+    home.merge()?;
+    let twins = Map::anon(ALL)?;
+    twins.no_huge();
+    let other = on(0, &[0])?;
+    let (mut moved, mut merged) = (0, 0);
+    for_a_while(|_| {
+        twins.fill_all(id);
+        let done = AtomicBool::new(false);
+        let before = nodes(0, &home)?;
+        std::thread::scope(|scope| {
+            let mover = scope.spawn(|| {
+                for round in 0.. {
+                    try_move(0, &home, NODES[round % 2])?;
+                    if done.load(Relaxed) {
+                        break;
+                    }
+                }
+                anyhow::Ok(())
+            });
+            let result = twins.merge();
+            done.store(true, Relaxed);
+            mover
+                .join()
+                .expect("the thread that moves pages panicked")?;
+            result
+        })?;
+        // What waits to be put on a list is put there before pages are moved.
+        try_move(0, &other, nodes(0, &other)?[0] ^ 1)?;
+        let pfns = twins.pfns()?;
+        for (page, pfn) in pfns.iter().enumerate() {
+            let flags = Flags::of(*pfn)?;
+            ensure!(
+                !flags.ksm() || flags.lru(),
+                "page {page} is mapped at frame {pfn:#x}, which was moved away: {flags:x?}, now at {:#x}",
+                home.pfn(page)?
+            );
+        }
+        merged += pfns
+            .iter()
+            .zip(home.pfns()?)
+            .filter(|(one, other)| *one == other)
+            .count();
+        moved += before
+            .iter()
+            .zip(nodes(0, &home)?)
+            .filter(|(was, is)| *was != is)
+            .count();
+        twins.expect_all(id)?;
+        home.expect_all(id)
+    })?;
+    eprintln!("{merged} merged, {moved} on another node");
+    ensure!(
+        merged > 0 && moved > 0,
+        "nothing was merged, or nothing moved"
+    );
+    Ok(())
 }
 
 /// Pages go from node to node, by every means, while three processes write, read and merge them.
