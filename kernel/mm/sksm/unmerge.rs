@@ -81,17 +81,23 @@ impl<'a> MmapLock<'a> {
 
 impl Drop for MmapLock<'_> {
     fn drop(&mut self) {
-        self.0.read_unlock();
+        // SAFETY: It has been taken for read, and nobody else gives it back.
+        unsafe { bindings::sksm_mmap_read_unlock(self.0.as_ptr()) };
     }
 }
 
 /// Gives each mapping of a merged page, and of a zero page that a merge placed, a page of its own;
-/// KSM's too, as zero pages do not tell. Sleeps; a signal ends it.
+/// KSM's too, as zero pages do not tell. Sleeps; a signal ends it. A process whose memory cgroup
+/// has nothing left keeps what it shares, and the others do not wait for it.
 pub(crate) fn all() -> Result {
     let mut pid = 1;
+    let mut outcome = Ok(());
     while let Some(process) = Process::next(&mut pid) {
-        process.unmerge()?;
+        match process.unmerge() {
+            Err(error) if error == ENOMEM => outcome = Err(error),
+            done => done?,
+        }
         mm::cond_resched();
     }
-    Ok(())
+    outcome
 }

@@ -43,6 +43,10 @@ pub const TESTS: &[Test] = &[
     test("unmerge/another-process", another_process),
     test("unmerge/another-process-without-rights", without_rights),
     test("unmerge/machine-wide", machine_wide),
+    test(
+        "unmerge/machine-wide-where-one-group-is-full",
+        where_one_is_full,
+    ),
     test("unmerge/interrupted", interrupted),
     test("unmerge/bad-value", bad_value),
     test("unmerge/while-merging", while_merging),
@@ -368,6 +372,48 @@ fn machine_wide() -> Result<()> {
     SKSM.write("unmerge", 1)?;
     map.merge()?;
     one_page(&map.pfns()?[..3])
+}
+
+/// A group whose limit leaves no room for copies keeps what it shares, and who is looked at later gets his own all the same.
+fn where_one_is_full() -> Result<()> {
+    const PAGES: usize = 4096;
+    let id = |page: usize| 1 + (page % (PAGES / 2)) as u64;
+    let group = Cgroup::new("full")?;
+    let full = Child::spawn(|parent| {
+        group.enter()?;
+        // Nobody is killed for copies that are not to be had.
+        fs::write("/proc/self/oom_score_adj", "-1000")?;
+        let map = Map::anon(PAGES)?;
+        map.no_huge();
+        map.fill_all(id);
+        map.merge()?;
+        ensure!(copies(&map.pfns()?) == PAGES / 2, "not merged");
+        parent.meet()?;
+        ensure!(copies(&map.pfns()?) < PAGES, "there was room for all");
+        map.expect_all(id)?;
+        parent.meet()?;
+        on_its_own(&map.pfns()?)?;
+        map.expect_all(id)
+    })?;
+    full.pause()?;
+    if group.path().join("memory.swap.max").exists() {
+        group.write("memory.swap.max", "0")?;
+    }
+    group.write("memory.max", &group.number("memory.current")?.to_string())?;
+    let map = Map::filled(&IDS)?;
+    let later = holder(&map, || Ok(()))?;
+    let refused = fs::write(SKSM.path("unmerge"), "1");
+    let error = refused.err().and_then(|error| error.raw_os_error());
+    ensure!(error == Some(ENOMEM), "one group is full: error {error:?}");
+    on_its_own(&pfns(&later, &map)?)?;
+    later.go()?;
+    later.join()?;
+    full.go()?;
+    full.pause()?;
+    group.write("memory.max", "max")?;
+    SKSM.write("unmerge", 1)?;
+    full.go()?;
+    full.join()
 }
 
 extern "C" fn ignore(_: i32) {}
