@@ -177,8 +177,6 @@ impl LockedFolio {
     }
 
     methods! {
-        /// Sets `folio->mapping`, flag bits included.
-        fn set_mapping(mapping: usize) = sksm_folio_set_mapping;
         /// `folio->index` of an anonymous folio.
         fn index() -> usize = sksm_folio_index;
         fn free_swap() -> bool = folio_free_swap;
@@ -187,8 +185,27 @@ impl LockedFolio {
         /// Whether its bytes have been read.
         fn is_uptodate() -> bool = sksm_folio_uptodate;
         fn raw_split() -> i32 = sksm_folio_split;
-        /// Puts a new folio on an LRU list.
-        fn add_to_lru() = folio_add_lru;
+    }
+
+    /// Sets `folio->mapping`, flag bits included.
+    ///
+    /// # Safety
+    ///
+    /// It names what keeps its place for as long as the folio has it: a node, an anon_vma that the
+    /// folio had before, or nothing.
+    pub(crate) unsafe fn set_mapping(&self, mapping: usize) {
+        // SAFETY: The folio is locked; the caller answers for the mapping.
+        unsafe { bindings::sksm_folio_set_mapping(self.as_ptr(), mapping) };
+    }
+
+    /// Puts a folio on an LRU list.
+    ///
+    /// # Safety
+    ///
+    /// It is new, and on no list.
+    pub(crate) unsafe fn add_to_lru(&self) {
+        // SAFETY: In use; it is on no list, as the caller promises.
+        unsafe { bindings::folio_add_lru(self.as_ptr()) };
     }
 
     /// Tries to give up swap space; true when the folio is not in the swap cache afterwards.

@@ -118,8 +118,6 @@ impl Mm {
         fn is_flush_pending() -> bool = sksm_tlb_flush_pending;
         /// Takes mmap_lock for read; not 0 if a fatal signal came first. Sleeps.
         fn read_lock_killable() -> i32 = sksm_mmap_read_lock_killable;
-        /// To be called by who has taken the lock.
-        fn read_unlock() = sksm_mmap_read_unlock;
         /// Says that entries of these addresses will change, to secondary MMUs. May sleep.
         fn notifier_start(range: &mut bindings::mmu_notifier_range, from: usize, to: usize)
             = sksm_notifier_start;

@@ -171,7 +171,7 @@ impl Newer {
 // others see the node, or owned by table and release list.
 unsafe impl Sync for Node {}
 
-const _: () = assert!(size_of::<Node>() == 96);
+const _: () = assert!(size_of::<Node>() == bindings::SKSM_NODE_BYTES as usize);
 const _: () = assert!(offset_of!(Node, newer) == offset_of!(bindings::sksm_sleeper, slot));
 
 impl Node {
@@ -410,14 +410,16 @@ impl Node {
         // Before others may unmap the page.
         mm.published(1);
         // The pointer goes first: who finds the node checks that folio and node agree.
-        folio.set_mapping(node.tagged());
+        // SAFETY: A node is released only once its folio has another mapping.
+        unsafe { folio.set_mapping(node.tagged()) };
         // Clean anonymous pages without swap space are dropped by reclaim.
         folio.mark_dirty();
         let inserted = index::insert(&node, vacancy);
         // It is the folio's now, or was: who unmaps the page may have come by its node already.
         let node: &Self = KBox::leak(node);
         if !matches!(inserted, Ok(true)) {
-            folio.set_mapping(anon);
+            // SAFETY: It is what the folio had, whose anon_vma its mapping keeps.
+            unsafe { folio.set_mapping(anon) };
             mm.published(-1);
             // SAFETY: In no index, and nothing points to it any more.
             unsafe { release::push(NonNull::from(node)) };
@@ -494,7 +496,8 @@ impl Node {
         }
         node.folio.store(new.as_ptr(), Release);
         // Readers that still have the old folio see under its lock that it is nobody's.
-        folio.set_mapping(ORPHAN);
+        // SAFETY: It names nothing.
+        unsafe { folio.set_mapping(ORPHAN) };
     }
 
     /// Takes what is saved aside while the node's mappings go to another folio, one by one: no
@@ -518,7 +521,8 @@ impl Node {
     /// Makes the node that of `folio`, which has been read from swap and was never mapped.
     pub(super) fn enter_memory(&self, folio: &LockedFolio) {
         self.folio.store(folio.as_ptr(), Release);
-        folio.set_mapping(self.tagged());
+        // SAFETY: A node is released only once its folio has another mapping.
+        unsafe { folio.set_mapping(self.tagged()) };
         Stat::Pages.add(1);
     }
 
@@ -577,7 +581,8 @@ impl<'a> MergedFolio<'a> {
     /// The folio is to be freed, without the node.
     pub(super) fn abandon(self) {
         // What frees the page expects an anonymous one.
-        self.folio.set_mapping(ORPHAN);
+        // SAFETY: It names nothing.
+        unsafe { self.folio.set_mapping(ORPHAN) };
     }
 
     pub(crate) fn rmap(&self) -> &Rmap {

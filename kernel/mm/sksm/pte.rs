@@ -145,8 +145,8 @@ pub(crate) struct LockedPtes<'a> {
 
 impl LockedPtes<'_> {
     fn ptep(&self, slot: usize) -> *mut bindings::pte_t {
-        debug_assert!(slot < self.range.len);
-        // SAFETY: The run lies within one page table.
+        assert!(slot < self.range.len);
+        // SAFETY: The slot is in the run, which lies within one page table.
         unsafe { self.first.as_ptr().add(slot) }
     }
 

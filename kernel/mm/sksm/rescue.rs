@@ -46,7 +46,8 @@ pub(crate) fn rescue(old: &mut LockedFolio) -> bool {
     // Clean anonymous pages without swap space are dropped by reclaim.
     new.mark_dirty();
     // Before it is mapped, so that mlock counts who locks it.
-    new.add_to_lru();
+    // SAFETY: It is new.
+    unsafe { new.add_to_lru() };
     mm::drain_local_batches();
     let saved = node.set_aside();
     let folio = merged.folio().as_ptr();

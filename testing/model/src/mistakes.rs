@@ -101,10 +101,10 @@ pub const MISTAKES: &[Mistake] = &[
         "node.rs",
         &[
             (
-                "        folio.set_mapping(node.tagged());
+                "        unsafe { folio.set_mapping(node.tagged()) };
         // Clean",
                 "        if !{planted} {
-            folio.set_mapping(node.tagged());
+            unsafe { folio.set_mapping(node.tagged()) };
         }
         // Clean",
             ),
@@ -112,7 +112,7 @@ pub const MISTAKES: &[Mistake] = &[
                 "        Stat::Pages.add(1);
         Stat::Metadata",
                 "        if {planted} {
-            folio.set_mapping(node.tagged());
+            unsafe { folio.set_mapping(node.tagged()) };
         }
         Stat::Pages.add(1);
         Stat::Metadata",
@@ -123,10 +123,10 @@ pub const MISTAKES: &[Mistake] = &[
         "a page that is not published after all keeps the pointer",
         "node.rs",
         &[(
-            "            folio.set_mapping(anon);
+            "            unsafe { folio.set_mapping(anon) };
 ",
             "            if !{planted} {
-                folio.set_mapping(anon);
+                unsafe { folio.set_mapping(anon) };
             }
 ",
         )],
@@ -135,14 +135,18 @@ pub const MISTAKES: &[Mistake] = &[
         "the old folio keeps the pointer after migration",
         "node.rs",
         &[(
-            "is nobody's.
-        folio.set_mapping(ORPHAN);
-",
-            "is nobody's.
+            "names nothing.
+        unsafe { folio.set_mapping(ORPHAN) };
+    }
+
+    /// Takes",
+            "names nothing.
         if !{planted} {
-            folio.set_mapping(ORPHAN);
+            unsafe { folio.set_mapping(ORPHAN) };
         }
-",
+    }
+
+    /// Takes",
         )],
     ),
     mistake(

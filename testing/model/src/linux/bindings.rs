@@ -57,6 +57,7 @@ pub(crate) struct sksm_crowd {
 }
 
 pub(crate) const SKSM_SHARDS: u32 = 256;
+pub(crate) const SKSM_NODE_BYTES: u32 = 96;
 pub(crate) const SKSM_TABLE_ENTRIES: u32 = 512;
 const ENOENT: c_int = -2;
 const ENOMEM: c_int = -12;
