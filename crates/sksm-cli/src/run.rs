@@ -4,7 +4,7 @@ mod object;
 mod program;
 
 use std::env;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -91,11 +91,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
             object.display()
         );
     }
-    let mut preload = OsString::from(object);
-    if let Some(others) = env::var_os("LD_PRELOAD").filter(|others| !others.is_empty()) {
-        preload.push(":");
-        preload.push(others);
-    }
+    let preload = preload(object.into(), env::var_os("LD_PRELOAD"));
     let (program, rest) = args
         .command
         .split_first()
@@ -161,6 +157,22 @@ fn with_ksm(args: &Args) -> Result<ExitCode> {
     let mut command = Command::new(program);
     command.args(rest);
     Ok(become_program(command, program))
+}
+
+/// The object and what is preloaded anyway, but for other copies of the object: of an outer `sksm run`, or of another version.
+fn preload(object: OsString, others: Option<OsString>) -> OsString {
+    let others = others.unwrap_or_default();
+    let others = others.as_bytes().split(|byte| b" :".contains(byte));
+    let of_ours = |path: &[u8]| {
+        let name = path.rsplit(|byte| *byte == b'/').next();
+        name.is_some_and(|name| name.starts_with(b"libsksm_preload"))
+    };
+    let mut preload = object;
+    for other in others.filter(|path| !path.is_empty() && !of_ours(path)) {
+        preload.push(":");
+        preload.push(OsStr::from_bytes(other));
+    }
+    preload
 }
 
 /// Only returns if that fails, with the status for it.
@@ -298,6 +310,22 @@ fn signal(name: &str) -> Result<i32, &'static str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn other_copies_of_the_object_are_not_preloaded() {
+        let with = |others: &str| preload("/own/libsksm_preload.so".into(), Some(others.into()));
+        let own = "/own/libsksm_preload.so";
+        assert_eq!(preload(own.into(), None), own);
+        assert_eq!(with(""), own);
+        assert_eq!(
+            with("/lib/other.so"),
+            "/own/libsksm_preload.so:/lib/other.so"
+        );
+        assert_eq!(
+            with("/a/libsksm_preload-0123.so:/lib/one.so libtwo.so:libsksm_preload.so"),
+            "/own/libsksm_preload.so:/lib/one.so:libtwo.so"
+        );
+    }
 
     #[test]
     fn times_are_read_or_refused() {

@@ -5,11 +5,13 @@ use core::ffi::{CStr, c_int, c_void};
 use core::ops::Range;
 use core::ptr;
 
-/// The address of a function in the first loaded object, other than this one, that defines it; null if none does.
+/// The address of a function in the first object loaded after this one that defines it; null if none does. Of those before it
+/// some may call this object in place of libc, as another copy of it does, and would be called back for ever.
 pub fn find(name: &CStr) -> *mut c_void {
     let mut search = Search {
         name,
         own: find as *const () as usize,
+        passed: false,
         found: ptr::null_mut(),
     };
     // SAFETY: the callback gets this search, which outlives the call.
@@ -21,6 +23,8 @@ struct Search<'a> {
     name: &'a CStr,
     /// An address of this object's.
     own: usize,
+    /// Whether that has been met.
+    passed: bool,
     found: *mut c_void,
 }
 
@@ -58,13 +62,16 @@ unsafe extern "C" fn look(info: *mut libc::dl_phdr_info, _size: usize, data: *mu
         let start = base.wrapping_add(header.p_vaddr as usize);
         let end = start.wrapping_add(header.p_memsz as usize);
         match header.p_type {
-            libc::PT_LOAD if (start..end).contains(&search.own) => return 0,
+            libc::PT_LOAD if (start..end).contains(&search.own) => {
+                search.passed = true;
+                return 0;
+            }
             libc::PT_LOAD => loaded = loaded.start.min(start)..loaded.end.max(end),
             libc::PT_DYNAMIC => dynamic = start as *const Dynamic,
             _ => {}
         }
     }
-    if dynamic.is_null() {
+    if dynamic.is_null() || !search.passed {
         return 0;
     }
     // SAFETY: the loader has mapped the object, and with it these tables, as its program headers say.

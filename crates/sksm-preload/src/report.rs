@@ -53,18 +53,55 @@ impl Line {
     /// Sends the line and closes the descriptor: the program shall not inherit it.
     #[cfg(feature = "experiment")]
     pub fn send(&mut self, fd: c_int) {
-        self.write(fd);
-        // SAFETY: a descriptor that is none is an error without effect.
-        unsafe { libc::close(fd) };
+        let bytes = self.ended();
+        // SAFETY: the bytes are there to be read; a descriptor that is none is an error without effect.
+        unsafe {
+            libc::write(fd, bytes.as_ptr().cast(), bytes.len());
+            libc::close(fd);
+        }
     }
 
-    /// Sends the line.
-    pub fn write(&mut self, fd: c_int) {
-        // A line that was cut still ends in one.
+    /// A line that was cut still ends in one.
+    fn ended(&mut self) -> &[u8] {
         self.len = self.len.min(self.bytes.len() - 1);
         self.text(b"\n");
-        // SAFETY: `len` bytes of the line are written; a descriptor that is none is an error without effect.
-        unsafe { libc::write(fd, self.bytes.as_ptr().cast(), self.len) };
+        &self.bytes[..self.len]
+    }
+}
+
+/// Writes what a pipe takes whole, if it can be written now: whoever reads may be slow, or have gone, and the program shall neither
+/// wait nor die for a line of ours.
+fn write(fd: c_int, bytes: &[u8]) {
+    let mut ready = libc::pollfd {
+        fd,
+        events: libc::POLLOUT,
+        revents: 0,
+    };
+    // SAFETY: one structure, ours.
+    let count = unsafe { libc::poll(&mut ready, 1, 0) };
+    if count != 1 || ready.revents != libc::POLLOUT {
+        return;
+    }
+    // The reader may go even now.
+    let mut pipe = MaybeUninit::uninit();
+    let mut before = MaybeUninit::uninit();
+    let mut pending = MaybeUninit::uninit();
+    // SAFETY: all three sets are written before they are read, the bytes are there to be read, and a signal that this thread
+    // has raised for itself, and blocks, is taken back.
+    unsafe {
+        libc::sigemptyset(pipe.as_mut_ptr());
+        libc::sigaddset(pipe.as_mut_ptr(), libc::SIGPIPE);
+        libc::sigprocmask(libc::SIG_BLOCK, pipe.as_ptr(), before.as_mut_ptr());
+        libc::sigpending(pending.as_mut_ptr());
+        let others = libc::sigismember(pending.as_ptr(), libc::SIGPIPE) == 1;
+        if libc::write(fd, bytes.as_ptr().cast(), bytes.len()) < 0 && !others {
+            let now = libc::timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            };
+            libc::sigtimedwait(pipe.as_ptr(), core::ptr::null_mut(), &now);
+        }
+        libc::sigprocmask(libc::SIG_SETMASK, before.as_ptr(), core::ptr::null_mut());
     }
 }
 
@@ -97,7 +134,7 @@ impl StandardError {
             self.inode.load(Ordering::Relaxed),
         );
         if file(libc::STDERR_FILENO) == Some(known) {
-            line.write(libc::STDERR_FILENO);
+            write(libc::STDERR_FILENO, line.ended());
         }
     }
 }

@@ -291,6 +291,78 @@ fn programs_run_as_without_it() {
     }
 }
 
+/// Two copies of the object, as where a service has one, and a program that it starts another: each has to find what comes after it.
+#[test]
+fn a_program_starts_with_two_copies_of_the_object() {
+    let copy = Path::new(env!("CARGO_TARGET_TMPDIR")).join("libsksm_preload-copy.so");
+    std::fs::copy(preload(), &copy).unwrap();
+    let (one, other) = (preload().display(), copy.display());
+    for both in [format!("{one}:{other}"), format!("{other}:{one}")] {
+        let mut command = Command::new("timeout");
+        command
+            .args(["60", "/bin/echo", "hello"])
+            .env("LD_PRELOAD", both)
+            .env("SKSM", "text");
+        assert_said_hello(&command.output().unwrap());
+    }
+}
+
+/// An object of somebody else's that starts programs, too, before and after this one.
+#[test]
+fn a_program_starts_with_anothers_start() {
+    let source = r#"
+#define _GNU_SOURCE
+#include <dlfcn.h>
+typedef int main_fn(int, char **, char **);
+int __libc_start_main(main_fn *main, int argc, char **argv, void *init, void *fini, void *rtld, void *end) {
+    int (*next)(main_fn *, int, char **, void *, void *, void *, void *) = dlsym(RTLD_NEXT, "__libc_start_main");
+    return next(main, argc, argv, init, fini, rtld, end);
+}"#;
+    let object = compile("starts.so", &["-shared", "-fPIC", "-ldl"], source);
+    let (one, other) = (preload().display(), object.display());
+    for both in [format!("{one}:{other}"), format!("{other}:{one}")] {
+        let mut command = Command::new("timeout");
+        command
+            .args(["60", "/bin/echo", "hello"])
+            .env("LD_PRELOAD", both)
+            .env("SKSM", "text");
+        assert_said_hello(&command.output().unwrap());
+    }
+}
+
+/// Whoever reads what it says may have gone, or read no more: that ends no program, and holds none up.
+#[test]
+fn no_program_waits_or_ends_for_what_is_said() {
+    let script = format!("kill -{SIGNAL} $$; echo hello");
+    let run = |stderr: OwnedFd| {
+        let mut command = with_object("timeout", &["60", "bash", "-c", &script]);
+        command
+            .env("SKSM_VERBOSE", "1")
+            .env("SKSM_SIGNAL", SIGNAL)
+            .stderr(stderr);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(output.stdout, b"hello\n");
+    };
+    let (reader, writer) = pipe();
+    drop(reader);
+    run(writer);
+    let (_reader, writer) = pipe();
+    // SAFETY: a descriptor of ours.
+    assert_eq!(
+        unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) },
+        0
+    );
+    let mut full = File::from(writer);
+    while full.write(&[0; 4096]).is_ok() {}
+    // SAFETY: as above; it waits again now.
+    assert_eq!(
+        unsafe { libc::fcntl(full.as_raw_fd(), libc::F_SETFL, 0) },
+        0
+    );
+    run(full.into());
+}
+
 /// Says so past cargo, which hides what a test prints; `cargo xtask test` counts such lines.
 fn skip(name: &str, reason: &str) {
     // Not by eprintln!(), which the test harness keeps to itself.
