@@ -11,7 +11,7 @@ use super::{
     workspace::{cargo, log},
 };
 use crate::{
-    ground::{cache, interrupt, step},
+    ground::{cache, interrupt, lock::Lock, step},
     terminal::progress::Step,
     verbs::shared::report::Verdict,
 };
@@ -37,6 +37,11 @@ pub fn run(run: &Run, name: &str) -> Result<()> {
 
 fn with_nextest(run: &Run, name: &str, step: &Step, log: &Path) -> Result<()> {
     let report = run.project.root.join(REPORT);
+    if let Some(dir) = report.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    // All runs in this clone have the one report.
+    let _alone = Lock::acquire(&report.with_extension("lock"))?;
     // Or that of another run would be read where this one does not come to an end.
     cache::remove(&report)?;
     let mut command = cargo(run, &["nextest", "run", "--workspace", "--no-fail-fast"]);
