@@ -74,9 +74,16 @@ static bool holds(const char *page, unsigned long number)
 	return true;
 }
 
+/*
+ * Success does not say that all merged: pages that somebody else uses at that moment
+ * stay as they are. Compaction and the like do, so ask a few times.
+ */
 static int merge(char *start, size_t pages)
 {
-	return madvise(start, pages * page_size, MADV_MERGE) ? errno : 0;
+	for (int times = 0; times < 5; times++)
+		if (madvise(start, pages * page_size, MADV_MERGE))
+			return errno;
+	return 0;
 }
 
 static int unmerge(char *start, size_t pages)
@@ -139,6 +146,14 @@ static bool offered(void)
 
 	return read_setting(SYSFS "advice", number, sizeof(number)) &&
 	       atoi(number) == MADV_MERGE;
+}
+
+/* With sksm=off, or where the administrator says so. */
+static bool is_off(void)
+{
+	char marks[64];
+
+	return read_setting(SYSFS "domain", marks, sizeof(marks)) && strstr(marks, "[none]");
 }
 
 /* The classic check: objects with twins, a page of zeros, and one that is shared already. */
@@ -360,6 +375,8 @@ static void keeps_contents(void)
 	fill(map + 2 * page_size, 16);
 	merge(map, 3);
 	pid = fork();
+	if (pid < 0)
+		ksft_exit_fail_perror("fork");
 	if (!pid) {
 		bool good = holds(map, 15) && holds(map + page_size, 15);
 
@@ -392,6 +409,8 @@ static bool shared_with_child(char *page, unsigned long number, uid_t real, uid_
 	if (pipe(ready) || pipe(end))
 		ksft_exit_fail_perror("pipe");
 	pid = fork();
+	if (pid < 0)
+		ksft_exit_fail_perror("fork");
 	if (!pid) {
 		close(ready[0]);
 		close(end[1]);
@@ -418,14 +437,30 @@ static bool shared_with_child(char *page, unsigned long number, uid_t real, uid_
 	return found != -1UL && found == pfn(page);
 }
 
+/* All marks are listed, the one in force in brackets. */
+static char marks[64];
+static pid_t changed_by;
+
+static void restore_domain(void)
+{
+	char *name = strchr(marks, '[');
+
+	/* Children leave it to their parent. */
+	if (!name || getpid() != changed_by)
+		return;
+	name[strcspn(name, "]")] = '\0';
+	write_setting(SYSFS "domain", name + 1);
+	marks[0] = '\0';
+}
+
 static void domains(void)
 {
 	const uid_t nobody = 65534, other = 65533;
-	char before[64], *name;
 	char *mine = map_pages(1, ANON);
 
 	fill(mine, 20);
-	if (!read_setting(SYSFS "domain", before, sizeof(before)) ||
+	changed_by = getpid();
+	if (!read_setting(SYSFS "domain", marks, sizeof(marks)) || atexit(restore_domain) ||
 	    !write_setting(SYSFS "domain", "user"))
 		ksft_exit_fail_msg("cannot set " SYSFS "domain\n");
 	merge(mine, 1);
@@ -451,13 +486,7 @@ static void domains(void)
 	ksft_test_result(!merge(mine, 2) && !same_page(mine, mine + page_size),
 			 "in no domain nothing merges\n");
 	unmap_pages(mine, 2);
-
-	/* All are listed, the one that was in force in brackets. */
-	name = strchr(before, '[');
-	if (name) {
-		name[strcspn(name, "]")] = '\0';
-		write_setting(SYSFS "domain", name + 1);
-	}
+	restore_domain();
 }
 
 /* Undoing it. */
@@ -526,6 +555,9 @@ int main(int argc, char **argv)
 	kpageflags_fd = open("/proc/kpageflags", O_RDONLY);
 	if (pagemap_fd < 0 || kpageflags_fd < 0)
 		ksft_exit_skip("it takes /proc/self/pagemap and /proc/kpageflags\n");
+
+	if (is_off())
+		ksft_exit_skip("merging is off: sksm=off, or none in " SYSFS "domain\n");
 
 	ksft_set_plan(ARRAY_SIZE(steps) + 18);
 	classic(stop, pause_between);
