@@ -349,17 +349,11 @@ fn no_program_waits_or_ends_for_what_is_said() {
     run(writer);
     let (_reader, writer) = pipe();
     // SAFETY: a descriptor of ours.
-    assert_eq!(
-        unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) },
-        0
-    );
+    let set = |fd: i32, flags: i32| assert_eq!(unsafe { libc::fcntl(fd, libc::F_SETFL, flags) }, 0);
     let mut full = File::from(writer);
+    set(full.as_raw_fd(), libc::O_NONBLOCK);
     while full.write(&[0; 4096]).is_ok() {}
-    // SAFETY: as above; it waits again now.
-    assert_eq!(
-        unsafe { libc::fcntl(full.as_raw_fd(), libc::F_SETFL, 0) },
-        0
-    );
+    set(full.as_raw_fd(), 0);
     run(full.into());
 }
 

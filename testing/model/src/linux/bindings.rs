@@ -917,11 +917,6 @@ pub(crate) unsafe fn sksm_mmap_read_lock_killable(mm: *mut mm_struct) -> c_int {
     0
 }
 
-pub(crate) unsafe fn sksm_mmap_read_unlock(mm: *mut mm_struct) {
-    // SAFETY: mms stay.
-    unsafe { (*mm).mmap_lock.read_unlock() };
-}
-
 pub(crate) unsafe fn sksm_is_current_mm(_mm: *mut mm_struct) -> bool {
     true
 }
