@@ -86,6 +86,22 @@ class Freezing(unittest.TestCase):
         with self.assertRaises(TypeError):
             sksm.store.freeze(numpy.array([object()]))
 
+    @needs("numpy", "python3-numpy")
+    def test_what_is_more_than_its_bytes_is_refused(self):
+        import numpy
+
+        whole = numpy.arange(4)
+        others = (numpy.ma.array([1, 2, 3], mask=[0, 1, 0]), whole.view(numpy.recarray), numpy.matrix("1 2"))
+        for other in others:
+            with self.assertRaisesRegex(TypeError, "more than its bytes"):
+                sksm.store.freeze(other)
+
+        class Described:
+            __array_interface__ = whole.__array_interface__
+
+        with self.assertRaisesRegex(TypeError, "more than its bytes"):
+            sksm.store.freeze(Described())
+
 
 if __name__ == "__main__":
     unittest.main()

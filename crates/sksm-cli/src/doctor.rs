@@ -244,6 +244,10 @@ fn examine() -> Report {
             State::No,
             "kernel.yama.ptrace_scope is 3: nothing can be read until a reboot".into(),
         ),
+        (_, 2) => (
+            State::No,
+            "kernel.yama.ptrace_scope is 2: only with CAP_SYS_PTRACE can anything be read".into(),
+        ),
         _ => (
             State::No,
             format!("kernel.yama.ptrace_scope is {scope}: only children can be read"),
@@ -298,14 +302,14 @@ fn examine() -> Report {
             "estimate reads whole page tables instead"
         },
     );
-    let userfaultfd = userfaultfd();
+    let userfaultfd = sksm_scan::Tracker::can_note_writes();
     check(
         "userfaultfd",
         yes(userfaultfd),
         if userfaultfd {
             "writes can be tracked"
         } else {
-            "writes cannot be tracked: not built in, or vm.unprivileged_userfaultfd is 0"
+            "writes cannot be tracked: not built in, refused here, or a kernel before 6.7"
         },
     );
     let filtered = status_field("Seccomp:").is_some_and(|mode| mode != "0");
@@ -458,14 +462,6 @@ fn remote_advice() -> bool {
         );
         libc::close(fd as i32);
         done == 0
-    }
-}
-
-fn userfaultfd() -> bool {
-    // SAFETY: opens a new descriptor, closed at once.
-    unsafe {
-        let fd = libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK);
-        fd >= 0 && libc::close(fd as i32) == 0
     }
 }
 

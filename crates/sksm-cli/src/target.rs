@@ -127,7 +127,7 @@ impl Targets {
         Ok(Chosen {
             pids: pids.into_iter().collect(),
             numbers,
-            named: !self.name.is_empty() || !self.cgroup.is_empty(),
+            named: !self.name.is_empty() || !self.cgroup.is_empty() || !self.user.is_empty(),
         })
     }
 

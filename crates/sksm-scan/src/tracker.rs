@@ -18,6 +18,7 @@ use sksm::{Kind, Process, Region};
 
 use crate::{Ledger, Scanner, Settings, Step, World};
 use local::Local;
+use userfault::Userfault;
 
 pub use twins::Twins;
 pub use unsupported::{Failed, Unsupported};
@@ -55,6 +56,11 @@ struct State {
 const LONG: Duration = Duration::from_secs(3600);
 
 impl Tracker {
+    /// Whether the kernel notes for this process which pages are written, without which nothing can be tracked.
+    pub fn can_note_writes() -> bool {
+        Userfault::open().is_ok()
+    }
+
     /// Tracks these regions, which are whole pages of private anonymous memory. They may be written by anybody at any
     /// time: by virtual processors, and by threads that do it by volatile or atomic stores. Memory in them may be freed by
     /// `MADV_DONTNEED`, and what is in them may be locked or huge.

@@ -57,7 +57,8 @@ impl Store {
             return Err(Error::new(Fault::Path, 0));
         }
         // SAFETY: a path that ends in a nul byte.
-        if unsafe { libc::mkdir(path.as_ptr(), 0o700) } != 0 && sys::errno() != libc::EEXIST {
+        let made = unsafe { libc::mkdir(path.as_ptr(), 0o700) } == 0;
+        if !made && sys::errno() != libc::EEXIST {
             return Err(Error::new(Fault::Directory, sys::errno()));
         }
         let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW;
@@ -74,7 +75,12 @@ impl Store {
         if stat.st_mode & 0o077 != 0 {
             return Err(Error::new(Fault::Mode, 0));
         }
-        let executable = in_memory(&dir)?;
+        let executable = in_memory(&dir).inspect_err(|_| {
+            if made {
+                // SAFETY: a path that ends in a nul byte; what is not empty stays.
+                unsafe { libc::rmdir(path.as_ptr()) };
+            }
+        })?;
         Ok(Store {
             dir,
             device: stat.st_dev,

@@ -147,6 +147,7 @@ fn bad_directories_are_refused() {
     assert_eq!(fault(Path::new("/proc")), Fault::Mode);
     let disk = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
     assert_eq!(fault(&disk.path().join("store")), Fault::FileSystem);
+    assert!(!disk.path().join("store").exists(), "it is left behind");
 }
 
 /// Another user's directory, and for another user ours.

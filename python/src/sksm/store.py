@@ -62,10 +62,13 @@ def freeze(data: ReadableBuffer) -> Any:
     given back with the last reference to it. The data that was given is left as it is: let go of it to save memory. No other thread may
     write it meanwhile; what is found to have changed is not frozen.
 
-    Raises StoreError with what stood against it, TypeError for an object without the protocol or an array of Python objects, ValueError
+    Raises StoreError with what stood against it, TypeError for an object without the protocol, an array of Python objects, or a kind of
+    array that is more than its bytes, as a masked one, ValueError
     for a buffer that is not contiguous.
     """
     is_array = hasattr(data, "__array_interface__")
+    if is_array:
+        _check_array(data)
     if is_array and data.dtype.hasobject:  # type: ignore[union-attr]
         raise TypeError("an array of Python objects holds addresses, which mean nothing to other processes")
     with exported(data) as region:
@@ -78,6 +81,15 @@ def freeze(data: ReadableBuffer) -> Any:
     array: Any = data
     order = "C" if array.flags.c_contiguous else "F"
     return numpy.frombuffer(view, dtype=array.dtype).reshape(array.shape, order=order)
+
+
+def _check_array(data: Any) -> None:
+    import numpy
+
+    # What a subclass knows beside the bytes, as the mask of a masked array, would be lost.
+    if type(data) is not numpy.ndarray and not isinstance(data, numpy.generic):
+        kind = type(data).__name__
+        raise TypeError(f"{kind} may be more than its bytes: freeze numpy.asarray(it), and of a masked array its .data and its .mask")
 
 
 def _frozen(start: int, length: int) -> memoryview:

@@ -35,6 +35,8 @@ pub struct Session {
     next_check: Duration,
     interval: Duration,
     state_file: Option<PathBuf>,
+    /// Whether it could not be written the last time, which was said then.
+    state_failed: bool,
     waiting: Option<String>,
     bar: ProgressBar,
     warned: bool,
@@ -57,6 +59,7 @@ impl Session {
         let mut session = Session {
             scanner: Scanner::new(args.settings(), &remote),
             state_file: None,
+            state_failed: false,
             args,
             json,
             remote,
@@ -205,14 +208,19 @@ impl Session {
         let Some(file) = &self.state_file else {
             return;
         };
-        if let Err(error) = state.write(file) {
-            // The directory of the service is nobody else's business.
-            let unasked = self.args.state.is_none();
-            let expected = [io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied];
-            if !unasked || !expected.contains(&error.kind()) {
-                output::note(&format!("cannot write {}: {error}", file.display()));
-            }
+        let written = state.write(file);
+        let failed_before = std::mem::replace(&mut self.state_failed, written.is_err());
+        let Err(error) = written else {
+            return;
+        };
+        // The directory of the service is nobody else's business.
+        let unasked = self.args.state.is_none();
+        let expected = [io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied];
+        if unasked && expected.contains(&error.kind()) {
             self.state_file = None;
+        } else if !failed_before {
+            // There may be room again by the next time.
+            output::note(&format!("cannot write {}: {error}", file.display()));
         }
     }
 
