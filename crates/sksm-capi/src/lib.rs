@@ -169,7 +169,8 @@ pub unsafe extern "C" fn sksm_merged_bytes(pid: libc::pid_t, bytes: *mut u64) ->
 
 /// Writes len bytes over code at addr: makes its pages writable, writes, restores their protection, makes the new code
 /// visible to all threads, and merges the pages if merge is not 0. No thread may run these bytes meanwhile. -ENOSYS: this kernel
-/// has no MADV_MERGE; the patch is in place all the same.
+/// has no MADV_MERGE; the patch is in place all the same. After any other error it may be or not, as merging comes last: the bytes at
+/// addr tell.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn sksm_patch(
     addr: *mut c_void,

@@ -26,12 +26,16 @@ pub fn print(error: &anyhow::Error) {
 
 /// The same of a command line that is wrong.
 pub fn print_usage(error: &clap::Error) {
-    // clap's first paragraph says what is wrong, those after it how it is right.
+    print_as(in_a_line(error), exit::USAGE);
+}
+
+/// What is wrong with a command line: clap's first paragraph, without those that say how it is right.
+pub fn in_a_line(error: &clap::Error) -> String {
     let text = error.render().to_string();
     let what = text.split("\n\n").next().unwrap_or_default();
-    let what = what.strip_prefix("error: ").unwrap_or(what).trim();
+    let what = what.strip_prefix("error: ").unwrap_or(what);
     let words: Vec<&str> = what.split_whitespace().collect();
-    print_as(words.join(" "), exit::USAGE);
+    words.join(" ")
 }
 
 fn print_as(message: String, status: u8) {

@@ -1959,10 +1959,10 @@ fn mistakes_in_what_a_scan_is_told_are_named() {
     let scan = || {
         let output = sksm(&["scan", "--config", path]);
         let code = output.status.code();
-        assert!(matches!(code, Some(1 | 2)), "{output:?}");
-        text(&output.stderr).to_owned()
+        (code, text(&output.stderr).to_owned())
     };
-    let said = scan();
+    let (code, said) = scan();
+    assert_eq!(code, Some(1), "{said}");
     assert!(
         said.contains(&format!("cannot read {path}: No such file")),
         "{said}"
@@ -1977,10 +1977,20 @@ fn mistakes_in_what_a_scan_is_told_are_named() {
         ("stable\n", 1, "--stable"),
     ] {
         std::fs::write(&file, lines).unwrap();
-        let said = scan();
+        let (code, said) = scan();
         let place = format!("{path}: line {line}: ");
         assert!(said.contains(&place) && said.contains(told), "{said}");
+        assert_eq!(code, Some(2), "as of the command line: {said}");
     }
+    // Of lines that do not go together.
+    std::fs::write(&file, "once\nserve = /nowhere\n").unwrap();
+    let (code, said) = scan();
+    assert_eq!(code, Some(2), "{said}");
+    assert!(said.starts_with(&format!("error: with {path}: ")), "{said}");
+    assert!(
+        !said.contains("Usage") && said.lines().count() == 1,
+        "{said}"
+    );
     // One that is right is no reason to fail, but the kernel may be one.
     std::fs::write(&file, "stable = 1s\ncpu = 100%\n").unwrap();
     let pid = "2147483647";

@@ -7,12 +7,16 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 
 use super::{Args, Parse};
+use crate::{exit, failure};
 
 /// The command line of this process, and what is in the file. Where there can be one value, the command line's holds; lists add up.
 pub fn with(file: &Path, parse: Parse) -> Result<Args> {
     let text =
         fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
-    let words = words(&text, parse).with_context(|| file.display().to_string())?;
+    let words = words(&text, parse).map_err(|error| {
+        // As of the command line, for which nobody starts it again.
+        exit::with(exit::USAGE, &format!("{}: {error}", file.display()))
+    })?;
     let own: Vec<OsString> = std::env::args_os().collect();
     let verb = own
         .iter()
@@ -24,7 +28,10 @@ pub fn with(file: &Path, parse: Parse) -> Result<Args> {
         .cloned()
         .chain(words)
         .chain(after.iter().cloned());
-    Ok(parse(all.collect())?)
+    parse(all.collect()).map_err(|error| {
+        let what = failure::in_a_line(&error);
+        exit::with(exit::USAGE, &format!("with {}: {what}", file.display()))
+    })
 }
 
 /// As words of a command line; the first line that is not understood is told.
@@ -57,10 +64,7 @@ fn words(text: &str, parse: Parse) -> Result<Vec<OsString>> {
         if let Err(error) = parse(alone.collect()) {
             // An option may need another one.
             if error.kind() != clap::error::ErrorKind::MissingRequiredArgument {
-                let text = error.render().to_string();
-                let what = text.split("\n\n").next().unwrap_or_default();
-                let what = what.strip_prefix("error: ").unwrap_or(what).trim();
-                bail!("line {}: {what}", number + 1);
+                bail!("line {}: {}", number + 1, failure::in_a_line(&error));
             }
         }
         words.push(word);

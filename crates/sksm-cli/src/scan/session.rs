@@ -166,6 +166,9 @@ impl Session {
             // Its condition may be one that this kernel cannot tell.
             Gate::default().closed(args.when)?;
             let before = std::mem::replace(&mut self.args, args);
+            if self.args.serve != before.serve {
+                output::note("where it serves changes when it is started again");
+            }
             if self.args.state == before.state {
                 return Ok(());
             }

@@ -43,6 +43,7 @@ pub const TESTS: &[Test] = &[
     test("scan/after-fork", || alone(after_fork)),
     test("scan/written-after-merge", || alone(written_after_merge)),
     test("scan/reload", || alone(reload)),
+    test("scan/state-after-trouble", || alone(state_after_trouble)),
     test("scan/budget", || alone(budget)),
     test("scan/not-twice", || alone(not_twice)),
     test("scan/more-processes-than-descriptors", || {
@@ -569,6 +570,24 @@ fn reload() -> Result<()> {
     fs::remove_file(&file)?;
     ensure!(told.contains("line 2: unexpected argument"), "{told}");
     ensure!(told.contains("was read again"), "{told}");
+    Ok(())
+}
+
+/// What cannot be written for a while is written again once it can.
+fn state_after_trouble() -> Result<()> {
+    let dir = std::env::temp_dir().join(format!("sksm-state-{}", std::process::id()));
+    let file = dir.join("state.json");
+    fs::create_dir(&dir)?;
+    let path = file.to_str().context("a path")?;
+    let mut scanner = start(&["--name", "nobody-is-called-so", "--state", path])?;
+    scanner.until(|| Ok(file.exists()))?;
+    fs::remove_dir_all(&dir)?;
+    scanner.until_told("cannot write")?;
+    fs::create_dir(&dir)?;
+    scanner.until(|| Ok(file.exists()))?;
+    let (_, told) = scanner.end()?;
+    fs::remove_dir_all(&dir)?;
+    ensure!(told.matches("cannot write").count() == 1, "{told}");
     Ok(())
 }
 
