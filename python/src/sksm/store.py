@@ -69,8 +69,6 @@ def freeze(data: ReadableBuffer) -> Any:
     is_array = hasattr(data, "__array_interface__")
     if is_array:
         _check_array(data)
-    if is_array and data.dtype.hasobject:  # type: ignore[union-attr]
-        raise TypeError("an array of Python objects holds addresses, which mean nothing to other processes")
     with exported(data) as region:
         length = region.length
         view = memoryview(b"") if length == 0 else _frozen(region.start, length)
@@ -90,6 +88,8 @@ def _check_array(data: Any) -> None:
     if type(data) is not numpy.ndarray and not isinstance(data, numpy.generic):
         kind = type(data).__name__
         raise TypeError(f"{kind} may be more than its bytes: freeze numpy.asarray(it), and of a masked array its .data and its .mask")
+    if data.dtype.hasobject:
+        raise TypeError("an array of Python objects holds addresses, which mean nothing to other processes")
 
 
 def _frozen(start: int, length: int) -> memoryview:
