@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use libc::EAGAIN;
 use sksm_guest::harness::report::{Test, test};
 use sksm_guest::machine::sysfs::Counters;
+use sksm_guest::machine::system;
 use sksm_guest::memory::map::Map;
 use sksm_guest::memory::process::{Child, before_others, stay_on_one_cpu};
 use sksm_guest::page::{PAGE, TABLE};
@@ -240,6 +241,16 @@ fn of_another_process(nth: u64, faults: &FailNth) -> Result<(i32, bool)> {
     Ok(ended)
 }
 
+/// Whoever goes before others would have to give them a turn within a second: not meanwhile, on this CPU.
+fn without_turns_of_others<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    let file = format!("{DEBUG}/sched/fair_server/cpu0/runtime");
+    let before = fs::read_to_string(&file).with_context(|| format!("cannot read {file}"))?;
+    fs::write(&file, "0").with_context(|| format!("cannot write {file}"))?;
+    let done = work();
+    fs::write(&file, before.trim()).with_context(|| format!("cannot write {file}"))?;
+    done
+}
+
 /// More pages than the index has room for, and no memory for a larger one. It would be had later, by a work item, so a thread
 /// that goes before all others publishes them.
 fn index_cannot_grow() -> Result<()> {
@@ -269,9 +280,12 @@ fn index_cannot_grow() -> Result<()> {
         .open("/proc/thread-self/make-it-fail")?;
     let start = Counters::now()?;
     let merge = || errno(sksm::merge_exact(map.page(FREELY), (ALL - FREELY) * PAGE));
-    before_others(true)?;
-    let result = failing(&switch, merge);
-    before_others(false)?;
+    let result = without_turns_of_others(|| {
+        before_others(true)?;
+        let result = failing(&switch, merge);
+        before_others(false)?;
+        result
+    });
     let change = start.change()?;
     eprintln!("{change:?}");
     // Each page that the table cannot take is left, and costs the call nothing else.
@@ -279,9 +293,12 @@ fn index_cannot_grow() -> Result<()> {
     ensure!(result == 0, "error {result}");
     let (published, left) = (change.pages_published as usize, change.pages_busy as usize);
     ensure!(
-        FREELY + published >= BUCKETS && left > 0 && FREELY + published + left == ALL,
+        FREELY + published >= BUCKETS && FREELY + published + left == ALL,
         "{published} published, {left} left"
     );
+    // Since 7.3 buckets may hold more than one until the work item has its turn.
+    let crowded = system::kernel()?.split('.').next() != Some("6");
+    ensure!((left == 0) == crowded, "{published} published, {left} left");
     map.expect_all(id)?;
     ensure!(merge() == 0, "merging again fails");
     let twin = Map::anon(ALL)?;
