@@ -7,6 +7,7 @@ mod mode;
 mod names;
 mod owner;
 
+pub use group::Group;
 pub use mode::Mode;
 pub use names::{Names, Users};
 pub use owner::{Domain, Owner};

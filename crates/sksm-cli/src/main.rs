@@ -10,6 +10,7 @@ mod exit;
 mod failure;
 mod footprint;
 mod generate;
+mod hung;
 mod ksm;
 mod merge;
 mod metrics;

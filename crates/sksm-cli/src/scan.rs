@@ -14,7 +14,7 @@ mod watchdog;
 mod when;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -25,10 +25,11 @@ use crate::descriptors;
 use crate::system::System;
 use crate::target::{Targets, missing};
 use crate::what::What;
-use crate::{exit, output, rights, support};
+use crate::{exit, hung, output, rights, support};
 use quantity::{Share, duration, share};
 use remote::{Remote, Wanted};
 use session::Session;
+use watchdog::Watchdog;
 use when::When;
 
 #[derive(clap::Args)]
@@ -78,6 +79,12 @@ pub struct Args {
     /// that systemd hands over, as sksm-scan.socket has it, is served without this option.
     #[arg(long, value_name = "SOCKET", conflicts_with = "once")]
     serve: Option<PathBuf>,
+    /// End once a process has made this wait for so long for its memory, and leave it alone from then on
+    ///
+    /// Memory may be of a file system in user space that does not answer. Which process it was is in hung.json, beside the file of --state;
+    /// the next one leaves it alone, and where a user, or root in a control group, had two of them, all of theirs.
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
+    patience: Duration,
     /// Options from this file too, a line for each as in `stable = 5m`; read again on SIGHUP
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -122,7 +129,14 @@ pub fn run(args: Args, json: bool, parse: Parse) -> Result<ExitCode> {
         None => serve::Server::handed()?,
     };
     let wakes = wake::Wakes::catch().context("cannot catch signals")?;
-    let chosen = match args.targets.choose() {
+    let file = hung::beside(args.state.as_deref().unwrap_or(Path::new(state::DEFAULT)));
+    if let Err(error) = hung::learn(&file) {
+        output::note(&format!(
+            "{error:#}: who made an earlier scanner wait for ever is not known"
+        ));
+    }
+    let watchdog = Watchdog::start(args.patience, file);
+    let chosen = match watchdog.over(|| args.targets.choose()) {
         Ok(chosen) => Some(chosen),
         Err(nobody) if args.once => return Err(nobody),
         Err(nobody) => {
@@ -141,7 +155,7 @@ pub fn run(args: Args, json: bool, parse: Parse) -> Result<ExitCode> {
     let (choose, wanted) = args.remote();
     let remote = Remote::new(choose, wanted);
     let once = args.once;
-    let mut session = Session::new(args, remote, json)?;
+    let mut session = Session::new(args, remote, watchdog, json)?;
     session.work(&wakes, parse)?;
     let must = |pid: &u32| {
         let gone = missing.iter().any(|(missing, _)| missing == pid);

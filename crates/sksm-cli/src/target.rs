@@ -12,6 +12,7 @@ use regex_lite::Regex;
 use sksm::{Error, Process};
 
 use crate::domain::Users;
+use crate::hung;
 
 /// Processes by number, name, control group or user.
 #[derive(clap::Args, Clone, Default)]
@@ -202,9 +203,23 @@ pub fn missing(pid: u32) -> Option<String> {
 
 /// Nobody has waited for it yet.
 fn zombie(pid: u32) -> bool {
-    let stat = fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let after = stat.rsplit(|byte| *byte == b')').next().unwrap_or_default();
-    after.starts_with(b" Z")
+    stat(pid).is_some_and(|stat| stat.state == "Z")
+}
+
+struct Stat {
+    state: String,
+    flags: u32,
+}
+
+/// What /proc/PID/stat tells, which is asked of the kernel alone.
+fn stat(pid: u32) -> Option<Stat> {
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    // The name before may hold anything.
+    let after = stat.rsplit(|byte| *byte == b')').next()?;
+    let mut fields = std::str::from_utf8(after).ok()?.split_whitespace();
+    let state = fields.next()?.to_owned();
+    let flags = fields.nth(5)?.parse().ok()?;
+    Some(Stat { state, flags })
 }
 
 /// The real user, who counts for merging as well.
@@ -224,10 +239,10 @@ pub fn all() -> Result<Vec<u32>> {
         .collect())
 }
 
-/// Kernel threads are none, and have no command line; nor has a program that took its own away, or one that has ended.
+/// Kernel threads are none, nor is what has ended. Not by the command line, which is memory of the process.
 fn is_program(pid: u32) -> bool {
-    let line = fs::read(format!("/proc/{pid}/cmdline"));
-    line.is_ok_and(|line| !line.is_empty()) || fs::read_link(format!("/proc/{pid}/exe")).is_ok()
+    const PF_KTHREAD: u32 = 0x0020_0000;
+    stat(pid).is_some_and(|stat| stat.flags & PF_KTHREAD == 0 && stat.state != "Z")
 }
 
 /// What a process is called: all of it, where the kernel has cut it.
@@ -278,8 +293,12 @@ fn executable(pid: u32) -> Option<String> {
     Some(file_name(exe.strip_suffix(b" (deleted)").unwrap_or(exe)))
 }
 
-/// The first words of the command line, as files.
+/// The first words of the command line, as files. They are memory of the process.
 fn words(pid: u32) -> Vec<String> {
+    if hung::is_known(pid) {
+        return Vec::new();
+    }
+    hung::reads(pid);
     let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let words = line.split(|byte| *byte == 0).take(8);
     words.map(file_name).collect()

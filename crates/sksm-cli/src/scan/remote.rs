@@ -17,6 +17,7 @@ use crate::estimate::memory::Place;
 use crate::estimate::pagemap::{self, Entry};
 use crate::estimate::subject::{Files, Program};
 use crate::estimate::{cpu_time, huge_page, nodes, sample};
+use crate::hung;
 use crate::reason::{self, NOT_DUMPABLE};
 use crate::target::name_of;
 
@@ -93,6 +94,9 @@ impl LeftOut {
     }
 }
 
+const HUNG: &str =
+    "it, or two others of its user, made the scanner wait for ever, see `sksm scan --patience`";
+
 /// A refusal is believed for so long.
 const BELIEVED: Duration = Duration::from_secs(300);
 /// So many pages are sampled by one call.
@@ -149,6 +153,9 @@ impl Remote {
 
     /// Takes it up, if it can be looked at.
     fn take(&mut self, pid: u32) -> Result<u64, String> {
+        if hung::is_known(pid) {
+            return Err(HUNG.into());
+        }
         let program = Program::of(pid).map_err(|_| reason::GONE.to_owned())?;
         Files::open(pid).map_err(|error| reason::of(pid, &error))?;
         let id = self.next_id;
@@ -303,6 +310,7 @@ impl World for Remote {
         let files = self.files(id)?;
         let wanted = self.wanted;
         let watched = self.watched.get_mut(&id).ok_or(Gone)?;
+        hung::reads(watched.pid);
         let mappings = Process::open(watched.pid).and_then(|process| process.mappings());
         let mappings = mappings.map_err(|_| Gone)?;
         if !watched.runs_still() || mappings.is_empty() {
@@ -497,6 +505,7 @@ impl World for Remote {
     fn merge(&mut self, id: u64, pages: &[Range<u64>]) -> Result<Merged, Gone> {
         let watched = self.watched.get(&id).ok_or(Gone)?;
         let pid = watched.pid;
+        hung::reads(pid);
         let process = Process::open(pid).map_err(|_| Gone)?;
         if !watched.runs_still() {
             return Err(Gone);

@@ -51,7 +51,7 @@ const CHECK: Duration = Duration::from_millis(200);
 const NAMED: usize = 1000;
 
 impl Session {
-    pub fn new(args: Args, remote: Remote, json: bool) -> Result<Self> {
+    pub fn new(args: Args, remote: Remote, watchdog: Watchdog, json: bool) -> Result<Self> {
         let bar = ProgressBar::new_spinner();
         if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
             bar.set_style(style);
@@ -73,7 +73,7 @@ impl Session {
             waiting: None,
             bar,
             warned: false,
-            watchdog: Watchdog::start(),
+            watchdog,
         };
         session.choose_file()?;
         session.gate.closed(session.args.when)?;
@@ -168,6 +168,9 @@ impl Session {
             let before = std::mem::replace(&mut self.args, args);
             if self.args.serve != before.serve {
                 output::note("where it serves changes when it is started again");
+            }
+            if self.args.patience != before.patience {
+                output::note("its patience changes when it is started again");
             }
             if self.args.state == before.state {
                 return Ok(());

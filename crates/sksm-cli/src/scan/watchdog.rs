@@ -4,15 +4,19 @@
 //! of a file system in user space, or its faults are handled by its own process, that need never end, and no signal is looked at meanwhile.
 //! Who waits so takes no CPU time. A piece of work that does may take as long as it likes: on a slow machine it does.
 
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::cpu_clock::CpuClock;
-use crate::output;
+use anyhow::Result;
 
-/// Nothing that ends makes the scanner wait so long.
-const PATIENCE: Duration = Duration::from_secs(300);
+use super::state;
+use crate::cpu_clock::CpuClock;
+use crate::{hung, output};
+
+/// It is looked at so often, or sooner where patience is short.
 const EVERY: Duration = Duration::from_secs(30);
 
 pub struct Watchdog {
@@ -21,22 +25,20 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Watches over what this thread does.
-    pub fn start() -> Self {
+    /// Watches over what this thread does. Whose memory it waits for after so long is written into this file.
+    pub fn start(patience: Duration, file: PathBuf) -> Self {
         let work: Arc<AtomicU64> = Arc::default();
         let (watched, clock) = (work.clone(), CpuClock::of_this_thread());
         std::thread::spawn(move || {
-            let mut waits = Waits::default();
+            let mut waits = Waits::new(patience);
             loop {
-                std::thread::sleep(EVERY);
+                std::thread::sleep(EVERY.min(patience / 4));
                 let seen = Seen {
                     work: watched.load(Ordering::Relaxed),
                     cpu: clock.read(),
                 };
                 if waits.look(seen, Instant::now()) {
-                    output::note(
-                        "a process's memory can neither be read nor fails to be; ends, as nothing else can be done",
-                    );
+                    tell(hung::read_last(), &file);
                     // SAFETY: ends this process, also where a thread waits in the kernel.
                     unsafe { libc::_exit(1) };
                 }
@@ -60,19 +62,45 @@ struct Seen {
     cpu: Duration,
 }
 
+/// Who makes this wait, and what becomes of it.
+fn tell(pid: u32, file: &Path) {
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    let next = match remember(pid, file) {
+        Ok(()) => "the next one leaves it alone".to_owned(),
+        Err(error) => format!("to leave it alone: --exclude {pid} ({error:#})"),
+    };
+    output::note(&format!(
+        "process {pid} ({}) makes whoever reads its memory wait for ever; ends, as nothing else can be done; {next}",
+        name.trim_end()
+    ));
+}
+
+fn remember(pid: u32, file: &Path) -> Result<()> {
+    Ok(state::replace(file, &hung::add(pid)?)?)
+}
+
 /// How long the same was seen.
-#[derive(Default)]
-struct Waits(Option<(Seen, Instant)>);
+struct Waits {
+    patience: Duration,
+    last: Option<(Seen, Instant)>,
+}
 
 impl Waits {
+    fn new(patience: Duration) -> Self {
+        Waits {
+            patience,
+            last: None,
+        }
+    }
+
     /// Whether a piece of work waits for ever.
     fn look(&mut self, seen: Seen, now: Instant) -> bool {
-        let (before, since) = *self.0.get_or_insert((seen, now));
+        let (before, since) = *self.last.get_or_insert((seen, now));
         if before != seen || seen.work % 2 == 0 {
-            self.0 = Some((seen, now));
+            self.last = Some((seen, now));
             return false;
         }
-        now - since >= PATIENCE
+        now - since >= self.patience
     }
 }
 
@@ -83,7 +111,7 @@ mod tests {
     /// After so many seconds each: the piece of work, its CPU time, and whether it waits for ever.
     fn looks(all: &[(u64, u64, u64, bool)]) {
         let start = Instant::now();
-        let mut waits = Waits::default();
+        let mut waits = Waits::new(Duration::from_secs(300));
         for &(seconds, work, cpu, late) in all {
             let cpu = Duration::from_millis(cpu);
             let now = start + Duration::from_secs(seconds);

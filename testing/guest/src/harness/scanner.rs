@@ -1,7 +1,7 @@
 //! `sksm scan` beside a test.
 
 use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, ChildStderr, Command, Stdio};
+use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -74,6 +74,13 @@ impl Scanner {
 
     pub fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Waits until it ends by itself; its status, and what it told on standard error.
+    pub fn until_it_ends(mut self) -> Result<(ExitStatus, String)> {
+        self.errors.read_to_string(&mut self.told)?;
+        let status = self.child.wait()?;
+        Ok((status, std::mem::take(&mut self.told)))
     }
 
     /// Ends it, as systemd would, and tells what it says it did; and what it told on standard error.

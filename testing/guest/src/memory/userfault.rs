@@ -15,6 +15,7 @@ pub const FEATURES_WP: u64 = 1;
 pub const FEATURES_WP_ASYNC: u64 = 1 << 15 | 1 << 13;
 pub const FEATURES_MOVE: u64 = 1 << 16;
 /// Since Linux 7.3.
+pub const FEATURES_RWP: u64 = 1 << 17;
 pub const FEATURES_RWP_ASYNC: u64 = 1 << 17 | 1 << 18;
 const IOCTL_API: u64 = 0xc018_aa3f;
 const IOCTL_REGISTER: u64 = 0xc020_aa00;

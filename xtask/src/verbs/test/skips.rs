@@ -99,6 +99,7 @@ const UM: Reasons = &[
     ("sksm-abi/uffd/handler", "has no bits for write protection"),
     ("sksm-abi/uffd/pinned-huge", "has no huge pages"),
     ("sksm-abi/uffd/write", "has no bits for write protection"),
+    ("sksm-command/scan/memory-that-hangs", TRAPS),
     ("sksm-abi/unmerge/huge-pages", "has no huge pages"),
     ("sksm-abi/uprobe/", "has no probes"),
     ("sksm-abi/vma/hugetlb", "has no huge pages"),
@@ -182,7 +183,13 @@ const SLOW: Reasons = &[(
 )];
 
 /// What a base alone cannot have.
-const OF_BASE: &[(Base, Reasons)] = &[(Base::Linux6_12, &[("sksm-abi/uffd/accesses", TRAPS)])];
+const OF_BASE: &[(Base, Reasons)] = &[(
+    Base::Linux6_12,
+    &[
+        ("sksm-abi/uffd/accesses", TRAPS),
+        ("sksm-command/scan/memory-that-hangs", TRAPS),
+    ],
+)];
 
 /// Whether a test may be skipped.
 pub fn expected(name: &str) -> bool {

@@ -22,6 +22,7 @@ use sksm_guest::machine::swap::Swap;
 use sksm_guest::memory::map::Map;
 use sksm_guest::memory::pagemap::Entry;
 use sksm_guest::memory::process::{Child, Link, become_user, exit_now, fork, wait};
+use sksm_guest::memory::userfault;
 use sksm_guest::page::{PAGE, TABLE};
 use sksm_guest::skip::skip;
 
@@ -44,6 +45,7 @@ pub const TESTS: &[Test] = &[
     test("scan/written-after-merge", || alone(written_after_merge)),
     test("scan/reload", || alone(reload)),
     test("scan/state-after-trouble", || alone(state_after_trouble)),
+    test("scan/memory-that-hangs", || alone(memory_that_hangs)),
     test("scan/budget", || alone(budget)),
     test("scan/not-twice", || alone(not_twice)),
     test("scan/more-processes-than-descriptors", || {
@@ -588,6 +590,64 @@ fn state_after_trouble() -> Result<()> {
     let (_, told) = scanner.end()?;
     fs::remove_dir_all(&dir)?;
     ensure!(told.matches("cannot write").count() == 1, "{told}");
+    Ok(())
+}
+
+/// Its reader waits for ever: the scanner ends, says for whom, and the next one merges all others.
+fn memory_that_hangs() -> Result<()> {
+    // Skips it where there are none.
+    userfault::open(userfault::FEATURES_RWP, "traps for reads")?;
+    let map = Map::anon(PAGES)?;
+    map.no_huge();
+    let children = holders(&map, 3, |number, map| {
+        filled(map)?;
+        if number == 0 {
+            hang_readers(map)?;
+        }
+        Ok(())
+    })?;
+    let dir = std::env::temp_dir().join(format!("sksm-hung-{}", std::process::id()));
+    fs::create_dir(&dir)?;
+    let state = dir.join("state.json");
+    let words = pids(&children);
+    let always = [
+        "--patience",
+        "1s",
+        "--state",
+        state.to_str().context("a path")?,
+    ];
+    let arguments = with_pids(&always, &words);
+    let first = start(&arguments)?.until_it_ends();
+    let report = scan_ends_with(5, &arguments);
+    fs::remove_dir_all(&dir)?;
+    let (status, told) = first?;
+    let who = format!("process {} (", words[0]);
+    ensure!(
+        status.code() == Some(1) && told.contains(&who),
+        "{status}: {told}"
+    );
+    ensure!(told.contains("the next one leaves it alone"), "{told}");
+    let report = report?;
+    ensure!(
+        report["left_out"][0]["pid"] == children[0].pid(),
+        "{report}"
+    );
+    let [_, one, other] = &children[..] else {
+        unreachable!("three were begun");
+    };
+    let merged = shared(&frames(one, &map)?, &frames(other, &map)?);
+    ensure!(merged == PAGES, "{merged}: {report}");
+    Ok(())
+}
+
+/// Who reads the first page of this memory waits until somebody handles that access, which nobody does.
+fn hang_readers(map: &Map) -> Result<()> {
+    let uffd = userfault::open(userfault::FEATURES_RWP, "traps for reads")?;
+    let first = (map.addr(), PAGE);
+    userfault::register(&uffd, first, userfault::REGISTER_RWP)?;
+    userfault::trap(&uffd, first)?;
+    // For as long as this process is there.
+    std::mem::forget(uffd);
     Ok(())
 }
 
