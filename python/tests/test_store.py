@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import unittest
+from unittest import mock
 
 import guest
 import sksm.store
@@ -101,6 +102,15 @@ class Freezing(unittest.TestCase):
 
         with self.assertRaisesRegex(TypeError, "more than its bytes"):
             sksm.store.freeze(Described())
+
+    def test_others_than_numpy_describe_arrays(self):
+        class Described(bytearray):
+            __array_interface__ = {"version": 3}
+
+        with mock.patch.dict(sys.modules):
+            sys.modules.pop("numpy", None)
+            with self.assertRaisesRegex(TypeError, "more than its bytes"):
+                sksm.store.freeze(Described(b"data"))
 
 
 if __name__ == "__main__":

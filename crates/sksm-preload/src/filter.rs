@@ -54,11 +54,11 @@ pub fn try_in_child(call: impl FnOnce()) -> Tried {
 }
 
 /// The digits of seccomp's mode and of the number of filters of this thread: 0 without any, and another number once more of them
-/// have come. None if that cannot be found out.
+/// have come. If that cannot be found out, the error number of the attempt; 0 where the kernel does not tell.
 ///
 /// Not by prctl(PR_GET_SECCOMP), for which a filter may kill, as strict mode does: to read a file is what the loader has just
 /// done. Of a filter that comes later no call can tell that it might not kill for.
-pub fn in_force() -> Option<u32> {
+pub fn in_force() -> Result<u32, c_int> {
     // SAFETY: a path that ends in a nul byte.
     let fd = unsafe {
         libc::open(
@@ -67,7 +67,8 @@ pub fn in_force() -> Option<u32> {
         )
     };
     if fd < 0 {
-        return None;
+        // SAFETY: errno's location is valid for this thread.
+        return Err(unsafe { *libc::__errno_location() });
     }
     let mut seen = Seen::default();
     let mut text = [0; 512];
@@ -84,7 +85,7 @@ pub fn in_force() -> Option<u32> {
     }
     // SAFETY: opened above, and closed by nobody else.
     unsafe { libc::close(fd) };
-    seen.digits
+    seen.digits.ok_or(0)
 }
 
 /// Finds seccomp's two lines in `/proc/PID/status` byte by byte: the groups that stand before them may fill many pages.

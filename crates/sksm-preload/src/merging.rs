@@ -44,6 +44,8 @@ pub enum Obstacle {
     Untried,
     /// A filter that has come since.
     Later,
+    /// Whether one has come since is not known, for want of memory or a descriptor.
+    Unseen,
     /// Nobody asked for it: the store was asked for.
     NotAsked,
 }
@@ -94,7 +96,7 @@ impl Progress {
 }
 
 impl Obstacle {
-    const ALL: [Obstacle; 9] = [
+    const ALL: [Obstacle; 10] = [
         Obstacle::Settings,
         Obstacle::Support,
         Obstacle::Refused,
@@ -103,6 +105,7 @@ impl Obstacle {
         Obstacle::Kills,
         Obstacle::Untried,
         Obstacle::Later,
+        Obstacle::Unseen,
         Obstacle::NotAsked,
     ];
 
@@ -125,6 +128,9 @@ impl Obstacle {
             }
             Obstacle::NotAsked => b", SKSM_STORE is set and SKSM is not",
             Obstacle::Later => b" under a seccomp filter that has come since; see SKSM_SECCOMP",
+            Obstacle::Unseen => {
+                b", whether a seccomp filter has come since could not be found out, without memory or a free descriptor for it"
+            }
         });
     }
 }
@@ -206,7 +212,10 @@ impl Wanted {
         if self.filter_allows.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let filters = filter::in_force().unwrap_or(UNKNOWN);
+        let filters = match filter::in_force() {
+            Err(libc::EMFILE | libc::ENFILE | libc::ENOMEM) => return Err(Obstacle::Unseen),
+            seen => seen.unwrap_or(UNKNOWN),
+        };
         // Those of the start have let it pass.
         if filters == 0 || filters == self.filters.load(Ordering::Relaxed) {
             Ok(())

@@ -1044,6 +1044,25 @@ int main(void) {
     });
 }
 
+/// It is not taken for one who is confined.
+#[test]
+fn without_a_free_descriptor_that_is_told() {
+    let source = r#"
+#include <fcntl.h>
+#include <unistd.h>
+int main(void) {
+    while (open("/dev/null", O_RDONLY) >= 0);
+    char byte;
+    return read(0, &byte, 1);
+}"#;
+    let program = compile("full", &[], source);
+    let mut command = where_it_merges(&program, &[]);
+    command.env("SKSM_AFTER", "3s");
+    said_until(&mut command, |line| {
+        line.contains(" after the time: nothing done, ") && line.contains(" a free descriptor ")
+    });
+}
+
 /// Neither at the signal nor in a child are calls made that such a filter may kill for.
 #[test]
 fn under_a_later_filter_no_timer_is_made() {

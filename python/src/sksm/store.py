@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import weakref
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -66,9 +67,7 @@ def freeze(data: ReadableBuffer) -> Any:
     array that is more than its bytes, as a masked one, ValueError
     for a buffer that is not contiguous.
     """
-    is_array = hasattr(data, "__array_interface__")
-    if is_array:
-        _check_array(data)
+    is_array = _is_array(data)
     with exported(data) as region:
         length = region.length
         view = memoryview(b"") if length == 0 else _frozen(region.start, length)
@@ -81,15 +80,19 @@ def freeze(data: ReadableBuffer) -> Any:
     return numpy.frombuffer(view, dtype=array.dtype).reshape(array.shape, order=order)
 
 
-def _check_array(data: Any) -> None:
-    import numpy
-
+def _is_array(data: Any) -> bool:
+    """Whether it is one of numpy that is no more than its bytes; raises TypeError for what may be more."""
+    if not hasattr(data, "__array_interface__"):
+        return False
+    # Others describe themselves so, too, where there is no numpy.
+    numpy = sys.modules.get("numpy")
     # What a subclass knows beside the bytes, as the mask of a masked array, would be lost.
-    if type(data) is not numpy.ndarray and not isinstance(data, numpy.generic):
+    if numpy is None or (type(data) is not numpy.ndarray and not isinstance(data, numpy.generic)):
         kind = type(data).__name__
         raise TypeError(f"{kind} may be more than its bytes: freeze numpy.asarray(it), and of a masked array its .data and its .mask")
     if data.dtype.hasobject:
         raise TypeError("an array of Python objects holds addresses, which mean nothing to other processes")
+    return True
 
 
 def _frozen(start: int, length: int) -> memoryview:
