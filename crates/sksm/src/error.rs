@@ -136,7 +136,7 @@ pub enum Error {
         errno: i32,
     },
     /// Any other error.
-    #[error("the call for {region} failed: {}", Reason(*.errno))]
+    #[error("the call for {region} failed: {}{}", Reason(*.errno), refusal_hint(*.errno))]
     #[non_exhaustive]
     Os {
         /// The range as it was given.
@@ -233,6 +233,15 @@ fn doubt_hint(errno: i32) -> &'static str {
 fn read_hint(errno: i32) -> &'static str {
     match errno {
         libc::EPERM | libc::EACCES => "; run as root, or with CAP_SYS_PTRACE",
+        _ => "",
+    }
+}
+
+fn refusal_hint(errno: i32) -> &'static str {
+    match errno {
+        libc::EPERM | libc::EACCES => {
+            "; a seccomp filter refuses it, or a security module: have that let madvise pass"
+        }
         _ => "",
     }
 }
@@ -383,8 +392,13 @@ mod tests {
             file: "/proc/PID/smaps",
             errno,
         };
+        let own = Error::Os {
+            region: REGION,
+            errno: libc::EPERM,
+        };
         for (error, right) in [
             (read(libc::EACCES), "CAP_SYS_PTRACE"),
+            (own, "a seccomp filter"),
             (
                 Error::from_errno(libc::EPERM, Support::Merge, REGION),
                 "CAP_SYS_NICE",
