@@ -7,7 +7,6 @@ mod mode;
 mod names;
 mod owner;
 
-pub use group::Group;
 pub use mode::Mode;
 pub use names::{Names, Users};
 pub use owner::{Domain, Owner};

@@ -12,13 +12,14 @@ pub mod state;
 mod wake;
 mod watchdog;
 mod when;
+mod worker;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use sksm_scan::Settings;
 
 use crate::descriptors;
@@ -26,11 +27,12 @@ use crate::system::System;
 use crate::target::{Targets, missing};
 use crate::what::What;
 use crate::{exit, hung, output, rights, support};
-use quantity::{Share, duration, share};
+use quantity::{Share, duration, patience, share};
 use remote::{Remote, Wanted};
 use session::Session;
 use watchdog::Watchdog;
 use when::When;
+use worker::Turn;
 
 #[derive(clap::Args)]
 #[command(args_override_self = true)]
@@ -79,11 +81,12 @@ pub struct Args {
     /// that systemd hands over, as sksm-scan.socket has it, is served without this option.
     #[arg(long, value_name = "SOCKET", conflicts_with = "once")]
     serve: Option<PathBuf>,
-    /// End once a process has made this wait for so long for its memory, and leave it alone from then on
+    /// Leave a process alone once it has made this wait for so long for its memory
     ///
-    /// Memory may be of a file system in user space that does not answer. Which process it was is in hung.json, beside the file of --state;
-    /// the next one leaves it alone, and where a user, or root in a control group, had two of them, all of theirs.
-    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = duration)]
+    /// Memory may be of a file system in user space that does not answer. It is left alone for a day; all of a user or container that had two
+    /// of them are. Without --once they are noted in hung.json, beside the file of --state: remove that, and start this anew, to have them
+    /// looked at before.
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = patience)]
     patience: Duration,
     /// Options from this file too, a line for each as in `stable = 5m`; read again on SIGHUP
     #[arg(long, value_name = "FILE")]
@@ -123,20 +126,29 @@ pub fn run(args: Args, json: bool, parse: Parse) -> Result<ExitCode> {
         None => args,
     };
     support::require()?;
-    let _server = match &args.serve {
-        Some(path) => Some(serve::Server::listen(path)?),
-        None if args.once => None,
-        None => serve::Server::handed()?,
-    };
-    let wakes = wake::Wakes::catch().context("cannot catch signals")?;
-    let file = hung::beside(args.state.as_deref().unwrap_or(Path::new(state::DEFAULT)));
-    if let Err(error) = hung::learn(&file) {
+    let state = args.state.as_deref().unwrap_or(Path::new(state::DEFAULT));
+    let list = hung::beside(state);
+    if let Err(error) = hung::learn(&list) {
         output::note(&format!(
             "{error:#}: who made an earlier scanner wait for ever is not known"
         ));
     }
-    let watchdog = Watchdog::start(args.patience, file);
-    let chosen = match watchdog.over(|| args.targets.choose()) {
+    let is_handed = serve::is_handed();
+    // One look more or less is no reason to have all others leave somebody alone.
+    let (line, wakes, again) = match worker::begin(Some(&*list).filter(|_| !args.once))? {
+        Turn::Scan { line, wakes, again } => (line, wakes, again),
+        Turn::Ended(code) => return Ok(code),
+    };
+    let _server = match &args.serve {
+        Some(path) => Some(serve::Server::listen(path, again)?),
+        None if args.once || !is_handed => None,
+        None => serve::Server::handed()?,
+    };
+    let watchdog = Watchdog::start(args.patience, line);
+    watchdog.begin();
+    let chosen = args.targets.choose();
+    watchdog.end();
+    let chosen = match chosen {
         Ok(chosen) => Some(chosen),
         Err(nobody) if args.once => return Err(nobody),
         Err(nobody) => {

@@ -14,6 +14,13 @@ pub fn duration(text: &str) -> Result<Duration, String> {
     found.ok_or_else(|| "give a time from 100ms to 24h, as in 90s or 5m".into())
 }
 
+/// The same, but long enough for what ends to end.
+pub fn patience(text: &str) -> Result<Duration, String> {
+    let found = duration(text)?;
+    let long = found >= Duration::from_secs(1);
+    (long.then_some(found)).ok_or_else(|| "give a time from 1s on, as in 5m".into())
+}
+
 /// Of one CPU.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Share(f64);

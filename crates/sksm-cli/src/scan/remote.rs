@@ -94,8 +94,7 @@ impl LeftOut {
     }
 }
 
-const HUNG: &str =
-    "it, or two others of its user, made the scanner wait for ever, see `sksm scan --patience`";
+const HUNG: &str = "it, or two others of its user or container, made the scanner wait for ever: see --patience of `sksm scan`";
 
 /// A refusal is believed for so long.
 const BELIEVED: Duration = Duration::from_secs(300);
@@ -157,7 +156,12 @@ impl Remote {
             return Err(HUNG.into());
         }
         let program = Program::of(pid).map_err(|_| reason::GONE.to_owned())?;
-        Files::open(pid).map_err(|error| reason::of(pid, &error))?;
+        hung::meet(pid);
+        hung::reads(pid);
+        if let Err(error) = Files::open(pid) {
+            hung::forget(pid);
+            return Err(reason::of(pid, &error));
+        }
         let id = self.next_id;
         self.next_id += 1;
         self.ids.insert(pid, id);
@@ -206,12 +210,14 @@ impl Remote {
         self.last_files.take_if(|(last, _)| *last == id);
         if let Some(gone) = self.watched.remove(&id) {
             self.ids.remove(&gone.pid);
+            hung::forget(gone.pid);
             self.descriptors += if gone.files.is_some() { 2 } else { 0 };
         }
     }
 
     fn files(&mut self, id: u64) -> Result<Arc<Files>, Gone> {
         let watched = self.watched.get_mut(&id).ok_or(Gone)?;
+        hung::reads(watched.pid);
         if let Some(files) = &watched.files {
             return Ok(files.clone());
         }
@@ -310,7 +316,6 @@ impl World for Remote {
         let files = self.files(id)?;
         let wanted = self.wanted;
         let watched = self.watched.get_mut(&id).ok_or(Gone)?;
-        hung::reads(watched.pid);
         let mappings = Process::open(watched.pid).and_then(|process| process.mappings());
         let mappings = mappings.map_err(|_| Gone)?;
         if !watched.runs_still() || mappings.is_empty() {

@@ -49,12 +49,8 @@ pub struct Server(Option<PathBuf>);
 
 impl Server {
     /// At a socket that systemd has made, if it has handed one over.
+    /// One that was handed over, see [`is_handed`].
     pub fn handed() -> Result<Option<Self>> {
-        let variable = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
-        // Not this process's but its parent's, where it was not told to start a service.
-        if variable("LISTEN_PID") != Some(std::process::id()) {
-            return Ok(None);
-        }
         match variable("LISTEN_FDS") {
             None | Some(0) => return Ok(None),
             Some(1) => {}
@@ -71,11 +67,12 @@ impl Server {
         Ok(Some(Server(None)))
     }
 
-    pub fn listen(path: &Path) -> Result<Self> {
+    /// In place of one that was there before, or of nothing.
+    pub fn listen(path: &Path, again: bool) -> Result<Self> {
         let shown = path.display();
-        // Nobody listens any more at what one that was killed has left.
+        // Nobody listens any more at what one that was killed has left, nor at that of one that waits.
         let left = std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
-        if left && UnixStream::connect(path).is_err() {
+        if left && (again || UnixStream::connect(path).is_err()) {
             std::fs::remove_file(path).with_context(|| format!("cannot remove {shown}"))?;
         }
         let listener =
@@ -85,6 +82,15 @@ impl Server {
         serve(listener)?;
         Ok(Server(Some(path.to_owned())))
     }
+}
+
+/// Whether sockets were handed to this process, and not to its parent, where it was not told to start a service.
+pub fn is_handed() -> bool {
+    variable("LISTEN_PID") == Some(std::process::id())
+}
+
+fn variable(name: &str) -> Option<u32> {
+    std::env::var(name).ok()?.parse().ok()
 }
 
 fn serve(listener: UnixListener) -> Result<()> {
@@ -341,7 +347,7 @@ mod tests {
                 .unwrap();
             SharedFilter::receive(&stream)
         };
-        let server = Server::listen(&path).unwrap();
+        let server = Server::listen(&path, false).unwrap();
         match (ask(), ask()) {
             (Ok(one), Ok(other)) => assert!(one.same(&other).unwrap()),
             // An old kernel, or one whose control groups put this process into no domain.
@@ -351,6 +357,6 @@ mod tests {
         assert!(!path.exists());
         // What was left by one that was killed is no obstacle.
         drop(UnixListener::bind(&path).unwrap());
-        drop(Server::listen(&path).unwrap());
+        drop(Server::listen(&path, false).unwrap());
     }
 }

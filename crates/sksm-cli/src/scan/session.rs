@@ -20,7 +20,7 @@ use super::when::{Gate, Memory};
 use super::{Args, Parse};
 use crate::estimate::cpu_time;
 use crate::estimate::nodes::Nodes;
-use crate::{output, target};
+use crate::{hung, output, target};
 
 pub struct Session {
     args: Args,
@@ -83,9 +83,9 @@ impl Session {
     /// Where the state goes. Where nobody has asked for it, it need not be.
     fn choose_file(&mut self) -> Result<()> {
         self.state_file = self.args.state.clone();
-        if let Some(file) = &self.state_file {
-            let state = self.state(true);
-            (state.write(file)).with_context(|| format!("cannot write {}", file.display()))?;
+        if let Some(file) = self.state_file.clone() {
+            let state = self.watched(|session| session.state(true));
+            (state.write(&file)).with_context(|| format!("cannot write {}", file.display()))?;
         } else if !self.args.once {
             match State::read() {
                 Ok(Some(other)) if other.of_another() => output::note(&format!(
@@ -106,14 +106,14 @@ impl Session {
             }
             let now = self.begun.elapsed();
             if now >= self.next_report {
-                self.report(now);
+                self.watched(|session| session.report(now));
             }
             self.waiting = self.gate.closed_by(self.args.when)?;
             if self.waiting.is_some() {
                 wakes.wait(GATE);
                 continue;
             }
-            let step = self.watchdog.over(|| self.scanner.step(&mut self.remote));
+            let step = self.watched(|session| session.scanner.step(&mut session.remote));
             match step.wait() {
                 // Where one round takes longer than any wait there is always something due.
                 None => {
@@ -145,7 +145,7 @@ impl Session {
     /// Merged pages stay merged. Tells what was done.
     pub fn end(mut self, once: bool) -> Result<()> {
         self.bar.finish_and_clear();
-        let state = self.state(false);
+        let state = self.watched(|session| session.state(false));
         self.keep(&state);
         self.draw()?;
         if let Some(sentence) = Nodes::of_this_look().sentence() {
@@ -155,6 +155,14 @@ impl Session {
             return output::json(&state);
         }
         report::show(&state, once && self.args.verbose)
+    }
+
+    /// Does what may read others' memory, or wait for their locks.
+    fn watched<T>(&mut self, work: impl FnOnce(&mut Self) -> T) -> T {
+        self.watchdog.begin();
+        let done = work(self);
+        self.watchdog.end();
+        done
     }
 
     fn reload(&mut self, parse: Parse) {
@@ -249,6 +257,7 @@ impl Session {
                 continue;
             };
             looked_at += 1;
+            hung::reads(watched.pid);
             let counts = MergeStatistics::of(watched.pid).unwrap_or_default();
             let net = counts.profit.unwrap_or(0) + counts.zero_pages.unwrap_or(0) * page;
             saved += net;

@@ -1,23 +1,22 @@
-//! Ends this program when it is made to wait for ever.
+//! Gives this process up when it is made to wait for ever.
 //!
 //! Pages of another process are read when they are there; one that went a moment before is brought back by the read. If it is of a file
 //! of a file system in user space, or its faults are handled by its own process, that need never end, and no signal is looked at meanwhile.
-//! Who waits so takes no CPU time. A piece of work that does may take as long as it likes: on a slow machine it does.
+//! Who waits so takes hardly any CPU time, however pages trickle in. A piece of work that does may take as long as it likes: on a slow
+//! machine it does.
 
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
-
-use super::state;
+use super::worker::Line;
 use crate::cpu_clock::CpuClock;
-use crate::{hung, output};
+use crate::hung;
 
 /// It is looked at so often, or sooner where patience is short.
 const EVERY: Duration = Duration::from_secs(30);
+/// Who works takes more than one part in so many of a CPU.
+const PART: u32 = 100;
 
 pub struct Watchdog {
     /// The number of the piece of work that goes on; even: none does.
@@ -25,21 +24,23 @@ pub struct Watchdog {
 }
 
 impl Watchdog {
-    /// Watches over what this thread does. Whose memory it waits for after so long is written into this file.
-    pub fn start(patience: Duration, file: PathBuf) -> Self {
+    /// Watches over what this thread does. Whose memory it waits for after so long is said by the line.
+    pub fn start(patience: Duration, mut line: Line) -> Self {
         let work: Arc<AtomicU64> = Arc::default();
         let (watched, clock) = (work.clone(), CpuClock::of_this_thread());
         std::thread::spawn(move || {
             let mut waits = Waits::new(patience);
             loop {
-                std::thread::sleep(EVERY.min(patience / 4));
+                line.listen(EVERY.min(patience / 4));
                 let seen = Seen {
                     work: watched.load(Ordering::Relaxed),
                     cpu: clock.read(),
                 };
-                if waits.look(seen, Instant::now()) {
-                    tell(hung::read_last(), &file);
-                    // SAFETY: ends this process, also where a thread waits in the kernel.
+                if waits.look(seen, Instant::now())
+                    && line.give_up(hung::being_read().as_ref()).is_ok()
+                {
+                    // Ends all threads but the one that cannot.
+                    // SAFETY: ends this process.
                     unsafe { libc::_exit(1) };
                 }
             }
@@ -47,57 +48,43 @@ impl Watchdog {
         Watchdog { work }
     }
 
-    /// Does a piece of work, and watches over it.
-    pub fn over<T>(&self, work: impl FnOnce() -> T) -> T {
+    /// A piece of work begins.
+    pub fn begin(&self) {
+        hung::reads(0);
         self.work.fetch_add(1, Ordering::Relaxed);
-        let done = work();
+    }
+
+    pub fn end(&self) {
         self.work.fetch_add(1, Ordering::Relaxed);
-        done
     }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy)]
 struct Seen {
     work: u64,
     cpu: Duration,
 }
 
-/// Who makes this wait, and what becomes of it.
-fn tell(pid: u32, file: &Path) {
-    let name = fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-    let next = match remember(pid, file) {
-        Ok(()) => "the next one leaves it alone".to_owned(),
-        Err(error) => format!("to leave it alone: --exclude {pid} ({error:#})"),
-    };
-    output::note(&format!(
-        "process {pid} ({}) makes whoever reads its memory wait for ever; ends, as nothing else can be done; {next}",
-        name.trim_end()
-    ));
-}
-
-fn remember(pid: u32, file: &Path) -> Result<()> {
-    Ok(state::replace(file, &hung::add(pid)?)?)
-}
-
-/// How long the same was seen.
+/// Since when hardly anything was done for a piece of work.
 struct Waits {
     patience: Duration,
-    last: Option<(Seen, Instant)>,
+    since: Option<(Seen, Instant)>,
 }
 
 impl Waits {
     fn new(patience: Duration) -> Self {
         Waits {
             patience,
-            last: None,
+            since: None,
         }
     }
 
     /// Whether a piece of work waits for ever.
     fn look(&mut self, seen: Seen, now: Instant) -> bool {
-        let (before, since) = *self.last.get_or_insert((seen, now));
-        if before != seen || seen.work % 2 == 0 {
-            self.last = Some((seen, now));
+        let (before, since) = *self.since.get_or_insert((seen, now));
+        let other = before.work != seen.work || seen.work % 2 == 0;
+        if other || seen.cpu - before.cpu > self.patience / PART {
+            self.since = Some((seen, now));
             return false;
         }
         now - since >= self.patience
@@ -108,7 +95,7 @@ impl Waits {
 mod tests {
     use super::*;
 
-    /// After so many seconds each: the piece of work, its CPU time, and whether it waits for ever.
+    /// After so many seconds each: the piece of work, its CPU time in ms, and whether it waits for ever.
     fn looks(all: &[(u64, u64, u64, bool)]) {
         let start = Instant::now();
         let mut waits = Waits::new(Duration::from_secs(300));
@@ -125,8 +112,17 @@ mod tests {
     }
 
     #[test]
+    fn work_that_trickles_is_late() {
+        looks(&[(0, 1, 5, false), (150, 1, 500, false), (300, 1, 900, true)]);
+    }
+
+    #[test]
     fn slow_work_is_not_late() {
-        looks(&[(0, 1, 5, false), (290, 1, 6, false), (580, 1, 7, false)]);
+        looks(&[
+            (0, 1, 5, false),
+            (290, 1, 3006, false),
+            (580, 1, 6007, false),
+        ]);
         looks(&[(0, 1, 5, false), (290, 3, 5, false), (580, 5, 5, false)]);
     }
 

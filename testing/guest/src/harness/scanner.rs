@@ -1,7 +1,7 @@
 //! `sksm scan` beside a test.
 
 use std::io::{BufRead, BufReader, Read};
-use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStderr, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -72,15 +72,14 @@ impl Scanner {
         unsafe { libc::kill(self.child.id() as i32, signal) };
     }
 
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// Waits until it ends by itself; its status, and what it told on standard error.
-    pub fn until_it_ends(mut self) -> Result<(ExitStatus, String)> {
-        self.errors.read_to_string(&mut self.told)?;
-        let status = self.child.wait()?;
-        Ok((status, std::mem::take(&mut self.told)))
+    /// The process that scans: a child of the command.
+    pub fn worker(&self) -> Result<i32> {
+        let of_command = |process: &procfs::process::Process| {
+            let stat = process.stat();
+            stat.is_ok_and(|stat| stat.ppid as u32 == self.child.id())
+        };
+        let mut all = procfs::process::all_processes()?.filter_map(Result::ok);
+        Ok(all.find(of_command).context("nobody scans")?.pid)
     }
 
     /// Ends it, as systemd would, and tells what it says it did; and what it told on standard error.

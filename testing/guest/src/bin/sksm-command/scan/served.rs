@@ -105,7 +105,8 @@ pub fn one_floods_it() -> Result<()> {
     let arguments = ["--what", "heap", "--cpu", "20%", "--serve", name];
     let mut scanner = start(&with_pids(&arguments, &words))?;
     drop(ask_until_answered(&path)?);
-    let of_service = |file: &str| format!("/proc/{}/{file}", scanner.pid());
+    let worker = scanner.worker()?;
+    let of_service = |file: &str| format!("/proc/{worker}/{file}");
     let descriptors = of_service("fd");
     let descriptors = || Ok::<_, anyhow::Error>(fs::read_dir(&descriptors)?.count());
     let resident = of_service("statm");
