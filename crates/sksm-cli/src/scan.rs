@@ -139,6 +139,11 @@ pub fn run(args: Args, json: bool, parse: Parse) -> Result<ExitCode> {
         Turn::Scan { line, wakes, again } => (line, wakes, again),
         Turn::Ended(code) => return Ok(code),
     };
+    // It may have been read again since.
+    let args = match &args.config {
+        Some(file) if again => config::with(file, parse).unwrap_or(args),
+        _ => args,
+    };
     let _server = match &args.serve {
         Some(path) => Some(serve::Server::listen(path, again)?),
         None if args.once || !is_handed => None,
@@ -167,7 +172,7 @@ pub fn run(args: Args, json: bool, parse: Parse) -> Result<ExitCode> {
     let (choose, wanted) = args.remote();
     let remote = Remote::new(choose, wanted);
     let once = args.once;
-    let mut session = Session::new(args, remote, watchdog, json)?;
+    let mut session = Session::new(args, remote, watchdog, again, json)?;
     session.work(&wakes, parse)?;
     let must = |pid: &u32| {
         let gone = missing.iter().any(|(missing, _)| missing == pid);

@@ -41,6 +41,7 @@ pub struct Session {
     bar: ProgressBar,
     warned: bool,
     watchdog: Watchdog,
+    again: bool,
 }
 
 /// While memory is plenty, this is looked at so often.
@@ -51,7 +52,14 @@ const CHECK: Duration = Duration::from_millis(200);
 const NAMED: usize = 1000;
 
 impl Session {
-    pub fn new(args: Args, remote: Remote, watchdog: Watchdog, json: bool) -> Result<Self> {
+    /// In place of one that waits for ever, or as the first.
+    pub fn new(
+        args: Args,
+        remote: Remote,
+        watchdog: Watchdog,
+        again: bool,
+        json: bool,
+    ) -> Result<Self> {
         let bar = ProgressBar::new_spinner();
         if let Ok(style) = ProgressStyle::with_template("{spinner} {msg}") {
             bar.set_style(style);
@@ -74,6 +82,7 @@ impl Session {
             bar,
             warned: false,
             watchdog,
+            again,
         };
         session.choose_file()?;
         session.gate.closed(session.args.when)?;
@@ -88,7 +97,8 @@ impl Session {
             (state.write(&file)).with_context(|| format!("cannot write {}", file.display()))?;
         } else if !self.args.once {
             match State::read() {
-                Ok(Some(other)) if other.of_another() => output::note(&format!(
+                // The one before is no other one.
+                Ok(Some(other)) if !self.again && other.of_another() => output::note(&format!(
                     "process {} scans, too, and `sksm stat` tells of that one",
                     other.pid
                 )),
@@ -106,7 +116,7 @@ impl Session {
             }
             let now = self.begun.elapsed();
             if now >= self.next_report {
-                self.watched(|session| session.report(now));
+                self.report(now);
             }
             self.waiting = self.gate.closed_by(self.args.when)?;
             if self.waiting.is_some() {
@@ -198,7 +208,7 @@ impl Session {
 
     fn report(&mut self, now: Duration) {
         let started = cpu_time();
-        let state = self.state(true);
+        let state = self.watched(|session| session.state(true));
         self.keep(&state);
         self.history.add(Moment {
             seconds: now.as_secs_f64(),

@@ -36,9 +36,9 @@ impl Watchdog {
                     work: watched.load(Ordering::Relaxed),
                     cpu: clock.read(),
                 };
-                if waits.look(seen, Instant::now())
-                    && line.give_up(hung::being_read().as_ref()).is_ok()
-                {
+                if waits.look(seen, Instant::now()) {
+                    // Where nobody is left to be told it ends as well.
+                    line.give_up(hung::being_read().as_ref()).ok();
                     // Ends all threads but the one that cannot.
                     // SAFETY: ends this process.
                     unsafe { libc::_exit(1) };
@@ -56,6 +56,7 @@ impl Watchdog {
 
     pub fn end(&self) {
         self.work.fetch_add(1, Ordering::Relaxed);
+        hung::reads(0);
     }
 }
 

@@ -78,7 +78,10 @@ fn readable<const COUNT: usize>(files: [&File; COUNT], time: i32) -> [bool; COUN
 pub fn begin(list: Option<&Path>) -> Result<Turn> {
     let signals = Signals::hold().context("cannot wait for signals")?;
     let mut again = false;
-    // Those that wait: once they need not, they are no zombies for long.
+    // How they end is to be known, whatever whoever started this one has said.
+    // SAFETY: no handler.
+    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+    // Those that wait.
     let mut left: Vec<libc::pid_t> = Vec::new();
     loop {
         let (told, tell) = UnixStream::pair().context("cannot make a socket")?;
@@ -96,14 +99,15 @@ pub fn begin(list: Option<&Path>) -> Result<Turn> {
             _ => {}
         }
         drop(tell);
-        let line = match watch(File::from(OwnedFd::from(told)), &signals)? {
+        let (line, ends) = match watch(File::from(OwnedFd::from(told)), &signals, &mut left)? {
             Said::Nothing => return Ok(Turn::Ended(status(child)?)),
-            Said::Waits { ends: true, .. } => return Ok(Turn::Ended(ExitCode::FAILURE)),
-            Said::Waits { line, .. } => line,
+            Said::Waits { line, ends } => (line, ends),
         };
-        left.push(child);
-        left.retain(|child| !has_ended(*child));
         tell_of(Hung::decode(&line)?, list);
+        if ends {
+            return Ok(Turn::Ended(ExitCode::FAILURE));
+        }
+        left.push(child);
         again = true;
     }
 }
@@ -138,12 +142,15 @@ enum Said {
     Waits { line: Vec<u8>, ends: bool },
 }
 
-/// Hands signals on until the child ends or gives up.
-fn watch(mut child: File, signals: &Signals) -> Result<Said> {
+/// Hands signals on until the child ends or gives up. Looks after those before it, which end some time.
+fn watch(mut child: File, signals: &Signals, left: &mut Vec<libc::pid_t>) -> Result<Said> {
+    const LOOK: i32 = 60_000;
     let mut line = Vec::new();
     let mut ends = false;
     loop {
-        let [said, signalled] = readable([&child, &signals.file], -1);
+        left.retain(|child| !has_ended(*child));
+        let time = if left.is_empty() { -1 } else { LOOK };
+        let [said, signalled] = readable([&child, &signals.file], time);
         if signalled {
             let signal = signals.next()?;
             ends |= i32::from(signal) != libc::SIGHUP;
