@@ -14,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::scan::state;
-use crate::target::user_of;
+use crate::target::{stat, user_of};
 
 /// As many are kept, the latest, and for so long: what hung may have been a server's fault.
 const KEPT: usize = 1000;
@@ -218,7 +218,7 @@ impl Hung {
         Some(Hung {
             pid,
             name: String::from_utf8_lossy(name.trim_ascii_end()).into_owned(),
-            started: started(pid)?,
+            started: stat(pid)?.started,
             owner: Owner::of(pid),
             noted: state::now(),
         })
@@ -233,15 +233,6 @@ impl Hung {
         ensure!(line.len() < 4096, "too long");
         Ok(serde_json::from_slice(line)?)
     }
-}
-
-/// When a process began, which no exec changes.
-fn started(pid: u32) -> Option<u64> {
-    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
-    let after = stat.rsplit(|byte| *byte == b')').next()?;
-    // The 22nd in proc(5), of which two are before these.
-    let field = std::str::from_utf8(after).ok()?.split_whitespace().nth(19);
-    field?.parse().ok()
 }
 
 #[derive(Default)]

@@ -206,20 +206,28 @@ fn zombie(pid: u32) -> bool {
     stat(pid).is_some_and(|stat| stat.state == "Z")
 }
 
-struct Stat {
+pub struct Stat {
     state: String,
     flags: u32,
+    /// In ticks since the machine was booted; no exec changes it.
+    pub started: u64,
 }
 
 /// What /proc/PID/stat tells, which is asked of the kernel alone.
-fn stat(pid: u32) -> Option<Stat> {
+pub fn stat(pid: u32) -> Option<Stat> {
     let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
     // The name before may hold anything.
     let after = stat.rsplit(|byte| *byte == b')').next()?;
     let mut fields = std::str::from_utf8(after).ok()?.split_whitespace();
     let state = fields.next()?.to_owned();
+    // The 9th and the 22nd in proc(5).
     let flags = fields.nth(5)?.parse().ok()?;
-    Some(Stat { state, flags })
+    let started = fields.nth(12)?.parse().ok()?;
+    Some(Stat {
+        state,
+        flags,
+        started,
+    })
 }
 
 /// The real user, who counts for merging as well.

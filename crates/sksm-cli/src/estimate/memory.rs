@@ -13,7 +13,6 @@ use std::os::unix::fs::FileExt;
 
 use super::pagemap::Entry;
 use super::sample;
-use crate::hung;
 
 pub struct Memory {
     pid: u32,
@@ -32,7 +31,6 @@ impl Memory {
 
     /// Reads these pages one after the other; tells how many came before one that cannot be read.
     pub fn read(&self, places: &[Place], merged: bool, room: &mut [u8]) -> usize {
-        hung::reads(self.pid);
         let page = sksm::page_size();
         let mut done = 0;
         // Pages of one kind at a time.
@@ -58,7 +56,6 @@ impl Memory {
     /// Samples these pages, which must be this process's alone, one after the other; tells how many came before one that cannot
     /// be read. None where this call is refused.
     pub fn sample(&self, addrs: impl Iterator<Item = u64>, room: &mut [u8]) -> Option<usize> {
-        hung::reads(self.pid);
         let there: Vec<libc::iovec> = addrs
             .map(|addr| remote(sample::place(addr), sample::LEN))
             .collect();
@@ -71,7 +68,6 @@ impl Memory {
 
     /// Samples one page, whoever has it, and ends no sharing; false where it cannot be read.
     pub fn sample_shared(&self, addr: u64, room: &mut [u8; sample::LEN]) -> bool {
-        hung::reads(self.pid);
         self.file.read_exact_at(room, sample::place(addr)).is_ok()
     }
 
